@@ -1,0 +1,1 @@
+"""layergraft's launcher and sweeper, found by Hydra under this name."""

@@ -1,0 +1,81 @@
+"""`hydra/sweeper=layergraft`: Hydra's basic sweeper with controls, a check of the whole sweep first, a report at the end.
+
+A sweep is the product of all that is swept over, as with Hydra's own. `controls` adds arms to it: each is a list of
+overrides laid over every cell of the product, so that a control follows when other sites, hosts or seeds are swept.
+Runs that come out the same (a host without a donor is the same at every site) are done once.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf, open_dict
+
+
+@dataclass
+class SweeperConf:
+    _target_: str = "hydra_plugins.layergraft.sweeper.LayergraftSweeper"
+    params: dict[str, str] | None = None
+    controls: list[list[str]] = field(default_factory=list)
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="layergraft", node=SweeperConf, provider="layergraft")
+
+
+class LayergraftSweeper(BasicSweeper):
+    def __init__(self, params: dict[str, str] | None = None, controls: list[list[str]] | None = None) -> None:
+        super().__init__(max_batch_size=None, params=params)
+        self.controls = controls or []
+
+    def cells(self, arguments: list[str]) -> list[list[str]]:
+        """The overrides of every run asked for: the product, then each control over it, without repeats."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        (product,) = self.split_arguments(parser.parse_overrides(self._parse_config() + arguments), None)
+        cells = list(product)
+        for control in self.controls:
+            pinned = {override.split("=", 1)[0] for override in control}
+            cells += [[o for o in cell if o.split("=", 1)[0] not in pinned] + list(control) for cell in product]
+        return [list(cell) for cell in dict.fromkeys(map(tuple, cells))]
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from layergraft.files import digest
+        from layergraft.runs import sweep
+        from layergraft.runs.compose import to_config
+
+        name = self.config.exec.sweep or f"sweep-{digest(sorted(arguments))}"
+        folder = Path(self.config.exec.outputs) / "sweeps" / name
+        with open_dict(self.config):
+            self.config.hydra.sweep.dir = str(folder)
+        load = self.hydra_context.config_loader.load_sweep_config
+        cells = self.cells(arguments)
+        jobs = sweep.plan([(cell, to_config(load(self.config, cell))) for cell in cells])
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        sweep.write_plan(folder, jobs, shlex.join(["layergraft", "train", *sys.argv[1:]]))
+        returns = self.launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
+        finish(folder)
+        return returns
+
+
+def finish(folder: Path) -> None:
+    """Write the sweep's report, say where everything is, and exit with 1 where runs failed."""
+    from rich.console import Console
+
+    from layergraft import report
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    records = report.read_sweep(folder)
+    page = report.write(folder)
+    failed = [record for record in records if record["status"] != "completed"]
+    console.print(f"{len(records) - len(failed)} of {len(records)} runs completed")
+    for record in failed:
+        console.print(f"  {record['status']}: {record['key']}: {record.get('error', '')}", markup=False)
+    console.print(f"report:      {page}")
+    console.print(f"TensorBoard: tensorboard --logdir {folder.parents[1] / 'runs'}")
+    if failed:
+        sys.exit(1)

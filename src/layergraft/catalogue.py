@@ -1,0 +1,59 @@
+"""What there is to choose from, read off conf/: each YAML's first comment is its line. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+HEAD = """layergraft train [KEY=VALUE ...]        one run
+layergraft train -m KEY=A,B ...         a sweep over every combination
+  --cfg job                             print the composed config instead, every key in it
+  --config-dir DIR                      add choices from DIR, laid out like the groups below
+  -sc install=bash                      shell completion: eval "$(layergraft train -sc install=bash)"
+  --hydra-help                          what Hydra itself takes
+
+"""
+TAIL = """
+Keys within a group: optim.lr=0.01, schedule.epochs=50, host.width=16, data.train_size=50, donor.data.classes=[7,8,9],
+strategy.phases.thaw.epoch=10, exec.outputs=DIR, exec.threads=4, exec.rerun=true, exec.traceback=true.
+"""
+
+
+def groups(folders: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """Group -> choice -> its line."""
+    found: dict[str, dict[str, str]] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*/*.yaml")):
+            found.setdefault(path.parent.name, {})[path.stem] = line_of(path)
+    return found
+
+
+def line_of(path: Path) -> str:
+    """The first comment of a YAML that is no directive to Hydra."""
+    for line in path.read_text().splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line.lstrip("# ").strip()
+    return ""
+
+
+def train_help(arguments: Sequence[str]) -> str:
+    """The text of `layergraft train --help`."""
+    from layergraft.hosts.sites import RELATIVE
+    from layergraft.runs.compose import conf_dir
+
+    added = [Path(after) for name, after in zip(arguments, arguments[1:], strict=False) if name in ("--config-dir", "-cd")]
+    sections = groups([conf_dir(), *added])
+    experiments = sections.pop("experiment", {})
+    sections["site"] = {name: line for name, (_, line) in RELATIVE.items()}
+    sections["site"]["PATH"] = "any convolution of the host by its module path, such as layer3.0.conv1"
+    order = ["strategy", "site", "host", "donor", "data", "optim", "schedule", "exec"]
+    text = HEAD
+    for group in [*order, *sorted(set(sections) - set(order))]:
+        text += _section(f"{group}=", sections[group])
+    text += "seed=\n  NUMBER         of everything drawn by chance; 'seed=range(3)' in a sweep\n"
+    text += "precision=\n  auto, float32, bf16_mixed\n"
+    return text + _section("+experiment=", experiments) + TAIL
+
+
+def _section(title: str, choices: dict[str, str]) -> str:
+    return title + "\n" + "".join(f"  {name:<14} {line}\n" for name, line in choices.items())

@@ -1,0 +1,124 @@
+"""The command line: `layergraft train | donate | report`. Arguments only; what they do is in `runs` and `report`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from layergraft.errors import UserError, unknown
+
+USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet, and measure what that does.
+
+  layergraft train [KEY=VALUE ...]      one run; with -m and lists of values, a sweep
+  layergraft donate [KEY=VALUE ...]     train the donor of such a run, store it, print its key
+  layergraft report DIR                 write the report of a sweep anew
+  layergraft COMMAND --help             what a command takes
+"""
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Exits with 0, with 1 where runs failed, 2 for bad input, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["-sc"]:  # Hydra's completion calls the bare program; the command is in COMP_LINE
+        program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+        command, _, line = rest.lstrip().partition(" ")
+        if command not in COMMANDS or command == "report" or rest == command:
+            print(" ".join(name for name in COMMANDS if name.startswith(command)))
+            return
+        os.environ["COMP_LINE"] = f"{program} {line}"
+        arguments = ["train", *arguments]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return
+    command, *rest = arguments
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1" or any(a.lower() == "exec.traceback=true" for a in rest)
+    try:
+        if command not in COMMANDS:
+            raise unknown("command", command, COMMANDS)
+        COMMANDS[command](rest)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with the runs that are left", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        from layergraft.explain import explain
+
+        line = explain(error)
+        if full or line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+def train(arguments: list[str]) -> None:
+    if _asks_for_help(arguments):
+        from layergraft.catalogue import train_help
+
+        print(train_help(arguments), end="")
+        return
+    _hydra(arguments, _train_one)
+
+
+def donate(arguments: list[str]) -> None:
+    if _asks_for_help(arguments):
+        print("layergraft donate [KEY=VALUE ...]\n\nTakes what `layergraft train` takes; trains the donor alone, or finds it, and prints its key.")
+        return
+    if "-m" in arguments or "--multirun" in arguments:
+        raise UserError("donate makes one donor and takes no -m; a sweep trains the donors that its runs share by itself")
+    _hydra(arguments, _donate_one)
+
+
+def report(arguments: list[str]) -> None:
+    if _asks_for_help(arguments):
+        print("layergraft report DIR\n\nWrites DIR/report.html and DIR/runs.csv from the records of the sweep in DIR (outputs/sweeps/NAME).")
+        return
+    if len(arguments) != 1:
+        raise UserError(f"report takes one folder of a sweep, such as outputs/sweeps/quickstart; given: {' '.join(arguments) or 'none'}")
+    from layergraft import report as pages
+
+    print(pages.write(Path(arguments[0])))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train, "donate": donate, "report": report}
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    return "--help" in arguments or "-h" in arguments
+
+
+def _hydra(arguments: list[str], task: Callable) -> None:
+    """Run `task(composed config)` under Hydra. Errors come up as exceptions, for `main` to word."""
+    import hydra
+
+    from layergraft.runs.compose import conf_dir
+
+    raised: list[BaseException] = []
+
+    def guarded(composed):
+        try:
+            return task(composed)
+        except (Exception, KeyboardInterrupt) as error:  # kept from Hydra, which would print lines of its own
+            raised.append(error)
+
+    sys.argv = [sys.argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(guarded)()
+    if raised:
+        raise raised[0]
+
+
+def _train_one(composed):
+    from layergraft.runs.compose import to_config
+    from layergraft.runs.single import train_one
+
+    return train_one(to_config(composed))
+
+
+def _donate_one(composed) -> None:
+    from layergraft.runs.compose import to_config
+    from layergraft.runs.single import donate_one
+
+    donate_one(to_config(composed))

@@ -1,0 +1,15 @@
+"""No donor: the host as it is, the `scratch` control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from layergraft.specs import DonorSpec, register
+
+
+@register("donor", "none")
+@dataclass
+class NoDonor(DonorSpec):
+    """The site does not matter then, and is not part of the run's key."""
+
+    name: str = "none"

@@ -1,0 +1,83 @@
+"""Hydra's and OmegaConf's errors in one clear line each: the offender, what exists, what was meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from layergraft.errors import RunFailed, UserError, unknown
+
+
+def explain(error: BaseException) -> str | None:
+    """The line to print for `error`; None where it is not the user's doing and the traceback is due."""
+    if isinstance(error, (UserError, RunFailed)):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        return _missing_choice(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override '{error.override}'; overrides are written KEY=VALUE, such as strategy=freeze or optim.lr=0.01"
+    if isinstance(error, ConfigCompositionException):
+        return _composition(error)
+    if isinstance(error, OmegaConfBaseException):
+        return _omegaconf(error)
+    if isinstance(error, HydraException):
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _missing_choice(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return _first_line(error)
+    return str(unknown(group, name, error.options or []))
+
+
+def _composition(error: ConfigCompositionException) -> str:
+    cause = error.__cause__
+    key = re.match(r"Could not override '([^']+)'", str(error))
+    if isinstance(cause, ConfigKeyError):
+        return _unknown_key(cause)
+    if isinstance(cause, OmegaConfBaseException):
+        return _omegaconf(cause)
+    if key:  # a group that is not in the defaults list, such as strtegy/x=y
+        return str(unknown("config group", key[1], _root_keys()))
+    return _first_line(error)
+
+
+def _omegaconf(error: OmegaConfBaseException) -> str:
+    if isinstance(error, ConfigKeyError):
+        return _unknown_key(error)
+    message = _first_line(error)
+    where = f"{error.full_key}: " if error.full_key and error.full_key not in message else ""
+    return f"{where}{message}"
+
+
+def _unknown_key(error: ConfigKeyError) -> str:
+    parent, _, key = (error.full_key or str(error.key)).rpartition(".")
+    return str(unknown(f"key{f' in {parent}:' if parent else ''}", key, _keys_of(error)))
+
+
+def _keys_of(error: ConfigKeyError) -> list[str]:
+    kind: Any = error.object_type
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    return list(error.parent_node or []) or _root_keys()
+
+
+def _root_keys() -> list[str]:
+    from layergraft.specs import Config
+
+    return [field.name for field in dataclasses.fields(Config)]

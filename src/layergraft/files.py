@@ -1,0 +1,41 @@
+"""Files that are there whole or not at all, and the hashes that name them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def digest(value: Any) -> str:
+    """Twelve hex digits of SHA-256 over `value`: bytes as they are, anything else as JSON.
+
+    JSON keeps the order of dictionaries (the groups of a strategy are ordered) and writes floats so that
+    they read back the same.
+    """
+    data = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def write_atomic(path: Path, text: str | bytes) -> None:
+    """Write `path` so that a reader, or a crash, finds the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes 0600, which shuts colleagues on a shared disk out
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of indented JSON."""
+    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,1 @@
+"""Runs: one assembled and executed (`run`), many planned and shared out among workers (`sweep`, `pool`)."""

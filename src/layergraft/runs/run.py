@@ -1,0 +1,219 @@
+"""One run: assembled from its config, checked, trained, and written to the store."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import shutil
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from filelock import FileLock
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import nn
+
+from layergraft import surgery
+from layergraft.data.batches import Batches
+from layergraft.data.images import ImageData
+from layergraft.donors import NoDonor, TrainedDonor
+from layergraft.donors.cache import Donor, key_of, obtain
+from layergraft.donors.geometry import Geometry
+from layergraft.donors.random import initial
+from layergraft.errors import UserError
+from layergraft.files import digest, write_atomic, write_json
+from layergraft.hosts import sites
+from layergraft.seeds import stream
+from layergraft.specs import RESULT_VERSION, Config, canonical
+from layergraft.store import RECORD, is_done, read_record, run_folder
+from layergraft.strategies import Plan, make_plan
+from layergraft.training.fit import Backend, Fitted, fit
+from layergraft.training.module import Diverged, check, norm_paths
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A run ready to train."""
+
+    key: str
+    donor_key: str | None
+    """Of a trained donor."""
+    path: str | None
+    """The module path of the site; None without a donor."""
+    donor: Donor | None
+    network: nn.Module
+    plan: Plan
+    data: ImageData
+
+
+def axes(config: Config) -> dict[str, str | int]:
+    """The names by which people tell runs apart."""
+    return {
+        "strategy": config.strategy.name,
+        "site": "-" if isinstance(config.donor, NoDonor) else config.site,
+        "host": config.host.name,
+        "donor": config.donor.name,
+        "data": config.data.name,
+        "seed": config.seed,
+    }
+
+
+def outputs_of(config: Config) -> Path:
+    return Path(config.exec.outputs)
+
+
+def identity(config: Config, backend: Backend, fingerprint: str, donor_key: str | None) -> dict[str, Any]:
+    """All that decides a run's numbers: its config less `exec`, and the content of its data and its donor."""
+    body = canonical(config)
+    del body["exec"]
+    body["precision"] = backend.precision
+    if isinstance(config.donor, NoDonor):
+        body["site"] = None  # nothing goes anywhere: the arm is the same for every site
+    return {"version": RESULT_VERSION, "config": body, "data": fingerprint, "donor": donor_key}
+
+
+def assemble(config: Config, backend: Backend, *, donor_wanted: bool = True) -> Assembled:
+    """The network with the donor in place and the plan for it.
+
+    Raises UserError for whatever in the config cannot be: this is all the checking there is, done before any
+    training. Without `donor_wanted` an untrained layer stands in for the donor.
+    """
+    check(config.optim, config.schedule)
+    data = config.data.load(config.seed)
+    if len(data.train) < config.optim.batch_size:
+        raise UserError(f"optim.batch_size is {config.optim.batch_size}, but there are {len(data.train)} training images")
+    network = config.host.build(data.channels, data.num_classes, config.seed)
+    path = donor = donor_key = None
+    roles = {**config.host.roles, "graft": []}
+    if not isinstance(config.donor, NoDonor):
+        path = sites.resolve(network, config.site, config.host.name)
+        site = Geometry.of(network.get_submodule(path))
+        if isinstance(config.donor, TrainedDonor):
+            check(config.donor.optim, config.donor.schedule)
+            donor_key = key_of(config.donor, site, backend)
+        if donor_wanted:
+            donor = obtain(config.donor, site, backend, outputs_of(config))
+        layer = donor.layer if donor else initial(config.donor.geometry(site), 0)
+        network = surgery.replace(network, path, layer)
+        roles["graft"] = [path]
+    names = [name for name, _ in network.named_parameters()]
+    plan = make_plan(config.strategy, names, norm_paths(network), roles, config.schedule.epochs)
+    label = ".".join(str(part) for name, part in axes(config).items() if name not in ("data", "seed") and part != "-")
+    key = f"{label}.seed{config.seed}.{digest(identity(config, backend, data.fingerprint, donor_key))}"
+    return Assembled(key, donor_key, path, donor, network, plan, data)
+
+
+def checked(config: Config) -> Assembled:
+    """`assemble` on torch's meta device: shapes and names without weights, so that a large sweep is checked fast."""
+    backend = Backend.resolve(config.exec.device, config.precision)
+    with torch.device("meta"):
+        return assemble(config, backend, donor_wanted=False)
+
+
+def prepare_donor(config: Config) -> None:
+    """Have the donor that this run takes trained and in its place."""
+    _set_threads(config)
+    assemble(config, Backend.resolve(config.exec.device, config.precision))
+
+
+def execute(config: Config, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
+    """Do the run, unless the store has it, and return its record.
+
+    Raises UserError, before any training, for what is wrong in the config. Whatever else goes wrong ends in the
+    record as `failed` or `diverged`, with the traceback; Ctrl-C as `interrupted`, and goes on up.
+    """
+    _set_threads(config)
+    backend = Backend.resolve(config.exec.device, config.precision)
+    key = checked(config).key
+    folder = run_folder(outputs_of(config), key)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{key}.lock")):  # two sweeps that want the same run do it once
+        record = read_record(folder)
+        if is_done(record) and not config.exec.rerun:
+            return record
+        shutil.rmtree(folder, ignore_errors=True)  # what a run that did not end has left
+        folder.mkdir()
+        record = {"key": key, "status": "completed", "axes": axes(config), "config": canonical(config)}
+        record["started"] = datetime.now(UTC).isoformat(timespec="seconds")
+        record["environment"] = environment(backend)
+        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record["config"])))
+        start = time.perf_counter()
+        try:
+            _train(config, backend, folder, record, callbacks)
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
+            record["status"] = "interrupted"
+            raise KeyboardInterrupt from None
+        except Diverged as error:
+            record.update(status="diverged", error=str(error))
+        except Exception as error:
+            record.update(status="failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+        finally:
+            record.setdefault("timings", {})["total_seconds"] = time.perf_counter() - start
+            write_json(folder / RECORD, record)
+        return record
+
+
+def _train(
+    config: Config, backend: Backend, folder: Path, record: dict[str, Any], callbacks: Sequence[pl.Callback]
+) -> None:
+    run = assemble(config, backend)
+    record["site_path"] = run.path
+    record["donor"] = run.donor.provenance if run.donor else None
+    record["groups"] = {
+        group: sum(run.network.get_parameter(name).numel() for name in names) for group, names in run.plan.groups.items()
+    }
+    batches = Batches.of(
+        run.data, config.optim.batch_size, config.data.shift, stream(config.seed, "data"), backend.device
+    )
+    start = time.perf_counter()
+    fitted = fit(
+        run.network,
+        run.plan,
+        batches,
+        optim=config.optim,
+        schedule=config.schedule,
+        backend=backend,
+        folder=folder,
+        hparams=axes(config),
+        callbacks=callbacks,
+    )
+    record["timings"] = {"fit_seconds": time.perf_counter() - start}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in run.network.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    write_atomic(folder / "curves.csv", _curves(fitted))
+    record["metrics"] = fitted.summary()
+
+
+def _curves(fitted: Fitted) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=fitted.curves[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(fitted.curves)
+    return text.getvalue()
+
+
+def _set_threads(config: Config) -> None:
+    if config.exec.threads is not None:
+        torch.set_num_threads(config.exec.threads)
+
+
+def environment(backend: Backend) -> dict[str, Any]:
+    """What ran it: versions and hardware."""
+    packages = ("layergraft", "torch", "torchvision", "pytorch-lightning", "hydra-core")
+    return {
+        "device": torch.cuda.get_device_name() if backend.device == "cuda" else f"CPU {platform.machine()}",
+        "precision": backend.precision,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "packages": {name: version(name) for name in packages},
+    }

@@ -1,0 +1,210 @@
+"""The typed config: what a run is, in dataclasses; its canonical form; the checks that need nothing else.
+
+The root `Config` is the schema that `conf/config.yaml` merges into, so a misspelt key or a wrong type fails
+when the config is composed. Data sets, hosts and donors come in kinds: each kind's dataclass stands beside the
+code that builds it, subclasses the base here, and is registered under its group with `register`.
+No dataclass here or there may import torch when its module is imported: `--help` and reports must start at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from layergraft.errors import UserError
+
+RESULT_VERSION = 1  # raise it when the code changes so that the same config gives other numbers
+
+
+def register(group: str, name: str):
+    """Class decorator: `conf/GROUP/NAME.yaml` may start from this dataclass as `/schema/GROUP@_here_: NAME`."""
+
+    def store(cls):
+        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=cls, provider="layergraft")
+        return cls
+
+    return store
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise `UserError(message)` unless `holds`."""
+    if not holds:
+        raise UserError(message)
+
+
+class Precision(Enum):
+    """The arithmetic of training. It changes results, so it is in a run's key."""
+
+    auto = "auto"
+    """bf16_mixed on CUDA, float32 on a CPU; replaced by what it stands for before the key is made."""
+    float32 = "float32"
+    bf16_mixed = "bf16_mixed"
+
+
+class Device(Enum):
+    """Where to train. It is recorded, not keyed."""
+
+    auto = "auto"
+    """CUDA where there is one, else the CPU."""
+    cuda = "cuda"
+    cpu = "cpu"
+
+
+@dataclass
+class DataSpec:
+    """A data set and the part of it that is used. Kinds: `layergraft.data`."""
+
+    name: str = MISSING
+    classes: list[int] = field(default_factory=list)
+    """The classes to keep, relabelled 0, 1, ... in this order; empty: all."""
+    train_size: int | None = None
+    """Training images in all, the same number of each class (give or take one), drawn by the run's seed; null: all."""
+    shift: int = 0
+    """Augmentation: each training image is moved by up to this many pixels each way, the gap filled with black."""
+
+    def __post_init__(self) -> None:
+        require(self.shift >= 0, f"data.shift is {self.shift}; it is a number of pixels, 0 or more")
+        require(self.train_size is None or self.train_size > 0, f"data.train_size is {self.train_size}; it must be 1 or more, or null for all")
+        require(len(set(self.classes)) == len(self.classes), f"data.classes names a class twice: {self.classes}")
+
+
+@dataclass
+class HostSpec:
+    """The multi-layer network that receives the donor. Kinds: `layergraft.hosts`."""
+
+    name: str = MISSING
+
+
+@dataclass
+class OptimSpec:
+    """The optimizer and the size of its batches."""
+
+    name: str = "adam"
+    """adam, adamw or sgd."""
+    lr: float = 1e-3
+    """The learning rate where a strategy's multiplier is 1."""
+    momentum: float = 0.9
+    """Of sgd alone."""
+    weight_decay: float = 0.0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"optim.lr is {self.lr}; a learning rate must be above 0 (a strategy freezes what shall not learn)")
+        require(self.batch_size > 0, f"optim.batch_size is {self.batch_size}; it must be 1 or more")
+        require(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; it must be in [0, 1)")
+        require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; it must be 0 or more")
+
+
+@dataclass
+class ScheduleSpec:
+    """How long training lasts and how the learning rate falls over it."""
+
+    name: str = "constant"
+    """constant or cosine (to 0 at the end, by epoch)."""
+    epochs: int = 30
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, f"schedule.epochs is {self.epochs}; it must be 1 or more")
+
+
+@dataclass
+class PhaseSpec:
+    """From `epoch` on, until the next phase: each group of the strategy either trains or is frozen."""
+
+    epoch: int = MISSING
+    train: dict[str, float] = field(default_factory=dict)
+    """Group -> multiplier of optim.lr, above 0."""
+    freeze: list[str] = field(default_factory=list)
+    """Groups that do not move: weights, norm parameters and norm statistics."""
+
+
+@dataclass
+class StrategySpec:
+    """What learns, when and how fast (see `layergraft.strategies`)."""
+
+    name: str = MISSING
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    """Ordered: group -> patterns; a parameter belongs to the first group that matches it."""
+    phases: dict[str, PhaseSpec] = field(default_factory=dict)
+    """Ordered by epoch; the first starts at epoch 0."""
+
+
+@dataclass
+class DonorSpec:
+    """The layer that was trained on its own, or a control in its place. Kinds: `layergraft.donors`."""
+
+    name: str = MISSING
+
+
+@dataclass
+class ExecSpec:
+    """How to run: nothing here can change a result."""
+
+    device: Device = Device.auto
+    outputs: str = "outputs"
+    """The folder of runs/, donors/ and sweeps/."""
+    sweep: str | None = None
+    """The sweep's name, its folder under sweeps/; null: made from the overrides, the same for the same command."""
+    workers: int | None = None
+    """Runs at a time in a sweep; null: one a core, or `jobs_per_gpu` on each GPU."""
+    jobs_per_gpu: int = 1
+    threads: int | None = None
+    """Threads of one run; null: all cores for a single run, the cores shared out among the workers in a sweep."""
+    rerun: bool = False
+    """Run again what is in the store already."""
+    traceback: bool = False
+    """Show where an error arose."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "jobs_per_gpu", "threads"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"exec.{name} is {value}; it must be 1 or more")
+        require(self.sweep is None or re.fullmatch(r"[\w.-]*\w[\w.-]*", self.sweep) is not None,
+                f"exec.sweep is '{self.sweep}'; a sweep's name is letters, digits, '.', '_' and '-'")
+
+
+@dataclass
+class Config:
+    """One run: an arm (donor, site, strategy in a host on some data) with its seed."""
+
+    data: DataSpec = MISSING
+    host: HostSpec = MISSING
+    donor: DonorSpec = MISSING
+    site: str = MISSING
+    """Where the donor goes: early, middle, late or a module path such as layer3.0.conv1."""
+    strategy: StrategySpec = field(default_factory=StrategySpec)
+    optim: OptimSpec = field(default_factory=OptimSpec)
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    seed: int = 0
+    precision: Precision = Precision.auto
+    exec: ExecSpec = field(default_factory=ExecSpec)
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, f"seed is {self.seed}; it must be 0 or more")
+
+
+ConfigStore.instance().store(name="schema", node=Config, provider="layergraft")
+# `${share:0.5,${schedule.epochs}}`: a strategy's phase that starts halfway, however long the run.
+OmegaConf.register_new_resolver("share", lambda part, whole: int(part * whole), replace=True)
+
+
+def canonical(spec: Any) -> Any:
+    """A spec as plain JSON data: dataclass fields in order, enums by name, numbers of the fields' own types.
+
+    The kind of a spec is kept in its `name`, dictionaries keep their order (groups and phases are ordered).
+    """
+    if dataclasses.is_dataclass(spec):
+        return {item.name: canonical(getattr(spec, item.name)) for item in dataclasses.fields(spec)}
+    if isinstance(spec, Enum):
+        return spec.name
+    if isinstance(spec, dict):
+        return {key: canonical(value) for key, value in spec.items()}
+    if isinstance(spec, (list, tuple)):
+        return [canonical(value) for value in spec]
+    return spec
