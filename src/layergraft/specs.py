@@ -68,10 +68,10 @@ class DataSpec:
     shift: int = 0
     """Augmentation: each training image is moved by up to this many pixels each way, the gap filled with black."""
 
-    def __post_init__(self) -> None:
-        require(self.shift >= 0, f"data.shift is {self.shift}; it is a number of pixels, 0 or more")
-        require(self.train_size is None or self.train_size > 0, f"data.train_size is {self.train_size}; it must be 1 or more, or null for all")
-        require(len(set(self.classes)) == len(self.classes), f"data.classes names a class twice: {self.classes}")
+    def check(self, at: str) -> None:
+        require(self.shift >= 0, f"{at}.shift is {self.shift}; it is a number of pixels, 0 or more")
+        require(self.train_size is None or self.train_size > 0, f"{at}.train_size is {self.train_size}; it must be 1 or more, or null for all")
+        require(len(set(self.classes)) == len(self.classes), f"{at}.classes names a class twice: {self.classes}")
 
 
 @dataclass
@@ -94,11 +94,11 @@ class OptimSpec:
     weight_decay: float = 0.0
     batch_size: int = 32
 
-    def __post_init__(self) -> None:
-        require(self.lr > 0, f"optim.lr is {self.lr}; a learning rate must be above 0 (a strategy freezes what shall not learn)")
-        require(self.batch_size > 0, f"optim.batch_size is {self.batch_size}; it must be 1 or more")
-        require(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; it must be in [0, 1)")
-        require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; it must be 0 or more")
+    def check(self, at: str) -> None:
+        require(self.lr > 0, f"{at}.lr is {self.lr}; a learning rate must be above 0 (a strategy freezes what shall not learn)")
+        require(self.batch_size > 0, f"{at}.batch_size is {self.batch_size}; it must be 1 or more")
+        require(0 <= self.momentum < 1, f"{at}.momentum is {self.momentum}; it must be in [0, 1)")
+        require(self.weight_decay >= 0, f"{at}.weight_decay is {self.weight_decay}; it must be 0 or more")
 
 
 @dataclass
@@ -109,8 +109,8 @@ class ScheduleSpec:
     """constant or cosine (to 0 at the end, by epoch)."""
     epochs: int = 30
 
-    def __post_init__(self) -> None:
-        require(self.epochs > 0, f"schedule.epochs is {self.epochs}; it must be 1 or more")
+    def check(self, at: str) -> None:
+        require(self.epochs > 0, f"{at}.epochs is {self.epochs}; it must be 1 or more")
 
 
 @dataclass
@@ -161,12 +161,12 @@ class ExecSpec:
     traceback: bool = False
     """Show where an error arose."""
 
-    def __post_init__(self) -> None:
+    def check(self, at: str) -> None:
         for name in ("workers", "jobs_per_gpu", "threads"):
             value = getattr(self, name)
-            require(value is None or value > 0, f"exec.{name} is {value}; it must be 1 or more")
+            require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more")
         require(self.sweep is None or re.fullmatch(r"[\w.-]*\w[\w.-]*", self.sweep) is not None,
-                f"exec.sweep is '{self.sweep}'; a sweep's name is letters, digits, '.', '_' and '-'")
+                f"{at}.sweep is '{self.sweep}'; a sweep's name is letters, digits, '.', '_' and '-'")
 
 
 @dataclass
@@ -185,13 +185,23 @@ class Config:
     precision: Precision = Precision.auto
     exec: ExecSpec = field(default_factory=ExecSpec)
 
-    def __post_init__(self) -> None:
+    def check(self, at: str) -> None:
         require(self.seed >= 0, f"seed is {self.seed}; it must be 0 or more")
 
 
 ConfigStore.instance().store(name="schema", node=Config, provider="layergraft")
 # `${share:0.5,${schedule.epochs}}`: a strategy's phase that starts halfway, however long the run.
 OmegaConf.register_new_resolver("share", lambda part, whole: int(part * whole), replace=True)
+
+
+def validate(spec: Any, at: str = "") -> None:
+    """Have each dataclass in `spec` check its own values, told its key for the message. Raises UserError."""
+    for item in dataclasses.fields(spec):
+        value = getattr(spec, item.name)
+        if dataclasses.is_dataclass(value):
+            validate(value, f"{at}.{item.name}" if at else item.name)
+    if hasattr(spec, "check"):
+        spec.check(at)
 
 
 def canonical(spec: Any) -> Any:

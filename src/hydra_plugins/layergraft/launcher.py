@@ -25,15 +25,16 @@ ConfigStore.instance().store(group="hydra/launcher", name="layergraft", node=Lau
 class LayergraftLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
+        self.planned = None  # the jobs of the next launch, where the sweeper has planned them already
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from layergraft.runs import sweep
-        from layergraft.runs.compose import to_config
+        from layergraft.runs.compose import Composer
 
-        load = self.hydra_context.config_loader.load_sweep_config
-        configs = [to_config(load(self.config, list(overrides))) for overrides in job_overrides]
-        jobs = [sweep.plan([pair])[0] for pair in zip(job_overrides, configs, strict=True)]
-        records = sweep.run(list({job.key: job for job in jobs}.values()))
+        if self.planned is None:
+            self.planned = sweep.plan(Composer(self.hydra_context.config_loader, self.config), job_overrides)
+        jobs, self.planned = self.planned, None
+        records = sweep.run(sweep.distinct(jobs))
         returns = []
         for job in jobs:
             record = records[job.key]

@@ -44,19 +44,22 @@ class LayergraftSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from layergraft.files import digest
+        from layergraft.runs import pool
+
+        pool.warm()
         from layergraft.runs import sweep
-        from layergraft.runs.compose import to_config
+        from layergraft.runs.compose import Composer
 
         name = self.config.exec.sweep or f"sweep-{digest(sorted(arguments))}"
         folder = Path(self.config.exec.outputs) / "sweeps" / name
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
-        load = self.hydra_context.config_loader.load_sweep_config
-        cells = self.cells(arguments)
-        jobs = sweep.plan([(cell, to_config(load(self.config, cell))) for cell in cells])
+        composer = Composer(self.hydra_context.config_loader, self.config)
+        jobs = sweep.distinct(sweep.plan(composer, self.cells(arguments)))
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         sweep.write_plan(folder, jobs, shlex.join(["layergraft", "train", *sys.argv[1:]]))
+        self.launcher.planned = jobs  # our launcher need not plan them again; another composes them by itself
         returns = self.launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
         finish(folder)
         return returns

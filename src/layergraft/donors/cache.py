@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layergraft.donors.geometry import Geometry
-from layergraft.donors.none import NoDonor
 from layergraft.donors.random import RandomDonor, initial
 from layergraft.donors.trained import TrainedDonor
 from layergraft.files import digest, write_json
 from layergraft.seeds import stream
-from layergraft.specs import RESULT_VERSION, DonorSpec, PhaseSpec, StrategySpec, canonical
+from layergraft.specs import RESULT_VERSION, OptimSpec, PhaseSpec, StrategySpec, canonical, require
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from layergraft.data.images import ImageData
     from layergraft.training.fit import Backend
 
 WEIGHTS, PROVENANCE = "donor.safetensors", "donor.json"
@@ -36,14 +36,24 @@ class Donor:
     """kind, geometry and seed; for a trained donor also key, data fingerprint, recipe and accuracies in percent."""
 
 
+def require_batch(where: str, optim: OptimSpec, data: ImageData) -> None:
+    """Raise UserError where the training split has fewer images than a batch takes."""
+    have = len(data.train)
+    require(optim.batch_size <= have, f"{where}.batch_size is {optim.batch_size}, but there are {have} training images")
+
+
 def identity(spec: TrainedDonor, site: Geometry, backend: Backend) -> dict[str, Any]:
-    """All that decides a trained donor's weights."""
-    geometry = spec.geometry(site)
+    """All that decides a trained donor's weights. Raises UserError where it cannot be trained."""
+    from layergraft.training.module import check
+
+    check(spec.optim, spec.schedule)
+    data = spec.data.load(spec.seed)
+    require_batch("donor.optim", spec.optim, data)
     return {
         "version": RESULT_VERSION,
         "spec": canonical(spec),
-        "geometry": vars(geometry),
-        "data": spec.data.load(spec.seed).fingerprint,
+        "geometry": vars(spec.geometry(site)),
+        "data": data.fingerprint,
         "precision": backend.precision,
     }
 
@@ -55,17 +65,19 @@ def key_of(spec: TrainedDonor, site: Geometry, backend: Backend) -> str:
     return f"{label}.{spec.data.name}.seed{spec.seed}.{digest(identity(spec, site, backend))}"
 
 
-def obtain(spec: DonorSpec, site: Geometry, backend: Backend, outputs: Path) -> Donor | None:
-    """The donor of `spec` for a site of this shape; None where there is none to be had (`donor=none`).
+def untrained(spec: RandomDonor | TrainedDonor, site: Geometry) -> Donor:
+    """The donor as it is before any training: for the random control, and to check that a trained one would fit."""
+    geometry = spec.geometry(site)
+    return Donor(initial(geometry, spec.seed), {"kind": spec.name, "geometry": vars(geometry), "seed": spec.seed})
+
+
+def obtain(spec: RandomDonor | TrainedDonor, site: Geometry, backend: Backend, outputs: Path) -> Donor:
+    """The donor of `spec` for a site of this shape.
 
     A trained donor is trained by the first who asks, in whichever process; the others wait and read it.
     """
-    if isinstance(spec, NoDonor):
-        return None
     if isinstance(spec, RandomDonor):
-        geometry = spec.geometry(site)
-        return Donor(initial(geometry, spec.seed), {"kind": spec.name, "geometry": vars(geometry), "seed": spec.seed})
-    assert isinstance(spec, TrainedDonor)
+        return untrained(spec, site)
     from filelock import FileLock
 
     key = key_of(spec, site, backend)

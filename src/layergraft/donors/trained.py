@@ -44,11 +44,11 @@ class TrainedDonor(DonorSpec):
     padding: int | None = None
     bias: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self, at: str) -> None:
         for name in ("k", "in_channels", "out_channels", "kernel_size", "stride"):
             value = getattr(self, name)
-            require(value is None or value > 0, f"donor.{name} is {value}; it must be 1 or more")
-        require(self.padding is None or self.padding >= 0, f"donor.padding is {self.padding}; it must be 0 or more")
+            require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more")
+        require(self.padding is None or self.padding >= 0, f"{at}.padding is {self.padding}; it must be 0 or more")
 
     def geometry(self, site: Geometry) -> Geometry:
         def chosen(name: str) -> int:

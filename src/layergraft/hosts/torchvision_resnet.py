@@ -29,12 +29,12 @@ class TorchvisionResNet(HostSpec):
     stem: str = "imagenet"
     """imagenet: 7 x 7 convolution of stride 2 and max pooling; small: 3 x 3 of stride 1 without, for images under 64 pixels."""
 
-    def __post_init__(self) -> None:
+    def check(self, at: str) -> None:
         if self.name not in BLOCKS:
             raise unknown("torchvision_resnet host", self.name, BLOCKS)
         if self.stem not in STEMS:
-            raise unknown("host.stem", self.stem, STEMS)
-        require(self.width > 0, f"host.width is {self.width}; it must be 1 or more")
+            raise unknown(f"{at}.stem", self.stem, STEMS)
+        require(self.width > 0, f"{at}.width is {self.width}; it must be 1 or more")
 
     # Facts about the network that strategies refer to by role: role -> module paths.
     roles = {"stem": ["conv1", "bn1"], "head": ["fc"]}

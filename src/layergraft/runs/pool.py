@@ -9,12 +9,19 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 # Imported once, in the server that the workers are forked from.
 PRELOAD = ["layergraft.runs.run", "torchvision.models.resnet", "sklearn.model_selection", "sklearn.datasets"]
 _context = multiprocessing.get_context("forkserver")
+
+
+def warm() -> None:
+    """Start the server that workers are forked from; it imports what they need while the caller goes on."""
+    _context.set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Pool:
     GRACE_SECONDS = 20
 
     def __init__(self, environments: Sequence[dict[str, str]]) -> None:
-        _context.set_forkserver_preload(PRELOAD)
+        warm()
         self.workers = [self._start(environment) for environment in environments]
         self.environments = environments
 

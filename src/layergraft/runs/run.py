@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import platform
 import shutil
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,13 @@ from layergraft import surgery
 from layergraft.data.batches import Batches
 from layergraft.data.images import ImageData
 from layergraft.donors import NoDonor, TrainedDonor
-from layergraft.donors.cache import Donor, key_of, obtain
+from layergraft.donors.cache import Donor, key_of, obtain, require_batch, untrained
 from layergraft.donors.geometry import Geometry
-from layergraft.donors.random import initial
 from layergraft.errors import UserError
 from layergraft.files import digest, write_atomic, write_json
 from layergraft.hosts import sites
 from layergraft.seeds import stream
-from layergraft.specs import RESULT_VERSION, Config, canonical
+from layergraft.specs import RESULT_VERSION, Config, HostSpec, canonical
 from layergraft.store import RECORD, is_done, read_record, run_folder
 from layergraft.strategies import Plan, make_plan
 from layergraft.training.fit import Backend, Fitted, fit
@@ -81,42 +82,60 @@ def identity(config: Config, backend: Backend, fingerprint: str, donor_key: str 
     return {"version": RESULT_VERSION, "config": body, "data": fingerprint, "donor": donor_key}
 
 
-def assemble(config: Config, backend: Backend, *, donor_wanted: bool = True) -> Assembled:
-    """The network with the donor in place and the plan for it.
+def assemble(config: Config, backend: Backend) -> Assembled:
+    """The network with the donor in place (trained first, if nobody has yet) and the plan for it.
 
-    Raises UserError for whatever in the config cannot be: this is all the checking there is, done before any
-    training. Without `donor_wanted` an untrained layer stands in for the donor.
+    Raises UserError as `checked` does.
     """
-    check(config.optim, config.schedule)
-    data = config.data.load(config.seed)
-    if len(data.train) < config.optim.batch_size:
-        raise UserError(f"optim.batch_size is {config.optim.batch_size}, but there are {len(data.train)} training images")
+    data = _data(config)
     network = config.host.build(data.channels, data.num_classes, config.seed)
+    return _put_together(config, backend, data, network, lambda site: obtain(config.donor, site, backend, outputs_of(config)))
+
+
+def checked(config: Config) -> Assembled:
+    """The same without weights, so that a large sweep is checked fast; nothing is trained.
+
+    Raises UserError for whatever in the config cannot be: this is all the checking there is.
+    """
+    backend = Backend.resolve(config.exec.device, config.precision)
+    data = _data(config)
+    network = _skeleton(type(config.host), json.dumps(canonical(config.host)), data.channels, data.num_classes)
+    with torch.device("meta"):
+        return _put_together(config, backend, data, network, lambda site: untrained(config.donor, site))
+
+
+def _data(config: Config) -> ImageData:
+    data = config.data.load(config.seed)
+    require_batch("optim", config.optim, data)
+    return data
+
+
+@lru_cache(maxsize=64)
+def _skeleton(kind: type[HostSpec], fields: str, in_channels: int, num_classes: int) -> nn.Module:
+    """A host on torch's meta device; one serves all the checks of a sweep that it stands in."""
+    with torch.device("meta"):
+        return kind(**json.loads(fields)).build(in_channels, num_classes, seed=0)
+
+
+def _put_together(
+    config: Config, backend: Backend, data: ImageData, network: nn.Module, donor_for: Callable[[Geometry], Donor]
+) -> Assembled:
     path = donor = donor_key = None
     roles = {**config.host.roles, "graft": []}
+    check(config.optim, config.schedule)
     if not isinstance(config.donor, NoDonor):
         path = sites.resolve(network, config.site, config.host.name)
         site = Geometry.of(network.get_submodule(path))
         if isinstance(config.donor, TrainedDonor):
-            check(config.donor.optim, config.donor.schedule)
             donor_key = key_of(config.donor, site, backend)
-        if donor_wanted:
-            donor = obtain(config.donor, site, backend, outputs_of(config))
-        layer = donor.layer if donor else initial(config.donor.geometry(site), 0)
-        network = surgery.replace(network, path, layer)
+        donor = donor_for(site)
+        network = surgery.replace(network, path, donor.layer)
         roles["graft"] = [path]
     names = [name for name, _ in network.named_parameters()]
     plan = make_plan(config.strategy, names, norm_paths(network), roles, config.schedule.epochs)
     label = ".".join(str(part) for name, part in axes(config).items() if name not in ("data", "seed") and part != "-")
     key = f"{label}.seed{config.seed}.{digest(identity(config, backend, data.fingerprint, donor_key))}"
     return Assembled(key, donor_key, path, donor, network, plan, data)
-
-
-def checked(config: Config) -> Assembled:
-    """`assemble` on torch's meta device: shapes and names without weights, so that a large sweep is checked fast."""
-    backend = Backend.resolve(config.exec.device, config.precision)
-    with torch.device("meta"):
-        return assemble(config, backend, donor_wanted=False)
 
 
 def prepare_donor(config: Config) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from layergraft.donors.cache import PROVENANCE
 from layergraft.errors import UserError
 from layergraft.files import write_json
+from layergraft.runs.compose import Composer, to_config
 from layergraft.runs.pool import Failed, Pool
 from layergraft.runs.run import axes, checked, execute, outputs_of, prepare_donor
 from layergraft.specs import Config
@@ -35,19 +36,28 @@ class Job:
     donor_key: str | None
 
 
-def plan(candidates: Sequence[tuple[Sequence[str], Config]]) -> list[Job]:
-    """One job for each different run among (overrides, config); the first of equals stays.
+def plan(composer: Composer, cells: Iterable[Sequence[str]]) -> list[Job]:
+    """The job of each cell (a list of overrides), checked.
 
     Raises UserError, with the overrides, for the first that cannot be run.
     """
-    jobs: dict[str, Job] = {}
-    for overrides, config in candidates:
+    jobs = []
+    for overrides in cells:
         try:
+            config = to_config(composer(overrides))
             run = checked(config)
         except UserError as error:
             raise UserError(f"{error} [in the run {' '.join(overrides)}]") from error
-        jobs.setdefault(run.key, Job(tuple(overrides), config, run.key, run.donor_key))
-    return list(jobs.values())
+        jobs.append(Job(tuple(overrides), config, run.key, run.donor_key))
+    return jobs
+
+
+def distinct(jobs: Iterable[Job]) -> list[Job]:
+    """One job for each different run; the first of equals stays."""
+    different: dict[str, Job] = {}
+    for job in jobs:
+        different.setdefault(job.key, job)
+    return list(different.values())
 
 
 def write_plan(folder: Path, jobs: Sequence[Job], command: str) -> None:
@@ -132,7 +142,8 @@ class _Bar:
     def __exit__(self, *error: Any) -> None:
         (self.progress or nullcontext()).__exit__(*error)
 
-    def track(self, what: str, total: int, items):
+    def track(self, what: str, total: int, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield `items`, of which there are `total`, and show how many have come."""
         if not total:
             return
         task = self.progress.add_task(what, total=total) if self.progress else None
