@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint sweep report tensorboard lock
+
+help:  ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "layergraft needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+setup: $(BIN)/.installed  ## make .venv and install what pyproject.toml names, once
+
+test: setup  ## the tests, as CI runs them
+	$(BIN)/python -m pytest
+
+lint: setup  ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+sweep: setup  ## the default sweep (a few minutes on 2 cores), with its report
+	$(BIN)/layergraft train -m +experiment=quickstart
+
+report: setup  ## the default sweep's report, written anew
+	$(BIN)/layergraft report outputs/sweeps/quickstart
+
+tensorboard: setup  ## TensorBoard on all runs, at 127.0.0.1:6006
+	$(BIN)/tensorboard --logdir outputs/runs
+
+lock: setup  ## pin what is installed now in constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt

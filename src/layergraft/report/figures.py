@@ -1,0 +1,78 @@
+"""The report's figures, with matplotlib. Each function returns a Figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+FONT = {"font.size": 10, "svg.fonttype": "path"}
+
+
+def heat_maps(tables: Mapping[str, pd.DataFrame], unit: str) -> Figure:
+    """A panel a setting: arms x sites, the mean paired difference by colour, with its interval as text.
+
+    A cell whose interval holds 0 is pale: these seeds do not resolve it.
+    """
+    means = [d.mean for table in tables.values() for d in table.to_numpy().ravel() if d is not None]
+    limit = max([abs(mean) for mean in means] + [0.1])
+    num_rows = max(len(table) for table in tables.values())
+    figure = Figure(figsize=(2.6 + 4.0 * len(tables), 1.4 + 0.52 * num_rows), layout="constrained")
+    axes = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axis, (setting, table) in zip(axes, tables.items(), strict=True):
+        cells = table.to_numpy()
+        means = np.array([[0.0 if d is None else d.mean for d in row] for row in cells])
+        opacity = np.array([[1.0 if d is not None and d.resolved else 0.3 for d in row] for row in cells])
+        image = axis.imshow(means, cmap="RdBu", vmin=-limit, vmax=limit, alpha=opacity, aspect="auto")
+        axis.set_title(setting)
+        axis.set_xticks(range(len(table.columns)), table.columns)
+        axis.set_yticks(range(len(table.index)), table.index if axis is axes[0] else [""] * len(table.index))
+        for (row, column), d in np.ndenumerate(cells):
+            resolved = d is not None and d.resolved
+            ink = "white" if resolved and abs(d.mean) > 0.55 * limit else "black" if resolved else "0.35"
+            weight = "bold" if resolved else "normal"
+            axis.text(column, row, str(d or "no pair"), ha="center", va="center", color=ink, weight=weight)
+    scale = ScalarMappable(Normalize(-limit, limit), "RdBu")
+    figure.colorbar(scale, ax=list(axes), label=unit, shrink=0.9)
+    return figure
+
+
+def learning_curves(runs: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """A panel a setting: validation accuracy by epoch, one line an arm, mean over sites and seeds.
+
+    The band is one standard error of the seeds' means.
+    """
+    settings = list(runs.setting.unique())
+    figure = Figure(figsize=(1.5 + 4.6 * len(settings), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(settings), squeeze=False, sharey=True)[0]
+    for axis, setting in zip(axes, settings, strict=True):
+        for arm, group in runs[runs.setting == setting].groupby("arm"):
+            by_seed = [np.mean([curves[key]["val/acc"] for key in seed.key], 0) for _, seed in group.groupby("seed")]
+            mean = np.mean(by_seed, 0)
+            (line,) = axis.plot(np.arange(1, len(mean) + 1), mean, label=arm)
+            if len(by_seed) > 1:
+                error = np.std(by_seed, 0, ddof=1) / np.sqrt(len(by_seed))
+                axis.fill_between(np.arange(1, len(mean) + 1), mean - error, mean + error, color=line.get_color(), alpha=0.15, lw=0)
+        axis.set_title(setting)
+        axis.set_xlabel("epochs trained")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("validation accuracy, %")
+    axes[-1].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> str:
+    """Write `folder`/NAME.png and NAME.svg; the SVG's text, to stand in a page."""
+    import matplotlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(FONT | {"svg.hashsalt": name}):  # the same ids in the same figure
+        figure.savefig(folder / f"{name}.png", dpi=150)
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    text = (folder / f"{name}.svg").read_text()
+    return text[text.index("<svg") :]

@@ -1,0 +1,69 @@
+"""The tidy table of a sweep: one row a run. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from layergraft.errors import UserError, unknown
+from layergraft.store import read_record, run_folder
+
+AXES = ["strategy", "site", "host", "donor", "data", "seed"]
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What the sweep in `folder` was to run. Raises UserError where there is no sweep."""
+    path = folder / "sweep.json"
+    if not path.is_file():
+        near = sorted(str(found.parent) for found in folder.parent.glob("*/sweep.json")) if folder.parent.is_dir() else []
+        raise unknown("sweep (a folder with a sweep.json):", str(folder), near)
+    return json.loads(path.read_text())
+
+
+def read_sweep(folder: Path) -> list[dict[str, Any]]:
+    """The records of a sweep's runs in the order of its plan; a run without one has `status: missing`."""
+    outputs = folder.resolve().parents[1]
+    keys = read_plan(folder)["runs"]
+    return [read_record(run_folder(outputs, key)) or {"key": key, "status": "missing"} for key in keys]
+
+
+def tidy(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a completed run: key, status, axes, whatever else in the configs differs, metrics.
+
+    Raises UserError where no run was completed.
+    """
+    done = [record for record in records if record["status"] == "completed"]
+    if not done:
+        raise UserError("no run of this sweep was completed, so there is nothing to report")
+    flat = pd.DataFrame([_flat(record["config"]) for record in done])
+    rows = pd.DataFrame([{"key": r["key"], "status": r["status"], **r["axes"]} for r in done])
+    for name in _extra_axes(flat, rows):
+        rows[name] = flat[name]
+    return pd.concat([rows, pd.DataFrame([record["metrics"] for record in done])], axis=1)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            leaves |= _flat(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = json.dumps(value) if isinstance(value, (list, dict)) else value
+    return leaves
+
+
+def _extra_axes(flat: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    """The keys that were swept beside the axes: they differ between runs that the axes do not tell apart."""
+    extra = []
+    for name in flat:
+        root = name.split(".")[0]
+        if root == "exec" or name in AXES or name.endswith((".name", ".seed")):
+            continue
+        named = [axis for axis in ("strategy", "host", "donor", "data") if axis == root] or []
+        filled = flat[name].astype("string").fillna("null")
+        if filled.groupby([rows[axis] for axis in named] if named else [0] * len(rows)).nunique().max() > 1:
+            extra.append(name)
+    return extra

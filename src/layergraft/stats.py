@@ -1,0 +1,67 @@
+"""Paired comparison at few seeds. numpy and scipy; no torch.
+
+Two arms with the same seed share host, data and order, so the figure of interest is the mean of the differences
+seed by seed. Its interval is Student's t on those differences: at 3 to 5 seeds a percentile bootstrap covers far
+less than it says, a t interval covers what it says where the differences are near normal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean paired difference, in the units of the metric, with its interval."""
+
+    mean: float
+    half_width: float
+    """Of the interval; infinite where n is 1."""
+    n: int
+    """Pairs."""
+    p: float
+    """Two-sided, of the hypothesis that the mean is 0; 1 where n is 1."""
+    detectable: float
+    """The true difference that this n and this spread would detect 4 times in 5 at the 5% level."""
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return abs(self.mean) > self.half_width
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} ± {self.half_width:.1f}" if self.n > 1 else f"{self.mean:+.1f} (n = 1)"
+
+
+def difference(values: Mapping[int, float], baseline: Mapping[int, float], level: float = 0.95) -> Difference | None:
+    """`values` less `baseline`, each by seed, paired over the seeds that both have; None where they share none."""
+    seeds = sorted(values.keys() & baseline.keys())
+    if not seeds:
+        return None
+    deltas = np.array([values[seed] - baseline[seed] for seed in seeds])
+    n = len(deltas)
+    if n == 1:
+        return Difference(float(deltas[0]), math.inf, 1, 1.0, math.inf)
+    mean, error = float(deltas.mean()), float(deltas.std(ddof=1)) / math.sqrt(n)
+    quantile = float(stats.t.ppf((1 + level) / 2, n - 1))
+    if error == 0:
+        p = 1.0 if mean == 0 else 0.0
+    else:
+        p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
+    return Difference(mean, quantile * error, n, p, (quantile + float(stats.t.ppf(0.8, n - 1))) * error)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction: p values that hold for the whole family of contrasts (Holm 1979), in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    corrected = np.empty(len(p_values))
+    highest = 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = highest
+    return corrected.tolist()
