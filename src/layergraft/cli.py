@@ -104,8 +104,14 @@ def _hydra(arguments: list[str], task: Callable) -> None:
             raised.append(error)
 
     sys.argv = [sys.argv[0], *arguments]
+    before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(guarded)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(guarded)()
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
     if raised:
         raise raised[0]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -12,9 +11,12 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from layergraft.errors import RunFailed, UserError, unknown
+
+
+UNKNOWN_KEY = (ConfigAttributeError, ConfigKeyError)
 
 
 def explain(error: BaseException) -> str | None:
@@ -31,6 +33,8 @@ def explain(error: BaseException) -> str | None:
         return _omegaconf(error)
     if isinstance(error, HydraException):
         return _first_line(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return None
 
 
@@ -47,37 +51,30 @@ def _missing_choice(error: MissingConfigException) -> str:
 
 def _composition(error: ConfigCompositionException) -> str:
     cause = error.__cause__
-    key = re.match(r"Could not override '([^']+)'", str(error))
-    if isinstance(cause, ConfigKeyError):
+    several = re.match(r"Ambiguous value for argument '([^']+)'", str(error))
+    if several:
+        return f"{several[1]}: several values are a sweep and need -m (layergraft train -m {several[1]} ...)"
+    if isinstance(cause, UNKNOWN_KEY):
         return _unknown_key(cause)
     if isinstance(cause, OmegaConfBaseException):
         return _omegaconf(cause)
-    if key:  # a group that is not in the defaults list, such as strtegy/x=y
-        return str(unknown("config group", key[1], _root_keys()))
     return _first_line(error)
 
 
 def _omegaconf(error: OmegaConfBaseException) -> str:
-    if isinstance(error, ConfigKeyError):
+    if isinstance(error, UNKNOWN_KEY):
         return _unknown_key(error)
     message = _first_line(error)
     where = f"{error.full_key}: " if error.full_key and error.full_key not in message else ""
     return f"{where}{message}"
 
 
-def _unknown_key(error: ConfigKeyError) -> str:
+def _unknown_key(error: OmegaConfBaseException) -> str:
     parent, _, key = (error.full_key or str(error.key)).rpartition(".")
     return str(unknown(f"key{f' in {parent}:' if parent else ''}", key, _keys_of(error)))
 
 
-def _keys_of(error: ConfigKeyError) -> list[str]:
-    kind: Any = error.object_type
-    if dataclasses.is_dataclass(kind):
-        return [field.name for field in dataclasses.fields(kind)]
-    return list(error.parent_node or []) or _root_keys()
-
-
-def _root_keys() -> list[str]:
-    from layergraft.specs import Config
-
-    return [field.name for field in dataclasses.fields(Config)]
+def _keys_of(error: OmegaConfBaseException) -> list[str]:
+    if dataclasses.is_dataclass(error.object_type):
+        return [field.name for field in dataclasses.fields(error.object_type)]
+    return [str(key) for key in error.parent_node or []]

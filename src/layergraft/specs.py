@@ -198,6 +198,7 @@ def validate(spec: Any, at: str = "") -> None:
     """Have each dataclass in `spec` check its own values, told its key for the message. Raises UserError."""
     for item in dataclasses.fields(spec):
         value = getattr(spec, item.name)
+        require(value != MISSING, f"{at + '.' if at else ''}{item.name} is not set; `layergraft train --cfg job` shows all keys")
         if dataclasses.is_dataclass(value):
             validate(value, f"{at}.{item.name}" if at else item.name)
     if hasattr(spec, "check"):

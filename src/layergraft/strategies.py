@@ -82,14 +82,15 @@ def make_plan(
 
 
 def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: Mapping[str, Sequence[str]]) -> None:
+    if pattern in roles and not roles[pattern]:
+        raise UserError(f"{where}: there is no {pattern} in this network (donor=none has none); strategy=full needs none")
     try:
         found = any(matches(pattern, name, roles) for name in parameters)
     except re.error as error:
         raise UserError(f"{where}: pattern '{pattern}' is not a regular expression: {error}") from None
     if not found:
         tops = dict.fromkeys(name.split(".")[0] for name in parameters)
-        present = [role for role, paths in roles.items() if paths]
-        raise unknown(f"pattern in {where} (it matches no parameter):", pattern, dict.fromkeys([*present, *tops]))
+        raise unknown(f"pattern in {where} (it matches no parameter):", pattern, dict.fromkeys([*roles, *tops]))
 
 
 def _phases(spec: StrategySpec, what: str, epochs: int) -> list[Phase]:

@@ -19,7 +19,7 @@ def replace(host: nn.Module, path: str, donor: nn.Conv2d) -> nn.Module:
     site = host.get_submodule(path)
     has, wants = Geometry.of(donor), Geometry.of(site)
     if not has.fits(wants):
-        raise UserError(f"the donor does not fit {path}: the donor is {has}, the site takes {wants}")
+        raise UserError(f"the donor does not fit {path}: the donor is {has}; the site takes {wants}")
     grafted = copy.deepcopy(host)
     grafted.set_submodule(path, copy.deepcopy(donor))
     return grafted

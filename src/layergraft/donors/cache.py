@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from layergraft.donors.geometry import Geometry
 from layergraft.donors.random import RandomDonor, initial
 from layergraft.donors.trained import TrainedDonor
+from layergraft.errors import UserError
 from layergraft.files import digest, write_json
 from layergraft.seeds import stream
 from layergraft.specs import RESULT_VERSION, OptimSpec, PhaseSpec, StrategySpec, canonical, require
@@ -47,7 +48,10 @@ def identity(spec: TrainedDonor, site: Geometry, backend: Backend) -> dict[str, 
     from layergraft.training.module import check
 
     check(spec.optim, spec.schedule)
-    data = spec.data.load(spec.seed)
+    try:
+        data = spec.data.load(spec.seed)
+    except UserError as error:
+        raise UserError(f"donor: {error}") from error
     require_batch("donor.optim", spec.optim, data)
     return {
         "version": RESULT_VERSION,

@@ -107,6 +107,10 @@ class PlannedModule(pl.LightningModule):
         self._train_losses.append(loss.detach())
         return loss
 
+    def on_train_epoch_start(self) -> None:
+        # Read here: by the time of validation Lightning has stepped the schedule to the next epoch.
+        self._rates = {f"lr/{group['name']}": group["lr"] for group in self.optimizers().param_groups}
+
     def on_validation_epoch_start(self) -> None:
         self._counts.clear()
 
@@ -129,8 +133,7 @@ class PlannedModule(pl.LightningModule):
         train_loss = torch.stack(self._train_losses).double().mean().item()
         self._train_losses.clear()
         val_loss, val_acc = self.evaluated()
-        rates = {f"lr/{group['name']}": group["lr"] for group in self.optimizers().param_groups}
-        point = {"train/loss": train_loss, "val/loss": val_loss, "val/acc": val_acc, **rates}
+        point = {"train/loss": train_loss, "val/loss": val_loss, "val/acc": val_acc, **self._rates}
         self.curves.append({"epoch": self.current_epoch, **point})
         if self.logger is not None:
             self.logger.log_metrics(point, step=self.current_epoch)

@@ -1,0 +1,72 @@
+"""What the tests share: composing configs, small data, and one small sweep that several tests look at."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the tests' networks are too small to share out
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from layergraft.cli import main
+from layergraft.data.images import ImageData, Split
+from layergraft.runs.compose import conf_dir, to_config
+
+torch.set_num_threads(1)
+# The smallest run that is still a run: two epochs of a very narrow host.
+TINY = ["host.width=4", "schedule.epochs=2", "donor.schedule.epochs=1", "optim.batch_size=25", "exec.device=cpu"]
+
+
+@pytest.fixture
+def config():
+    """Function: overrides -> the Config of a run, as `layergraft train` composes it."""
+
+    def composed(*overrides):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return to_config(compose("config", overrides=list(overrides), return_hydra_config=True))
+
+    return composed
+
+
+@pytest.fixture
+def images():
+    """Function: (channels, size, classes) -> random images of 40 train, 20 val, 20 test."""
+
+    def make(channels=3, size=16, num_classes=4, seed=0):
+        rng = np.random.default_rng(seed)
+
+        def split(n):
+            return Split(rng.integers(0, 256, (n, channels, size, size), np.uint8), rng.integers(0, num_classes, n))
+
+        return ImageData(split(40), split(20), split(20), num_classes, fingerprint="random")
+
+    return make
+
+
+@pytest.fixture
+def command(capsys):
+    """Function: arguments of `layergraft` -> (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        code = 0
+        try:
+            main(list(arguments))
+        except SystemExit as error:
+            code = error.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+SWEEP = ["-m", "strategy=freeze,hybrid", "site=early,late", "seed=0,1", "host=resnet18", *TINY[:3], "optim.batch_size=25",
+         "hydra.sweeper.controls=[[donor=none,strategy=full],[donor=random,strategy=freeze]]", "exec.sweep=small"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory):
+    """The outputs folder of a sweep of 2 strategies x 2 sites x 2 seeds with both controls: 14 different runs."""
+    outputs = tmp_path_factory.mktemp("sweep") / "outputs"
+    main(["train", *SWEEP, f"exec.outputs={outputs}"])
+    return outputs
