@@ -61,7 +61,7 @@ def command(capsys):
 
 
 SWEEP = ["-m", "strategy=freeze,hybrid", "site=early,late", "seed=0,1", "host=resnet18", *TINY[:3], "optim.batch_size=25",
-         "hydra.sweeper.controls=[[donor=none,strategy=full],[donor=random,strategy=freeze]]", "exec.sweep=small"]  # fmt: skip
+         'hydra.sweeper.controls=[["donor=none","strategy=full"],["donor=random","strategy=freeze"]]', "exec.sweep=small"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,9 @@ def start(images):
 def layergraft_fit(network, batches, config):
     names = [name for name, _ in network.named_parameters()]
     plan = make_plan(config.strategy, names, norm_paths(network), {**HOST.roles, "graft": ["conv1"]}, EPOCHS)
-    fitted = fit(network, plan, batches, optim=config.optim, schedule=config.schedule, backend=Backend("cpu", "float32"))
+    fitted = fit(
+        network, plan, batches, optim=config.optim, schedule=config.schedule, backend=Backend("cpu", "float32")
+    )
     return [point["train/loss"] for point in fitted.curves]
 
 
@@ -68,7 +70,9 @@ def plain_freeze(resnet, batches):
 def plain_low_lr(resnet, batches):
     donor = {id(p) for p in resnet.conv1.parameters()}
     rest = [p for p in resnet.parameters() if id(p) not in donor]
-    optimizer = torch.optim.Adam([{"params": resnet.conv1.parameters(), "lr": 0.0001}, {"params": rest, "lr": 0.001}], fused=True)
+    optimizer = torch.optim.Adam(
+        [{"params": resnet.conv1.parameters(), "lr": 0.0001}, {"params": rest, "lr": 0.001}], fused=True
+    )
     resnet.train()
     return [plain_epoch(resnet, optimizer, batches, epoch) for epoch in range(EPOCHS)]
 
@@ -105,5 +109,7 @@ def test_same_losses_and_weights_as_a_plain_loop(strategy, start, config):
 
     assert losses == pytest.approx(expected, abs=1e-6)
     for name, tensor in plain.state_dict().items():
-        torch.testing.assert_close(network.state_dict()[name], tensor, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            network.state_dict()[name], tensor, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
     assert torch.equal(plain.conv1.weight, before) == (strategy == "freeze")  # the comparison went over an unfreeze

@@ -37,6 +37,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_unknown_names_lists_and_guesses():
-    assert str(unknown("site", "erly", ["early", "late"])) == "unknown site 'erly'; did you mean 'early'? There are: early, late"
+    assert (
+        str(unknown("site", "erly", ["early", "late"]))
+        == "unknown site 'erly'; did you mean 'early'? There are: early, late"
+    )
     assert str(unknown("site", "zzz", ["early"])) == "unknown site 'zzz'. There are: early"
     assert str(unknown("run", "x", range(50))).endswith("38, 39, ... (10 more)")

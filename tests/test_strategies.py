@@ -47,7 +47,11 @@ BAD = {
     "regex": ({"a": ["("]}, {"p": phase(a=1.0)}, "not a regular expression"),
     "left over": ({"a": ["head"]}, {"p": phase(a=1.0)}, "parameter 'conv1.weight' is in no group"),
     "empty": ({"a": [".*"], "b": ["head"]}, {"p": phase(a=1.0, b=1.0)}, "group 'b' is empty"),
-    "past the end": (ALL, {"p": phase(all=1.0), "q": phase(10, all=1.0)}, "phase q starts at epoch 10, but training ends"),
+    "past the end": (
+        ALL,
+        {"p": phase(all=1.0), "q": phase(10, all=1.0)},
+        "phase q starts at epoch 10, but training ends",
+    ),
     "negative": (ALL, {"p": phase(-1, all=1.0)}, "starts at epoch -1"),
     "late start": (ALL, {"p": phase(1, all=1.0)}, "is the first and starts at epoch 1"),
     "order": (ALL, {"p": phase(all=1.0), "q": phase(5, all=1.0), "r": phase(5, all=1.0)}, "not after phase q at 5"),

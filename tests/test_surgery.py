@@ -35,5 +35,8 @@ def test_host_and_donor_stay_as_they_were():
     [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(1, 4, 5, padding=1), nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Conv2d(1, 4, 3)],
 )  # fmt: skip
 def test_a_donor_that_does_not_fit_is_refused_with_both_shapes(donor):
-    with pytest.raises(UserError, match=r"does not fit conv1: the donor is .*; the site takes 1 -> 4 channels, kernel 3 x 3, stride 1, padding 1$"):
+    with pytest.raises(
+        UserError,
+        match=r"does not fit conv1: the donor is .*; the site takes 1 -> 4 channels, kernel 3 x 3, stride 1, padding 1$",
+    ):
         replace(HOST.build(1, 5, seed=0), "conv1", donor)

@@ -41,7 +41,9 @@ def train_help(arguments: Sequence[str]) -> str:
     from layergraft.hosts.sites import RELATIVE
     from layergraft.runs.compose import conf_dir
 
-    added = [Path(after) for name, after in zip(arguments, arguments[1:], strict=False) if name in ("--config-dir", "-cd")]
+    added = [
+        Path(after) for name, after in zip(arguments, arguments[1:], strict=False) if name in ("--config-dir", "-cd")
+    ]
     sections = groups([conf_dir(), *added])
     experiments = sections.pop("experiment", {})
     sections["site"] = {name: line for name, (_, line) in RELATIVE.items()}

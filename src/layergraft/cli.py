@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from layergraft.errors import UserError, unknown
+from layergraft.errors import RunFailed, UserError, unknown
 
 USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet, and measure what that does.
 
@@ -16,6 +16,7 @@ USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet
   layergraft report DIR                 write the report of a sweep anew
   layergraft COMMAND --help             what a command takes
 """
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if full or line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        sys.exit(FAILED if isinstance(error, RunFailed) else BAD_INPUT)
 
 
 def train(arguments: list[str]) -> None:
@@ -64,19 +65,27 @@ def train(arguments: list[str]) -> None:
 
 def donate(arguments: list[str]) -> None:
     if _asks_for_help(arguments):
-        print("layergraft donate [KEY=VALUE ...]\n\nTakes what `layergraft train` takes; trains the donor alone, or finds it, and prints its key.")
+        print(
+            "layergraft donate [KEY=VALUE ...]\n\nTakes what `layergraft train` takes; trains the donor alone, or finds it, and prints its key."
+        )
         return
     if "-m" in arguments or "--multirun" in arguments:
-        raise UserError("donate makes one donor and takes no -m; a sweep trains the donors that its runs share by itself")
+        raise UserError(
+            "donate makes one donor and takes no -m; a sweep trains the donors that its runs share by itself"
+        )
     _hydra(arguments, _donate_one)
 
 
 def report(arguments: list[str]) -> None:
     if _asks_for_help(arguments):
-        print("layergraft report DIR\n\nWrites DIR/report.html and DIR/runs.csv from the records of the sweep in DIR (outputs/sweeps/NAME).")
+        print(
+            "layergraft report DIR\n\nWrites DIR/report.html and DIR/runs.csv from the records of the sweep in DIR (outputs/sweeps/NAME)."
+        )
         return
     if len(arguments) != 1:
-        raise UserError(f"report takes one folder of a sweep, such as outputs/sweeps/quickstart; given: {' '.join(arguments) or 'none'}")
+        raise UserError(
+            f"report takes one folder of a sweep, such as outputs/sweeps/quickstart; given: {' '.join(arguments) or 'none'}"
+        )
     from layergraft import report as pages
 
     print(pages.write(Path(arguments[0])))

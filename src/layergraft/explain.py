@@ -15,7 +15,6 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from layergraft.errors import RunFailed, UserError, unknown
 
-
 UNKNOWN_KEY = (ConfigAttributeError, ConfigKeyError)
 
 
@@ -26,7 +25,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing_choice(error)
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override '{error.override}'; overrides are written KEY=VALUE, such as strategy=freeze or optim.lr=0.01"
+        return f"cannot read the override '{error.override}'; overrides are written KEY=VALUE, such as optim.lr=0.01; a text with '=' or ',' in it is quoted"
     if isinstance(error, ConfigCompositionException):
         return _composition(error)
     if isinstance(error, OmegaConfBaseException):

@@ -70,7 +70,10 @@ class DataSpec:
 
     def check(self, at: str) -> None:
         require(self.shift >= 0, f"{at}.shift is {self.shift}; it is a number of pixels, 0 or more")
-        require(self.train_size is None or self.train_size > 0, f"{at}.train_size is {self.train_size}; it must be 1 or more, or null for all")
+        require(
+            self.train_size is None or self.train_size > 0,
+            f"{at}.train_size is {self.train_size}; it must be 1 or more, or null for all",
+        )
         require(len(set(self.classes)) == len(self.classes), f"{at}.classes names a class twice: {self.classes}")
 
 
@@ -95,7 +98,10 @@ class OptimSpec:
     batch_size: int = 32
 
     def check(self, at: str) -> None:
-        require(self.lr > 0, f"{at}.lr is {self.lr}; a learning rate must be above 0 (a strategy freezes what shall not learn)")
+        require(
+            self.lr > 0,
+            f"{at}.lr is {self.lr}; a learning rate must be above 0 (a strategy freezes what shall not learn)",
+        )
         require(self.batch_size > 0, f"{at}.batch_size is {self.batch_size}; it must be 1 or more")
         require(0 <= self.momentum < 1, f"{at}.momentum is {self.momentum}; it must be in [0, 1)")
         require(self.weight_decay >= 0, f"{at}.weight_decay is {self.weight_decay}; it must be 0 or more")
@@ -155,7 +161,7 @@ class ExecSpec:
     """Runs at a time in a sweep; null: one a core, or `jobs_per_gpu` on each GPU."""
     jobs_per_gpu: int = 1
     threads: int | None = None
-    """Threads of one run; null: all cores for a single run, the cores shared out among the workers in a sweep."""
+    """Threads of one run; null: one in a sweep, all cores for a single run. It changes the last bits of a sum."""
     rerun: bool = False
     """Run again what is in the store already."""
     traceback: bool = False
@@ -165,8 +171,10 @@ class ExecSpec:
         for name in ("workers", "jobs_per_gpu", "threads"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more")
-        require(self.sweep is None or re.fullmatch(r"[\w.-]*\w[\w.-]*", self.sweep) is not None,
-                f"{at}.sweep is '{self.sweep}'; a sweep's name is letters, digits, '.', '_' and '-'")
+        require(
+            self.sweep is None or re.fullmatch(r"[\w.-]*\w[\w.-]*", self.sweep) is not None,
+            f"{at}.sweep is '{self.sweep}'; a sweep's name is letters, digits, '.', '_' and '-'",
+        )
 
 
 @dataclass
@@ -198,7 +206,10 @@ def validate(spec: Any, at: str = "") -> None:
     """Have each dataclass in `spec` check its own values, told its key for the message. Raises UserError."""
     for item in dataclasses.fields(spec):
         value = getattr(spec, item.name)
-        require(value != MISSING, f"{at + '.' if at else ''}{item.name} is not set; `layergraft train --cfg job` shows all keys")
+        require(
+            value != MISSING,
+            f"{at + '.' if at else ''}{item.name} is not set; `layergraft train --cfg job` shows all keys",
+        )
         if dataclasses.is_dataclass(value):
             validate(value, f"{at}.{item.name}" if at else item.name)
     if hasattr(spec, "check"):

@@ -83,7 +83,9 @@ def make_plan(
 
 def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: Mapping[str, Sequence[str]]) -> None:
     if pattern in roles and not roles[pattern]:
-        raise UserError(f"{where}: there is no {pattern} in this network (donor=none has none); strategy=full needs none")
+        raise UserError(
+            f"{where}: there is no {pattern} in this network (donor=none has none); strategy=full needs none"
+        )
     try:
         found = any(matches(pattern, name, roles) for name in parameters)
     except re.error as error:
@@ -102,17 +104,23 @@ def _phases(spec: StrategySpec, what: str, epochs: int) -> list[Phase]:
         if phase.epoch < 0:
             raise UserError(f"{where} starts at epoch {phase.epoch}; epochs count from 0")
         if phase.epoch >= epochs:
-            raise UserError(f"{where} starts at epoch {phase.epoch}, but training ends after {epochs} epochs (0 to {epochs - 1})")
+            raise UserError(
+                f"{where} starts at epoch {phase.epoch}, but training ends after {epochs} epochs (0 to {epochs - 1})"
+            )
         if not phases and phase.epoch != 0:
             raise UserError(f"{where} is the first and starts at epoch {phase.epoch}; it must start at 0")
         if phases and phase.epoch <= phases[-1].epoch:
-            raise UserError(f"{where} starts at epoch {phase.epoch}, not after phase {phases[-1].name} at {phases[-1].epoch}")
+            raise UserError(
+                f"{where} starts at epoch {phase.epoch}, not after phase {phases[-1].name} at {phases[-1].epoch}"
+            )
         for group in [*phase.train, *phase.freeze]:
             if group not in spec.groups:
                 raise unknown(f"group in {where}:", group, spec.groups)
         for group, multiplier in phase.train.items():
             if not multiplier > 0:
-                raise UserError(f"{where} trains {group} at {multiplier} times the learning rate; it must be above 0, or freeze {group}")
+                raise UserError(
+                    f"{where} trains {group} at {multiplier} times the learning rate; it must be above 0, or freeze {group}"
+                )
         for group in spec.groups:
             if (group in phase.train) == (group in phase.freeze):
                 said = "both" if group in phase.train else "neither"

@@ -39,13 +39,17 @@ def test_train_is_normalised_and_evaluation_uses_the_same_numbers(images):
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
     ((x_val, y_val),) = list(batches.val)
-    expected = (torch.from_numpy(data.val.x_NCHW).float() / 255 - batches.train.normalize.mean) / batches.train.normalize.std
+    expected = (
+        torch.from_numpy(data.val.x_NCHW).float() / 255 - batches.train.normalize.mean
+    ) / batches.train.normalize.std
     assert torch.equal(x_val, expected) and torch.equal(y_val, torch.from_numpy(data.val.y_N))
 
 
 def test_shift_moves_and_fills_with_black():
     x = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3)
-    still, down_right, up = (shifted(x, torch.tensor([offset]), 1)[0, 0].tolist() for offset in ([1, 1], [0, 0], [2, 1]))
+    still, down_right, up = (
+        shifted(x, torch.tensor([offset]), 1)[0, 0].tolist() for offset in ([1, 1], [0, 0], [2, 1])
+    )
     assert still == x[0, 0].tolist()
     assert down_right == [[0, 0, 0], [0, 1, 2], [0, 4, 5]]
     assert up == [[4, 5, 6], [7, 8, 9], [0, 0, 0]]

@@ -19,7 +19,9 @@ SITE = Geometry(4, 8, 3, 2, 1, bias=False)
 
 
 def trained(**fields):
-    return TrainedDonor(data=Digits(classes=[5, 6, 7]), schedule=ScheduleSpec(epochs=2), optim=OptimSpec(lr=3e-3), **fields)
+    return TrainedDonor(
+        data=Digits(classes=[5, 6, 7]), schedule=ScheduleSpec(epochs=2), optim=OptimSpec(lr=3e-3), **fields
+    )
 
 
 def test_a_donor_is_trained_once_and_then_read(tmp_path):

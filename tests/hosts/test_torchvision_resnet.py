@@ -45,7 +45,10 @@ def test_seed_decides_the_weights_and_the_head_has_its_own_stream():
 
 @pytest.mark.parametrize(
     "name, early, middle, late",
-    [("resnet18", "conv1", "layer2.1.conv2", "layer4.1.conv2"), ("resnet34", "conv1", "layer3.0.conv2", "layer4.2.conv2")],
+    [
+        ("resnet18", "conv1", "layer2.1.conv2", "layer4.1.conv2"),
+        ("resnet34", "conv1", "layer3.0.conv2", "layer4.2.conv2"),
+    ],
 )
 def test_relative_sites(name, early, middle, late):
     host = TorchvisionResNet(name, width=4).build(3, 5, seed=0)

@@ -94,7 +94,9 @@ def test_learning_rates_by_epoch_are_the_ones_written_here(images):
     assert [p["lr/early"] for p in fitted.curves] == pytest.approx([0, 0, 0.001, 0.001])
     fitted, *_ = trained(images, phases, epochs=4, optim=optim, schedule="cosine")
     share = [1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
-    assert [p["lr/rest"] for p in fitted.curves] == pytest.approx([0.01 * share[0], 0.01 * share[1], 0.005 * share[2], 0.005 * share[3]])
+    assert [p["lr/rest"] for p in fitted.curves] == pytest.approx(
+        [0.01 * share[0], 0.01 * share[1], 0.005 * share[2], 0.005 * share[3]]
+    )
 
 
 def test_groups_are_named_in_the_optimizer(images):
@@ -160,7 +162,11 @@ def test_bf16_mixed_trains_on_the_cpu(images):
     network = HOST.build(1, data.num_classes, seed=0)
     plan = planned(network, {"p": PhaseSpec(0, {"all": 1.0})}, 2, {"all": [".*"]})
     batches = Batches.of(data, batch_size=10, shift=0, seed=0, device="cpu")
-    settings = {"optim": OptimSpec(lr=1e-2), "schedule": ScheduleSpec(epochs=2), "backend": Backend("cpu", "bf16_mixed")}
+    settings = {
+        "optim": OptimSpec(lr=1e-2),
+        "schedule": ScheduleSpec(epochs=2),
+        "backend": Backend("cpu", "bf16_mixed"),
+    }
     fitted = fit(network, plan, batches, **settings)
     assert math.isfinite(fitted.curves[-1]["train/loss"]) and network.fc.weight.dtype is torch.float32
 

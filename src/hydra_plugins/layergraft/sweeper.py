@@ -27,6 +27,16 @@ class SweeperConf:
 ConfigStore.instance().store(group="hydra/sweeper", name="layergraft", node=SweeperConf, provider="layergraft")
 
 
+def key_of(override: str) -> str:
+    """`data@donor.data=digits` -> `donor.data`: where in the config an override acts."""
+    return override.split("=", 1)[0].lstrip("+~").rpartition("@")[2]
+
+
+def within(key: str, parent: str) -> bool:
+    """Whether `key` is `parent` or a part of it: what was said of a donor is void where a control has another."""
+    return key == parent or key.startswith(parent + ".")
+
+
 class LayergraftSweeper(BasicSweeper):
     def __init__(self, params: dict[str, str] | None = None, controls: list[list[str]] | None = None) -> None:
         super().__init__(max_batch_size=None, params=params)
@@ -36,10 +46,12 @@ class LayergraftSweeper(BasicSweeper):
         """The overrides of every run asked for: the product, then each control over it, without repeats."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         (product,) = self.split_arguments(parser.parse_overrides(self._parse_config() + arguments), None)
-        cells = list(product)
+        cells = [list(cell) for cell in product]
         for control in self.controls:
-            pinned = {override.split("=", 1)[0] for override in control}
-            cells += [[o for o in cell if o.split("=", 1)[0] not in pinned] + list(control) for cell in product]
+            pinned = [key_of(override) for override in control]
+            for cell in product:
+                kept = [override for override in cell if not any(within(key_of(override), key) for key in pinned)]
+                cells.append(kept + list(control))
         return [list(cell) for cell in dict.fromkeys(map(tuple, cells))]
 
     def sweep(self, arguments: list[str]) -> Any:

@@ -34,7 +34,9 @@ class TrainBatches:
     the epoch through `sampler.set_epoch`, as it does to torch's own distributed sampler.
     """
 
-    def __init__(self, split: Split, normalize: Normalize, batch_size: int, shift: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, split: Split, normalize: Normalize, batch_size: int, shift: int, seed: int, device: torch.device
+    ) -> None:
         if len(split) < batch_size:
             raise UserError(f"optim.batch_size is {batch_size}, but there are only {len(split)} training images")
         self.x_NCHW = torch.from_numpy(split.x_NCHW).to(device)

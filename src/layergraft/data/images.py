@@ -72,12 +72,16 @@ def few_shot(pool: Split, spec: DataSpec, seed: int) -> Split:
     num_classes = int(pool.y_N.max()) + 1
     rng = np.random.default_rng(stream(seed, "few-shot"))
     if spec.train_size < num_classes:
-        raise UserError(f"data.train_size is {spec.train_size}, but {spec.name} has {num_classes} classes here and each needs an image")
+        raise UserError(
+            f"data.train_size is {spec.train_size}, but {spec.name} has {num_classes} classes here and each needs an image"
+        )
     chosen = []
     for label in range(num_classes):
         members = np.flatnonzero(pool.y_N == label)
         wanted = spec.train_size // num_classes + (label < spec.train_size % num_classes)
         if wanted > len(members):
-            raise UserError(f"data.train_size is {spec.train_size}, which takes {wanted} images of class {label} of {spec.name}; its training split has {len(members)} (of {len(pool)} in all)")
+            raise UserError(
+                f"data.train_size is {spec.train_size}, which takes {wanted} images of class {label} of {spec.name}; its training split has {len(members)} (of {len(pool)} in all)"
+            )
         chosen.append(rng.choice(members, wanted, replace=False))
     return pool.take(np.sort(np.concatenate(chosen)))

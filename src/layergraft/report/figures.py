@@ -28,7 +28,7 @@ def heat_maps(tables: Mapping[str, pd.DataFrame], unit: str) -> Figure:
         cells = table.to_numpy()
         means = np.array([[0.0 if d is None else d.mean for d in row] for row in cells])
         opacity = np.array([[1.0 if d is not None and d.resolved else 0.3 for d in row] for row in cells])
-        image = axis.imshow(means, cmap="RdBu", vmin=-limit, vmax=limit, alpha=opacity, aspect="auto")
+        axis.imshow(means, cmap="RdBu", vmin=-limit, vmax=limit, alpha=opacity, aspect="auto")
         axis.set_title(setting)
         axis.set_xticks(range(len(table.columns)), table.columns)
         axis.set_yticks(range(len(table.index)), table.index if axis is axes[0] else [""] * len(table.index))
@@ -57,7 +57,9 @@ def learning_curves(runs: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> F
             (line,) = axis.plot(np.arange(1, len(mean) + 1), mean, label=arm)
             if len(by_seed) > 1:
                 error = np.std(by_seed, 0, ddof=1) / np.sqrt(len(by_seed))
-                axis.fill_between(np.arange(1, len(mean) + 1), mean - error, mean + error, color=line.get_color(), alpha=0.15, lw=0)
+                axis.fill_between(
+                    np.arange(1, len(mean) + 1), mean - error, mean + error, color=line.get_color(), alpha=0.15, lw=0
+                )
         axis.set_title(setting)
         axis.set_xlabel("epochs trained")
         axis.grid(alpha=0.25)

@@ -62,5 +62,7 @@ def _distinct(records: list[dict[str, Any]], field: str) -> list[str]:
         if field in record:
             e = record[field]
             packages = ", ".join(f"{name} {number}" for name, number in e["packages"].items())
-            texts.append(f"{e['device']}, {e['precision']}, {e['threads']} thread(s) a run; {e['system']}, Python {e['python']}, {packages}")
+            texts.append(
+                f"{e['device']}, {e['precision']}, {e['threads']} thread(s) a run; {e['system']}, Python {e['python']}, {packages}"
+            )
     return list(dict.fromkeys(texts))

@@ -18,7 +18,9 @@ def read_plan(folder: Path) -> dict[str, Any]:
     """What the sweep in `folder` was to run. Raises UserError where there is no sweep."""
     path = folder / "sweep.json"
     if not path.is_file():
-        near = sorted(str(found.parent) for found in folder.parent.glob("*/sweep.json")) if folder.parent.is_dir() else []
+        near = (
+            sorted(str(found.parent) for found in folder.parent.glob("*/sweep.json")) if folder.parent.is_dir() else []
+        )
         raise unknown("sweep (a folder with a sweep.json):", str(folder), near)
     return json.loads(path.read_text())
 

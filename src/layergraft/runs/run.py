@@ -30,7 +30,6 @@ from layergraft.data.images import ImageData
 from layergraft.donors import NoDonor, TrainedDonor
 from layergraft.donors.cache import Donor, key_of, obtain, require_batch, untrained
 from layergraft.donors.geometry import Geometry
-from layergraft.errors import UserError
 from layergraft.files import digest, write_atomic, write_json
 from layergraft.hosts import sites
 from layergraft.seeds import stream
@@ -89,7 +88,9 @@ def assemble(config: Config, backend: Backend) -> Assembled:
     """
     data = _data(config)
     network = config.host.build(data.channels, data.num_classes, config.seed)
-    return _put_together(config, backend, data, network, lambda site: obtain(config.donor, site, backend, outputs_of(config)))
+    return _put_together(
+        config, backend, data, network, lambda site: obtain(config.donor, site, backend, outputs_of(config))
+    )
 
 
 def checked(config: Config) -> Assembled:
@@ -188,7 +189,8 @@ def _train(
     record["site_path"] = run.path
     record["donor"] = run.donor.provenance if run.donor else None
     record["groups"] = {
-        group: sum(run.network.get_parameter(name).numel() for name in names) for group, names in run.plan.groups.items()
+        group: sum(run.network.get_parameter(name).numel() for name in names)
+        for group, names in run.plan.groups.items()
     }
     batches = Batches.of(
         run.data, config.optim.batch_size, config.data.shift, stream(config.seed, "data"), backend.device

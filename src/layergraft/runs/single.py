@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -60,4 +59,6 @@ def donate_one(config: Config) -> None:
     print(donor.provenance["key"])
     accuracy = donor.provenance["metrics"]["test/acc"]
     folder = outputs_of(config) / "donors" / donor.provenance["key"]
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"{accuracy:.1f}% on its own task; in {folder}", markup=False)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        f"{accuracy:.1f}% on its own task; in {folder}", markup=False
+    )

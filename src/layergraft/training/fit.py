@@ -71,6 +71,16 @@ class Fitted:
         }
 
 
+class EventsLogger(TensorBoardLogger):
+    """TensorBoard events alone, straight in the folder: a run's config is in its own file, not in hparams.yaml."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, name="", version="", default_hp_metric=False)
+
+    def save(self) -> None:
+        self.experiment.flush()
+
+
 def fit(
     network: nn.Module,
     plan: Plan,
@@ -90,9 +100,7 @@ def fit(
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     module = PlannedModule(network, plan, optim, schedule)
-    logger = None
-    if folder is not None:
-        logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    logger = EventsLogger(folder) if folder is not None else None
     trainer = pl.Trainer(
         accelerator="gpu" if backend.device == "cuda" else "cpu",
         devices=1,
@@ -116,6 +124,8 @@ def fit(
     fitted = Fitted(module.curves, test_loss, test_acc)
     if logger is not None:
         if hparams is not None:
-            logger.log_hyperparams(dict(hparams), fitted.summary())
+            # Under names of their own: TensorBoard keeps these as scalars too, at step 0, amid a curve of that name.
+            final = {f"final/{name.replace('/', '_')}": value for name, value in fitted.summary().items()}
+            logger.log_hyperparams(dict(hparams), final)
         logger.finalize("success")
     return fitted

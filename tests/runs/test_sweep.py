@@ -1,0 +1,117 @@
+"""A sweep from the command line: what it runs, what it leaves, what it does when something is wrong."""
+
+import json
+import shutil
+
+import pytest
+
+from conftest import SWEEP, TINY
+from layergraft.runs.sweep import environments
+from layergraft.store import read_record
+
+
+def keys(outputs):
+    return sorted(path.name for path in (outputs / "runs").iterdir() if path.is_dir())
+
+
+def test_every_run_once_with_its_controls(sweep):
+    plan = json.loads((sweep / "sweeps" / "small" / "sweep.json").read_text())
+    assert sorted(plan["runs"]) == keys(sweep)
+    arms = [key.rsplit(".seed", 1)[0] for key in keys(sweep)]
+    assert {arm: arms.count(arm) for arm in arms} == {
+        "freeze.early.resnet18.trained": 2,
+        "freeze.late.resnet18.trained": 2,
+        "hybrid.early.resnet18.trained": 2,
+        "hybrid.late.resnet18.trained": 2,
+        "freeze.early.resnet18.random": 2,
+        "freeze.late.resnet18.random": 2,
+        "full.resnet18.none": 2,  # once a seed, not once a site
+    }
+    assert all(read_record(sweep / "runs" / key)["status"] == "completed" for key in keys(sweep))
+
+
+def test_donors_are_trained_once_and_shared(sweep):
+    donors = [path.name for path in (sweep / "donors").iterdir() if path.is_dir()]
+    assert len(donors) == 4  # 2 shapes x 2 seeds
+    used = [read_record(sweep / "runs" / key)["donor"] for key in keys(sweep)]
+    assert sorted({donor["key"] for donor in used if donor and "key" in donor}) == sorted(donors)
+
+
+def test_results_do_not_depend_on_who_ran_them(sweep, tmp_path, command):
+    one = next(key for key in keys(sweep) if key.startswith("hybrid.late") and ".seed1." in key)
+    alone = ["strategy=hybrid", "site=late", "seed=1", "exec.threads=1", *TINY[:3], "optim.batch_size=25"]
+    code, _, _ = command("train", *alone, f"exec.outputs={tmp_path}")
+    assert code == 0 and keys(tmp_path) == [one]
+    for name in ("curves.csv", "model.safetensors"):
+        assert (tmp_path / "runs" / one / name).read_bytes() == (sweep / "runs" / one / name).read_bytes()
+
+
+def test_again_runs_nothing(sweep, command):
+    stamps = {key: (sweep / "runs" / key / "record.json").stat().st_mtime_ns for key in keys(sweep)}
+    code, _, err = command("train", *SWEEP, f"exec.outputs={sweep}")
+    assert code == 0 and "14 of 14 runs are in the store already" in err
+    assert {key: (sweep / "runs" / key / "record.json").stat().st_mtime_ns for key in keys(sweep)} == stamps
+
+
+def test_what_is_lost_is_run_again(sweep, tmp_path, command):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(sweep, outputs)
+    lost = keys(outputs)[3]
+    before = (outputs / "runs" / lost / "curves.csv").read_bytes()
+    (outputs / "runs" / lost / "record.json").unlink()
+    code, _, err = command("train", *SWEEP, f"exec.outputs={outputs}")
+    assert code == 0 and "13 of 14 runs are in the store already" in err and "14 of 14 runs completed" in err
+    assert (outputs / "runs" / lost / "curves.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ("site=early,layer3.9", "unknown site in resnet18: 'layer3.9'"),
+        ("strategy=full,freez", "unknown strategy 'freez'; did you mean 'freeze'?"),
+        ("schedule.epochs=3,0", "schedule.epochs is 0"),
+        ("donor.kernel_size=3,5", "the donor does not fit conv1"),
+    ],
+)
+def test_a_sweep_is_checked_whole_before_its_first_run(bad, message, tmp_path, command):
+    code, _, err = command("train", "-m", bad, f"exec.outputs={tmp_path}/o")
+    assert code == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_is_one_runs_failure(tmp_path, command):
+    arguments = [
+        "-m",
+        "optim=sgd",
+        "optim.lr=0.1,1e30",
+        "donor=none",
+        "strategy=full",
+        "optim.batch_size=25",
+        *TINY[:2],
+    ]
+    code, _, err = command("train", *arguments, f"exec.outputs={tmp_path}")
+    assert code == 1
+    assert "1 of 2 runs completed" in err and "diverged: full.resnet18.none.seed0." in err
+    (page,) = tmp_path.glob("sweeps/*/report.html")
+    assert "1 run is not in the figures below" in page.read_text()
+
+
+def test_stock_launcher(tmp_path, command):
+    arguments = ["-m", "hydra/launcher=basic", "seed=0,1", "donor=random", "strategy=freeze", *TINY[:2]]
+    code, _, err = command("train", *arguments, "exec.sweep=basic", f"exec.outputs={tmp_path}")
+    assert code == 0 and len(keys(tmp_path)) == 2 and (tmp_path / "sweeps" / "basic" / "report.html").exists()
+
+
+def test_workers_by_cores_and_gpus(config, monkeypatch):
+    monkeypatch.setattr("layergraft.runs.sweep._cores", lambda: 4)
+    assert environments(config("exec=cpu"), 9) == [{}] * 4
+    assert environments(config("exec=cpu"), 2) == [{}] * 2
+    assert environments(config("exec=cpu", "exec.workers=6"), 9) == [{}] * 6
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    places = environments(config("exec.jobs_per_gpu=2"), 9)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "1", "0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(config(), 9)] == ["3", "5"]
+    assert environments(config("exec=cpu"), 2) == [{}] * 2

@@ -1,0 +1,151 @@
+"""The command line as people meet it: help, errors, single runs, donors, reports, completion."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY
+
+BAD = {
+    "strategy=hybird": "unknown strategy 'hybird'; did you mean 'hybrid'? There are: freeze, full, hybrid, low_lr",
+    "host=resnet19": "unknown host 'resnet19'; did you mean 'resnet18'?",
+    "data=digit": "unknown data 'digit'; did you mean 'digits'?",
+    "donor=traind": "unknown donor 'traind'; did you mean 'trained'? There are: conv7x7, none, random, trained",
+    "+experiment=quikstart": "unknown experiment 'quikstart'; did you mean 'quickstart'?",
+    "site=erly": "unknown site in resnet18: 'erly'; did you mean 'early'? There are: early, middle, late, conv1",
+    "site=layer4.2.conv1": "unknown site in resnet18: 'layer4.2.conv1'; did you mean 'layer4.1.conv1'?",
+    "donor.kernel_size=5": "the donor does not fit conv1: the donor is 1 -> 64 channels, kernel 5 x 5",
+    "donor=none": "there is no graft in this network",
+    "strategy.groups.early=[layer9]": "matches no parameter): 'layer9'; did you mean 'layer4'?",
+    "strategy.phases.thaw.epoch=30": "phase thaw starts at epoch 30, but training ends after 30 epochs",
+    "strategy.phases.thaw.epoch=-1": "phase thaw starts at epoch -1; epochs count from 0",
+    "strategy.phases.thaw.epoch=soon": "strategy.phases.thaw.epoch: Value 'soon'",
+    "optim.lr=-1": "optim.lr is -1.0; a learning rate must be above 0",
+    "donor.optim.lr=0": "donor.optim.lr is 0.0",
+    "optim.lrr=1": "unknown key in optim: 'lrr'; did you mean 'lr'?",
+    "stratgy=freeze": "unknown key 'stratgy'; did you mean 'strategy'?",
+    "optim.name=adan": "unknown optimizer in optim.name: 'adan'; did you mean 'adam'?",
+    "schedule.name=cosin": "did you mean 'cosine'?",
+    "schedule.epochs=0": "schedule.epochs is 0",
+    "exec=cuda": "torch sees no CUDA device here; exec=auto or exec=cpu does without",
+    "exec.device=gpu": "exec.device: Invalid value 'gpu', expected one of [auto, cuda, cpu]",
+    "exec.sweep=../../etc": "exec.sweep is '../../etc'",
+    "precision=fp16": "precision: Invalid value 'fp16', expected one of [auto, float32, bf16_mixed]",
+    "seed=-1": "seed is -1",
+    "seed=many": "seed: Value 'many'",
+    "data.train_size=1000": "data.train_size is 1000, which takes 200 images of class 0 of digits",
+    "data.classes=[0,11]": "'11'",
+    "data.classes=[0,0]": "names a class twice",
+    "donor.data.classes=[7]": "donor: data.classes is [7]",
+    "optim.batch_size=101": "optim.batch_size is 101, but there are 100 training images",
+    "host.stem=smal": "unknown host.stem 'smal'; did you mean 'small'?",
+    "strategy=freeze,full": "several values are a sweep and need -m",
+    "strategy": "cannot read the override 'strategy'",
+    "~site": "site is not set",
+    "--config-dir=nowhere": "nowhere' not found",
+    "exec.outputs=/proc/nowhere": "/proc/nowhere: No such file or directory",
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_input_is_one_clear_line_before_any_training(bad, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, out, err = command("train", bad)
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and BAD[bad] in err and err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.*"))  # no record, no donor; an empty outputs/ at most
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'? There are: train, donate, report"),
+        (["report"], "report takes one folder of a sweep"),
+        (["report", "outputs/sweeps/nope"], "'outputs/sweeps/nope'"),
+        (["donate", "donor=random"], "donor=random is not trained"),
+        (["donate", "-m", "seed=1,2"], "takes no -m"),
+    ],
+)
+def test_other_bad_commands(arguments, message, command):
+    code, _, err = command(*arguments)
+    assert code == 2 and err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_a_traceback_where_it_is_asked_for(command, monkeypatch):
+    with pytest.raises(ValueError, match="unknown site"):
+        command("train", "site=erly", "exec.traceback=true")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="unknown site"):
+        command("train", "site=erly")
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_help(command):
+    code, out, _ = command("--help")
+    assert code == 0 and {"train", "donate", "report"} <= set(re.findall(r"layergraft (\w+)", out))
+    for name in ("train", "donate", "report"):
+        code, out, _ = command(name, "--help")
+        assert code == 0 and f"layergraft {name}" in out
+
+
+def test_cfg_shows_the_composed_config(command):
+    code, out, _ = command("train", "--cfg", "job", "strategy=low_lr", "optim.lr=0.5")
+    assert code == 0 and "name: low_lr" in out and "lr: 0.5" in out
+
+
+def test_a_single_run_and_its_donor(command, tmp_path):
+    common = [*TINY, "site=late", "exec.threads=1", f"exec.outputs={tmp_path}"]
+    code, out, err = command("donate", *common)
+    key = out.strip()
+    assert code == 0 and (tmp_path / "donors" / key / "donor.safetensors").exists() and "on its own task" in err
+    stamp = (tmp_path / "donors" / key / "donor.safetensors").stat().st_mtime_ns
+    code, _, err = command("train", *common)
+    assert code == 0 and re.search(r"accuracy: +test \d+\.\d%", err) and f"--logdir {tmp_path}/runs" in err
+    assert (tmp_path / "donors" / key / "donor.safetensors").stat().st_mtime_ns == stamp  # the run took that donor
+
+
+def test_a_run_that_diverges_says_so(command, tmp_path):
+    arguments = [*TINY[:2], "donor=none", "strategy=full", "optim=sgd", "optim.lr=1e30", "optim.batch_size=25"]
+    code, _, err = command("train", *arguments, f"exec.outputs={tmp_path}")
+    assert code == 1 and "the run diverged: the training loss is" in err
+
+
+def test_own_choices_from_a_folder(command, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    text = 'name: mine\ngroups: {all: [".*"]}\nphases: {start: {epoch: 0, train: {all: 0.5}}}\n'
+    (tmp_path / "strategy" / "mine.yaml").write_text(text)
+    code, out, _ = command("train", "--config-dir", str(tmp_path), "strategy=mine", "--cfg", "job")
+    assert code == 0 and "name: mine" in out
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("layergraft tr", {"train"}),
+        ("layergraft ", {"train", "donate", "report"}),
+        ("layergraft train strategy=", {"strategy=freeze", "strategy=full", "strategy=hybrid", "strategy=low_lr"}),
+        ("layergraft train host=resnet18 strategy=f", {"strategy=freeze", "strategy=full"}),
+    ],
+)
+def test_completion(line, expected, command, monkeypatch):
+    monkeypatch.setenv("COMP_LINE", line)
+    code, out, _ = command("-sc", "query=bash")
+    assert code == 0 and set(out.split()) == expected
+
+
+def test_completion_in_a_real_bash():
+    program = Path(sys.executable).with_name("layergraft")
+    script = f"""
+    PATH={program.parent}:$PATH
+    eval "$(layergraft train -sc install=bash)"
+    COMP_LINE='layergraft train donor=' COMP_WORDS=(layergraft train donor=) COMP_CWORD=2 COMP_POINT=${{#COMP_LINE}}
+    hydra_bash_completion
+    printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["donor=conv7x7", "donor=none", "donor=random", "donor=trained"], done.stderr

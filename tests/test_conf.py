@@ -1,0 +1,74 @@
+"""Contracts over conf/: every file there composes, says what it is, and names itself. A new file is tested as it is."""
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from layergraft.catalogue import groups, line_of, train_help
+from layergraft.runs.compose import Composer, conf_dir, to_config
+from layergraft.runs.run import checked
+
+GROUPS = groups([conf_dir()])
+CHOICES = [(group, name) for group, names in GROUPS.items() for name in names if group != "experiment"]
+# What a choice needs beside it to be a run.
+WITH = {
+    ("donor", "none"): ["strategy=full"],
+    ("donor", "conv7x7"): ["host.stem=imagenet"],
+    ("exec", "cuda"): None,  # no run without CUDA: tests/test_cli.py has its error
+}
+
+
+@pytest.mark.parametrize("group, name", CHOICES)
+def test_every_choice_composes_and_is_a_run(group, name, config):
+    extra = WITH.get((group, name), [])
+    if extra is None:
+        assert config(f"{group}={name}").exec.device.name == "cuda"
+        return
+    assert checked(config(f"{group}={name}", *extra)).key
+
+
+@pytest.mark.parametrize("group, name", CHOICES)
+def test_every_choice_has_its_line_and_its_name(group, name):
+    path = conf_dir() / group / f"{name}.yaml"
+    assert 10 < len(line_of(path)) < 130, f"{path} starts with a comment: its line in --help"
+    content = yaml.safe_load(path.read_text())
+    if group in ("strategy", "host", "data", "optim", "schedule"):
+        assert content["name"] == name
+
+
+@pytest.mark.parametrize("name", GROUPS["experiment"])
+def test_every_experiment_is_planned_whole(name):
+    path = conf_dir() / "experiment" / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text())
+    assert line_of(path) and content["exec"]["sweep"] == name
+
+
+def test_help_names_every_choice():
+    text = train_help([])
+    for group, names in GROUPS.items():
+        assert f"{group}=" in text
+        for name, line in names.items():
+            assert f"  {name:<14} {line}\n" in text
+
+
+def test_help_names_the_choices_of_an_added_folder(tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text("# all my own\nname: mine\n")
+    assert "mine           all my own" in train_help(["--config-dir", str(tmp_path)])
+
+
+def test_the_quick_composition_is_hydras():
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        common = ["+experiment=quickstart", "optim.lr=0.5"]
+        master = compose("config", overrides=common, return_hydra_config=True)
+        composer = Composer(loader, master)
+        cells = [["strategy=hybrid", "site=late", "seed=1"], ["strategy=hybrid", "site=early", "seed=2", "donor.k=3"],
+                 ["site=conv1", "strategy=full", "donor=none"], ["strategy=hybrid", "strategy.phases.thaw.epoch=3", "site=late"]]  # fmt: skip
+        for cell in cells:
+            quick, whole = composer(common + cell), loader.load_sweep_config(master, common + cell)
+            assert to_config(quick) == to_config(whole)
+            assert OmegaConf.to_container(quick.hydra.overrides) == OmegaConf.to_container(whole.hydra.overrides)
+        assert len(composer.composed) == 2

@@ -1,0 +1,64 @@
+"""The arrows of the design: which part of the package may import which. Imports inside functions count."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "layergraft"
+EVERYONE = {"specs", "errors", "files", "seeds"}
+ARROWS = {
+    "specs": set(),
+    "errors": set(),
+    "files": set(),
+    "seeds": set(),
+    "data": set(),
+    "hosts": set(),
+    "strategies": set(),
+    "store": set(),
+    "stats": set(),
+    "training": {"strategies"},
+    "donors": {"data", "hosts", "strategies", "training"},
+    "surgery": {"hosts", "donors"},
+    "runs": {"data", "donors", "hosts", "surgery", "strategies", "training", "store"},
+    "report": {"store", "stats"},
+    "catalogue": {"hosts", "runs"},
+    "explain": set(),
+    "cli": {"runs", "report", "catalogue", "explain"},
+}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "layergraft"
+                else [node.module]
+            )
+        yield from (name.split(".")[1] for name in names if name.startswith("layergraft."))
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_arrows(path):
+    part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if part == "__init__":
+        assert not set(imported(path))
+        return
+    assert set(imported(path)) <= ARROWS[part] | EVERYONE | {part}
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["layergraft.cli", "layergraft.report.page", "layergraft.store", "layergraft.runs.compose", "layergraft.catalogue"],
+)
+def test_these_start_without_torch(module):
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_file_past_400_lines():
+    assert [str(path) for path in SOURCE.rglob("*.py") if len(path.read_text().splitlines()) > 400] == []

@@ -1,0 +1,63 @@
+"""Statistics: against scipy, against numbers worked out by hand, and by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from layergraft.stats import difference, holm
+
+
+def by_seed(values):
+    return dict(enumerate(values))
+
+
+def test_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1, 2, 6), rng.normal(0, 2, 6)
+    ours, theirs = difference(by_seed(a), by_seed(b)), stats.ttest_rel(a, b)
+    low, high = theirs.confidence_interval(0.95)
+    assert ours.p == pytest.approx(theirs.pvalue)
+    assert (ours.mean - ours.half_width, ours.mean + ours.half_width) == pytest.approx((low, high))
+    assert ours.n == 6 and ours.resolved == (theirs.pvalue < 0.05)
+
+
+def test_pairs_only_what_both_have():
+    found = difference({0: 3.0, 1: 5.0, 7: 100.0}, {0: 1.0, 1: 1.0, 8: -100.0})
+    assert (found.mean, found.n) == (3.0, 2)  # differences 2 and 4
+    assert difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_one_pair_resolves_nothing():
+    one = difference({0: 90.0}, {0: 10.0})
+    assert (one.mean, one.n, one.p, one.half_width, one.resolved) == (80.0, 1, 1.0, math.inf, False)
+
+
+def test_no_spread():
+    assert not difference(by_seed([1, 1]), by_seed([1, 1])).resolved
+    assert difference(by_seed([2, 2]), by_seed([1, 1])).resolved
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_the_interval_covers_what_it_says(n):
+    rng = np.random.default_rng(n)
+    covered = 0
+    for _ in range(4000):
+        found = difference(by_seed(rng.normal(0.3, 1, n)), by_seed(np.zeros(n)))
+        covered += abs(found.mean - 0.3) <= found.half_width
+    assert 0.94 < covered / 4000 < 0.96
+
+
+def test_detectable_is_found_about_four_times_in_five():
+    rng = np.random.default_rng(0)
+    quantile = stats.t.ppf(0.975, 9) + stats.t.ppf(0.8, 9)
+    true = quantile * 1 / math.sqrt(10)  # for a spread of 1
+    found = sum(difference(by_seed(rng.normal(true, 1, 10)), by_seed(np.zeros(10))).resolved for _ in range(3000))
+    assert 0.75 < found / 3000 < 0.87
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
