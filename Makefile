@@ -32,4 +32,4 @@ tensorboard: setup  ## TensorBoard on all runs, at 127.0.0.1:6006
 	$(BIN)/tensorboard --logdir outputs/runs
 
 lock: setup  ## pin what is installed now in constraints.txt
-	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude layergraft > constraints.txt
