@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ def digest(value: Any) -> str:
     """
     data = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
     return hashlib.sha256(data).hexdigest()[:12]
+
+
+def label(*parts: object) -> str:
+    """The readable part of a folder's name: `parts` joined by dots, all but letters, digits, '-', '_' and '.' made '-'."""
+    return re.sub(r"[^\w.-]", "-", ".".join(str(part) for part in parts))
 
 
 def write_atomic(path: Path, text: str | bytes) -> None:

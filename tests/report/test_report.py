@@ -33,7 +33,7 @@ def test_arms_are_paired_by_seed_within_each_cell():
         rows({0: 52, 1: 64}, site="early"),
         rows({0: 51, 1: 59}, site="late"),
     )
-    (only,) = contrasts.overall(runs, "test/acc")
+    (only,) = contrasts.compare(runs, "test/acc", contrasts.sites_of(runs))
     assert (only.arm, only.baseline, only.num_cells) == ("full, trained", "scratch", 2)
     assert only.difference == difference({0: 51.5, 1: 61.5}, {0: 50, 1: 60})
     cells = contrasts.against(runs, "test/acc", "scratch")["h"]
@@ -42,7 +42,7 @@ def test_arms_are_paired_by_seed_within_each_cell():
 
 def test_a_seed_that_misses_a_cell_is_left_out():
     runs = table(rows({0: 50, 1: 60, 2: 99}, strategy="freeze"), rows({0: 51, 1: 62}))
-    (only,) = contrasts.overall(runs, "test/acc")
+    (only,) = contrasts.compare(runs, "test/acc", contrasts.sites_of(runs))
     assert (only.difference.n, only.difference.mean) == (2, -1.5)
 
 
@@ -77,7 +77,10 @@ def test_page_shows_the_figures_of_the_records(sweep):
     page = (sweep / "sweeps" / "small" / "report.html").read_text()
     runs = contrasts.with_arms(tidy(read_sweep(sweep / "sweeps" / "small")))
     assert "14 of 14 runs completed; 2 seeds" in page
-    for contrast in contrasts.overall(runs, "test/acc"):
+    scopes = [["early", "late"], ["early"], ["late"]]
+    compared = [contrast for sites in scopes for contrast in contrasts.compare(runs, "test/acc", sites)]
+    assert len(compared) == 3 * 6  # pairs of the 4 arms
+    for contrast in compared:
         assert (
             f'<td>{contrast.arm}</td><td>{contrast.baseline}</td><td class="number">{contrast.difference}</td>' in page
         )

@@ -73,6 +73,11 @@ def test_key_holds_what_decides_the_numbers_and_no_more(config):
     assert len({checked(config("strategy=freeze", override)).key for override in others} | {base}) == len(others) + 1
 
 
+def test_a_key_stays_in_its_folder(config):
+    key = checked(config("strategy=freeze", "strategy.name='../../a b'")).key
+    assert key.startswith("..-..-a-b.early.resnet18.trained.seed0.") and "/" not in key
+
+
 def test_scratch_does_not_depend_on_the_site(config):
     keys = {checked(config("donor=none", "strategy=full", f"site={site}")).key for site in ("early", "late")}
     assert len(keys) == 1

@@ -1,7 +1,13 @@
 """A sweep from the command line: what it runs, what it leaves, what it does when something is wrong."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -115,3 +121,22 @@ def test_workers_by_cores_and_gpus(config, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(config(), 9)] == ["3", "5"]
     assert environments(config("exec=cpu"), 2) == [{}] * 2
+
+
+def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(sweep / "donors", outputs / "donors")
+    program = [Path(sys.executable).with_name("layergraft"), "train", *SWEEP, f"exec.outputs={outputs}", "schedule.epochs=30"]
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(outputs.glob("runs/*/record.json")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C: the parent and its workers get it
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.splitlines()[-1].startswith("interrupted; the same command goes on")
+    assert "Traceback" not in err
+    statuses = [json.loads(path.read_text())["status"] for path in outputs.glob("runs/*/record.json")]
+    assert set(statuses) == {"completed", "interrupted"} and len(statuses) < 14
+    done = statuses.count("completed")
+    code, _, err = command("train", *SWEEP, f"exec.outputs={outputs}", "schedule.epochs=30")
+    assert code == 0 and f"{done} of 14 runs are in the store already" in err and "14 of 14 runs completed" in err

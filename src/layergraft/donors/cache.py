@@ -14,7 +14,7 @@ from layergraft.donors.geometry import Geometry
 from layergraft.donors.random import RandomDonor, initial
 from layergraft.donors.trained import TrainedDonor
 from layergraft.errors import UserError
-from layergraft.files import digest, write_json
+from layergraft.files import digest, label, write_json
 from layergraft.seeds import stream
 from layergraft.specs import RESULT_VERSION, OptimSpec, PhaseSpec, StrategySpec, canonical, require
 
@@ -65,8 +65,8 @@ def identity(spec: TrainedDonor, site: Geometry, backend: Backend) -> dict[str, 
 def key_of(spec: TrainedDonor, site: Geometry, backend: Backend) -> str:
     """The name of a trained donor's folder: readable, and unique by the hash of all that decides its weights."""
     shape = spec.geometry(site)
-    label = f"conv{shape.kernel_size}x{shape.kernel_size}-{shape.in_channels}-{shape.out_channels}"
-    return f"{label}.{spec.data.name}.seed{spec.seed}.{digest(identity(spec, site, backend))}"
+    layer = f"conv{shape.kernel_size}x{shape.kernel_size}-{shape.in_channels}-{shape.out_channels}"
+    return label(layer, spec.data.name, f"seed{spec.seed}", digest(identity(spec, site, backend)))
 
 
 def untrained(spec: RandomDonor | TrainedDonor, site: Geometry) -> Donor:

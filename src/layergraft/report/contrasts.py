@@ -56,28 +56,39 @@ class Contrast:
     """Of the whole family of contrasts in the report."""
 
 
-def overall(runs: pd.DataFrame, metric: str) -> list[Contrast]:
-    """Every pair of arms that share a cell. A seed counts where it has all the cells that the pair shares."""
+def compare(runs: pd.DataFrame, metric: str, sites: Sequence[str]) -> list[Contrast]:
+    """Every pair of arms that share a cell at `sites`, one family for Holm's correction.
+
+    A seed counts where it has all the cells that the pair shares.
+    """
     arms = sorted(runs.arm.unique(), key=lambda name: (name == SCRATCH, name))
-    cells = [(setting, site) for setting in runs.setting.unique() for site in runs.site.unique() if site != "-"]
+    cells = [(setting, site) for setting in runs.setting.unique() for site in sites]
     found = []
     for arm, baseline in itertools.combinations(arms, 2):
         pairs = [[cell(runs, metric, name, *where) for name in (arm, baseline)] for where in cells]
         pairs = [pair for pair in pairs if pair[0] and pair[1]]
         if not pairs:
             continue
-        means = [{seed: sum(p[side][seed] for p in pairs) / len(pairs)
-                  for seed in set.intersection(*(set(p[side]) for p in pairs))} for side in (0, 1)]  # fmt: skip
-        result = difference(*means)
+        result = difference(*[_mean_by_seed([pair[side] for pair in pairs]) for side in (0, 1)])
         if result is not None:
             found.append((arm, baseline, len(pairs), result))
     corrected = holm([result.p for *_, result in found])
     return [Contrast(*parts, p) for parts, p in zip(found, corrected, strict=True)]
 
 
+def _mean_by_seed(cells: Sequence[dict[int, float]]) -> dict[int, float]:
+    seeds = set.intersection(*(set(values) for values in cells))
+    return {seed: sum(values[seed] for values in cells) / len(cells) for seed in seeds}
+
+
+def sites_of(runs: pd.DataFrame) -> list[str]:
+    """The sites that donors went to, in the order of the sweep; scratch alone has none."""
+    return [site for site in runs.site.unique() if site != "-"]
+
+
 def against(runs: pd.DataFrame, metric: str, baseline: str) -> dict[str, pd.DataFrame]:
     """Setting -> table of Difference (or None), a row an arm and a column a site, each cell less `baseline` in it."""
-    sites = [site for site in runs.site.unique() if site != "-"]
+    sites = sites_of(runs)
     tables = {}
     for setting in runs.setting.unique():
         arms = [a for a in runs[runs.setting == setting].arm.unique() if a not in (baseline, SCRATCH)]

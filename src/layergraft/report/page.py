@@ -23,7 +23,11 @@ def write_page(folder: Path) -> Path:
     write_atomic(folder / "runs.csv", runs.to_csv(index=False))
     outputs = folder.resolve().parents[1]
     curves = {key: pd.read_csv(run_folder(outputs, key) / "curves.csv") for key in runs.key}
-    overall = {metric: contrasts.overall(runs, metric) for metric in UNITS}
+    sites = contrasts.sites_of(runs)
+    scopes = ({"all sites": sites} if len(sites) > 1 else {}) | {site: [site] for site in sites}
+    compared = {
+        metric: {scope: contrasts.compare(runs, metric, there) for scope, there in scopes.items()} for metric in UNITS
+    }
     drawn = {"learning": figures.save(figures.learning_curves(runs, curves), folder / "figures", "learning_curves")}
     for metric, unit in UNITS.items():
         tables = contrasts.against(runs, metric, contrasts.SCRATCH)
@@ -37,7 +41,7 @@ def write_page(folder: Path) -> Path:
     page = environment.get_template("report.html.j2").render(
         plan=plan,
         units=UNITS,
-        overall=overall,
+        compared=compared,
         figures=drawn,
         accuracies=_accuracies(runs),
         statuses=Counter(record["status"] for record in records),

@@ -30,7 +30,7 @@ from layergraft.data.images import ImageData
 from layergraft.donors import NoDonor, TrainedDonor
 from layergraft.donors.cache import Donor, key_of, obtain, require_batch, untrained
 from layergraft.donors.geometry import Geometry
-from layergraft.files import digest, write_atomic, write_json
+from layergraft.files import digest, label, write_atomic, write_json
 from layergraft.hosts import sites
 from layergraft.seeds import stream
 from layergraft.specs import RESULT_VERSION, Config, HostSpec, canonical
@@ -134,8 +134,8 @@ def _put_together(
         roles["graft"] = [path]
     names = [name for name, _ in network.named_parameters()]
     plan = make_plan(config.strategy, names, norm_paths(network), roles, config.schedule.epochs)
-    label = ".".join(str(part) for name, part in axes(config).items() if name not in ("data", "seed") and part != "-")
-    key = f"{label}.seed{config.seed}.{digest(identity(config, backend, data.fingerprint, donor_key))}"
+    parts = [part for name, part in axes(config).items() if name not in ("data", "seed") and part != "-"]
+    key = label(*parts, f"seed{config.seed}", digest(identity(config, backend, data.fingerprint, donor_key)))
     return Assembled(key, donor_key, path, donor, network, plan, data)
 
 
