@@ -126,7 +126,13 @@ def test_workers_by_cores_and_gpus(config, monkeypatch):
 def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
     outputs = tmp_path / "outputs"
     shutil.copytree(sweep / "donors", outputs / "donors")
-    program = [Path(sys.executable).with_name("layergraft"), "train", *SWEEP, f"exec.outputs={outputs}", "schedule.epochs=30"]
+    program = [
+        Path(sys.executable).with_name("layergraft"),
+        "train",
+        *SWEEP,
+        f"exec.outputs={outputs}",
+        "schedule.epochs=30",
+    ]
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(outputs.glob("runs/*/record.json")):
         assert process.poll() is None, process.stderr.read()

@@ -69,19 +69,14 @@ def key_of(spec: TrainedDonor, site: Geometry, backend: Backend) -> str:
     return label(layer, spec.data.name, f"seed{spec.seed}", digest(identity(spec, site, backend)))
 
 
-def untrained(spec: RandomDonor | TrainedDonor, site: Geometry) -> Donor:
-    """The donor as it is before any training: for the random control, and to check that a trained one would fit."""
-    geometry = spec.geometry(site)
-    return Donor(initial(geometry, spec.seed), {"kind": spec.name, "geometry": vars(geometry), "seed": spec.seed})
-
-
 def obtain(spec: RandomDonor | TrainedDonor, site: Geometry, backend: Backend, outputs: Path) -> Donor:
     """The donor of `spec` for a site of this shape.
 
     A trained donor is trained by the first who asks, in whichever process; the others wait and read it.
     """
     if isinstance(spec, RandomDonor):
-        return untrained(spec, site)
+        geometry = spec.geometry(site)
+        return Donor(initial(geometry, spec.seed), {"kind": spec.name, "geometry": vars(geometry), "seed": spec.seed})
     from filelock import FileLock
 
     key = key_of(spec, site, backend)

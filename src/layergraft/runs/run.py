@@ -10,7 +10,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -28,7 +28,7 @@ from layergraft import surgery
 from layergraft.data.batches import Batches
 from layergraft.data.images import ImageData
 from layergraft.donors import NoDonor, TrainedDonor
-from layergraft.donors.cache import Donor, key_of, obtain, require_batch, untrained
+from layergraft.donors.cache import Donor, key_of, obtain, require_batch
 from layergraft.donors.geometry import Geometry
 from layergraft.files import digest, label, write_atomic, write_json
 from layergraft.hosts import sites
@@ -50,6 +50,7 @@ class Assembled:
     path: str | None
     """The module path of the site; None without a donor."""
     donor: Donor | None
+    """None without a donor, and where the run has only been checked."""
     network: nn.Module
     plan: Plan
     data: ImageData
@@ -87,10 +88,15 @@ def assemble(config: Config, backend: Backend) -> Assembled:
     Raises UserError as `checked` does.
     """
     data = _data(config)
-    network = config.host.build(data.channels, data.num_classes, config.seed)
-    return _put_together(
-        config, backend, data, network, lambda site: obtain(config.donor, site, backend, outputs_of(config))
-    )
+    host = config.host.build(data.channels, data.num_classes, config.seed)
+    donors: list[Donor] = []
+
+    def graft(path: str, site: Geometry) -> nn.Module:
+        donors.append(obtain(config.donor, site, backend, outputs_of(config)))
+        return surgery.replace(host, path, donors[0].layer)
+
+    run = _put_together(config, backend, data, host, graft)
+    return replace(run, donor=donors[0] if donors else None)
 
 
 def checked(config: Config) -> Assembled:
@@ -100,9 +106,10 @@ def checked(config: Config) -> Assembled:
     """
     backend = Backend.resolve(config.exec.device, config.precision)
     data = _data(config)
-    network = _skeleton(type(config.host), json.dumps(canonical(config.host)), data.channels, data.num_classes)
-    with torch.device("meta"):
-        return _put_together(config, backend, data, network, lambda site: untrained(config.donor, site))
+    host = _skeleton(type(config.host), json.dumps(canonical(config.host)), data.channels, data.num_classes)
+    return _put_together(
+        config, backend, data, host, lambda path, site: _grafted_skeleton(host, path, config.donor.geometry(site))
+    )
 
 
 def _data(config: Config) -> ImageData:
@@ -111,32 +118,37 @@ def _data(config: Config) -> ImageData:
     return data
 
 
+# Checks run on torch's meta device. The runs of a sweep differ by seed and strategy more than by shape, so both are kept.
 @lru_cache(maxsize=64)
 def _skeleton(kind: type[HostSpec], fields: str, in_channels: int, num_classes: int) -> nn.Module:
-    """A host on torch's meta device; one serves all the checks of a sweep that it stands in."""
     with torch.device("meta"):
         return kind(**json.loads(fields)).build(in_channels, num_classes, seed=0)
 
 
+@lru_cache(maxsize=256)
+def _grafted_skeleton(host: nn.Module, path: str, donor: Geometry) -> nn.Module:
+    with torch.device("meta"):
+        return surgery.replace(host, path, donor.build())
+
+
 def _put_together(
-    config: Config, backend: Backend, data: ImageData, network: nn.Module, donor_for: Callable[[Geometry], Donor]
+    config: Config, backend: Backend, data: ImageData, host: nn.Module, graft: Callable[[str, Geometry], nn.Module]
 ) -> Assembled:
-    path = donor = donor_key = None
+    network, path, donor_key = host, None, None
     roles = {**config.host.roles, "graft": []}
     check(config.optim, config.schedule)
     if not isinstance(config.donor, NoDonor):
-        path = sites.resolve(network, config.site, config.host.name)
-        site = Geometry.of(network.get_submodule(path))
+        path = sites.resolve(host, config.site, config.host.name)
+        site = Geometry.of(host.get_submodule(path))
         if isinstance(config.donor, TrainedDonor):
             donor_key = key_of(config.donor, site, backend)
-        donor = donor_for(site)
-        network = surgery.replace(network, path, donor.layer)
+        network = graft(path, site)
         roles["graft"] = [path]
     names = [name for name, _ in network.named_parameters()]
     plan = make_plan(config.strategy, names, norm_paths(network), roles, config.schedule.epochs)
     parts = [part for name, part in axes(config).items() if name not in ("data", "seed") and part != "-"]
     key = label(*parts, f"seed{config.seed}", digest(identity(config, backend, data.fingerprint, donor_key)))
-    return Assembled(key, donor_key, path, donor, network, plan, data)
+    return Assembled(key, donor_key, path, None, network, plan, data)
 
 
 def prepare_donor(config: Config) -> None:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from layergraft.donors.cache import PROVENANCE
 from layergraft.errors import UserError
 from layergraft.files import write_json
-from layergraft.runs.compose import Composer, to_config
+from layergraft.runs.compose import Composer
 from layergraft.runs.pool import Failed, Pool
 from layergraft.runs.run import axes, checked, execute, outputs_of, prepare_donor
 from layergraft.specs import Config
@@ -44,7 +44,7 @@ def plan(composer: Composer, cells: Iterable[Sequence[str]]) -> list[Job]:
     jobs = []
     for overrides in cells:
         try:
-            config = to_config(composer(overrides))
+            config = composer(overrides)
             run = checked(config)
         except UserError as error:
             raise UserError(f"{error} [in the run {' '.join(overrides)}]") from error
