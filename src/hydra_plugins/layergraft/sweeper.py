@@ -67,7 +67,9 @@ class LayergraftSweeper(BasicSweeper):
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
         composer = Composer(self.hydra_context.config_loader, self.config)
-        jobs = sweep.distinct(sweep.plan(composer, self.cells(arguments)))
+        cells = self.cells(arguments)
+        print(f"checking {len(cells)} runs before the first starts", file=sys.stderr)
+        jobs = sweep.distinct(sweep.plan(composer, cells))
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         sweep.write_plan(folder, jobs, shlex.join(["layergraft", "train", *sys.argv[1:]]))
@@ -85,12 +87,13 @@ def finish(folder: Path) -> None:
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     records = report.read_sweep(folder)
-    page = report.write(folder)
     failed = [record for record in records if record["status"] != "completed"]
     console.print(f"{len(records) - len(failed)} of {len(records)} runs completed")
     for record in failed:
-        console.print(f"  {record['status']}: {record['key']}: {record.get('error', '')}", markup=False)
-    console.print(f"report:      {page}")
-    console.print(f"TensorBoard: tensorboard --logdir {folder.parents[1] / 'runs'}")
+        reason = record.get("error", "").partition("\n")[0]
+        console.print(f"  {record['status']}: {record['key']}: {reason}", markup=False)
+    if len(failed) < len(records):
+        console.print(f"report:      {report.write(folder)}", markup=False)
+        console.print(f"TensorBoard: tensorboard --logdir {folder.parents[1] / 'runs'}", markup=False)
     if failed:
         sys.exit(1)
