@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Difference:
 
     mean: float
     half_width: float
-    """Of the interval; infinite where n is 1."""
+    """Of the interval; infinite where n is 1, or where every pair has the same difference, but 0."""
     n: int
     """Pairs."""
     p: float
-    """Two-sided, of the hypothesis that the mean is 0; 1 where n is 1."""
+    """Two-sided, of the hypothesis that the mean is 0; 1 where the pairs show no spread."""
     detectable: float
     """The true difference that this n and this spread would detect 4 times in 5 at the 5% level."""
 
@@ -35,7 +36,9 @@ class Difference:
         return abs(self.mean) > self.half_width
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f} ± {self.half_width:.1f}" if self.n > 1 else f"{self.mean:+.1f} (n = 1)"
+        if math.isinf(self.half_width):
+            return f"{self.mean:+.1f} (n = {self.n})"
+        return f"{self.mean:+.1f} ± {self.half_width:.1f}"
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float], level: float = 0.95) -> Difference | None:
@@ -47,13 +50,28 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float], level
     n = len(deltas)
     if n == 1:
         return Difference(float(deltas[0]), math.inf, 1, 1.0, math.inf)
-    mean, error = float(deltas.mean()), float(deltas.std(ddof=1)) / math.sqrt(n)
+    mean, spread = float(deltas.mean()), float(deltas.std(ddof=1))
+    if spread < 1e-9 * max(1.0, abs(mean)):  # the same difference each time: these pairs tell nothing of the spread
+        return Difference(mean, 0.0 if mean == 0 else math.inf, n, 1.0, math.inf)
+    error = spread / math.sqrt(n)
     quantile = float(stats.t.ppf((1 + level) / 2, n - 1))
-    if error == 0:
-        p = 1.0 if mean == 0 else 0.0
-    else:
-        p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
-    return Difference(mean, quantile * error, n, p, (quantile + float(stats.t.ppf(0.8, n - 1))) * error)
+    p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
+    return Difference(mean, quantile * error, n, p, _noncentrality(n) * error)
+
+
+@lru_cache
+def _noncentrality(n: int, level: float = 0.95, power: float = 0.8) -> float:
+    """The true mean, in standard errors, that a two-sided t test of n pairs finds with this power.
+
+    The noncentral t as a mixture of normals over the spread that a sample may show; scipy's own fails for small n.
+    """
+    quantile = stats.t.ppf((1 + level) / 2, n - 1)
+    threshold = quantile * np.sqrt(stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, n - 1) / (n - 1))
+
+    def missing(shift: float) -> float:
+        return float(np.mean(stats.norm.sf(threshold - shift) + stats.norm.cdf(-threshold - shift)) - power)
+
+    return float(optimize.brentq(missing, 0, 2 * quantile + 4))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -18,6 +18,12 @@ def test_no_image_is_in_two_splits():
     assert not rows(data.train) & rows(data.test) and not rows(data.val) & (rows(data.test) | rows(data.train))
 
 
+@pytest.mark.parametrize("classes", [[], [0, 1, 2], [4, 3, 2, 1, 0], [3, 4, 5, 6]])
+def test_no_selection_of_classes_trains_on_what_another_tests_on(classes):
+    source, target = Digits(classes=classes).load(0), Digits(classes=[0, 1, 2, 3, 4]).load(1)
+    assert not rows(source.train) & (rows(target.test) | rows(target.val))
+
+
 def test_splits_are_stratified():
     data = Digits().load(0)
     shares = [np.bincount(split.y_N) / len(split) for split in (data.train, data.val, data.test)]

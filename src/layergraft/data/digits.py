@@ -26,15 +26,15 @@ class Digits(DataSpec):
         from sklearn.model_selection import train_test_split
 
         whole = _read()
-        kept = keep_classes(whole, self)
-        index = np.arange(len(kept))
-        rest, test = train_test_split(index, test_size=1 / 2, stratify=kept.y_N, random_state=0)
-        pool, val = train_test_split(rest, test_size=1 / 3, stratify=kept.y_N[rest], random_state=0)
+        # Split before classes are chosen: a donor of some classes then never learns on test images of a host of others.
+        rest, test = train_test_split(np.arange(len(whole)), test_size=1 / 2, stratify=whole.y_N, random_state=0)
+        pool, val = train_test_split(rest, test_size=1 / 3, stratify=whole.y_N[rest], random_state=0)
+        train, val, test = (keep_classes(whole.take(index), self) for index in (pool, val, test))
         return ImageData(
-            train=few_shot(kept.take(pool), self, seed),
-            val=kept.take(val),
-            test=kept.take(test),
-            num_classes=int(kept.y_N.max()) + 1,
+            train=few_shot(train, self, seed),
+            val=val,
+            test=test,
+            num_classes=int(test.y_N.max()) + 1,
             fingerprint=fingerprint(whole),
         )
 
