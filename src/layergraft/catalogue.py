@@ -44,6 +44,7 @@ def train_help(arguments: Sequence[str]) -> str:
     added = [
         Path(after) for name, after in zip(arguments, arguments[1:], strict=False) if name in ("--config-dir", "-cd")
     ]
+    added += [Path(name.partition("=")[2]) for name in arguments if name.startswith("--config-dir=")]
     sections = groups([conf_dir(), *added])
     experiments = sections.pop("experiment", {})
     sections["site"] = {name: line for name, (_, line) in RELATIVE.items()}

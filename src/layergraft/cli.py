@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(USAGE, end="")
         return
     command, *rest = arguments
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1" or any(a.lower() == "exec.traceback=true" for a in rest)
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1" or any(
+        re.fullmatch(r"exec\.traceback=(true|yes|on|1)", a, re.IGNORECASE) for a in rest
+    )
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)

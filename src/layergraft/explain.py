@@ -12,6 +12,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from layergraft.errors import RunFailed, UserError, unknown
 
@@ -32,13 +33,17 @@ def explain(error: BaseException) -> str | None:
         return _omegaconf(error)
     if isinstance(error, HydraException):
         return _first_line(error)
+    if isinstance(error, MarkedYAMLError):
+        return _yaml(error)
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return None
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+    """Of the message; the second too, where the first only announces it."""
+    first, *rest = str(error).strip().splitlines()
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
 def _missing_choice(error: MissingConfigException) -> str:
@@ -58,6 +63,12 @@ def _composition(error: ConfigCompositionException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return _omegaconf(cause)
     return _first_line(error)
+
+
+def _yaml(error: MarkedYAMLError) -> str:
+    mark = error.problem_mark
+    where = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+    return f"{where}{error.problem}"
 
 
 def _omegaconf(error: OmegaConfBaseException) -> str:

@@ -9,6 +9,7 @@ No dataclass here or there may import torch when its module is imported: `--help
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -99,12 +100,12 @@ class OptimSpec:
 
     def check(self, at: str) -> None:
         require(
-            self.lr > 0,
+            0 < self.lr < math.inf,
             f"{at}.lr is {self.lr}; a learning rate must be above 0 (a strategy freezes what shall not learn)",
         )
-        require(self.batch_size > 0, f"{at}.batch_size is {self.batch_size}; it must be 1 or more")
+        require(self.batch_size > 1, f"{at}.batch_size is {self.batch_size}; it must be 2 or more, for batch norm")
         require(0 <= self.momentum < 1, f"{at}.momentum is {self.momentum}; it must be in [0, 1)")
-        require(self.weight_decay >= 0, f"{at}.weight_decay is {self.weight_decay}; it must be 0 or more")
+        require(0 <= self.weight_decay < math.inf, f"{at}.weight_decay is {self.weight_decay}; it must be 0 or more")
 
 
 @dataclass

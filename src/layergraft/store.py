@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from layergraft.errors import UserError
+
 RECORD = "record.json"
 STATUSES = ("completed", "failed", "diverged", "interrupted")
 
@@ -20,10 +22,16 @@ def run_folder(outputs: Path, key: str) -> Path:
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record in a run's folder; None where there is none yet."""
+    path = folder / RECORD
+    return read_json(path) if path.exists() else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; raises UserError where it is not whole."""
     try:
-        return json.loads((folder / RECORD).read_text())
-    except FileNotFoundError:
-        return None
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def is_done(record: dict[str, Any] | None) -> bool:

@@ -10,6 +10,7 @@ matches a whole parameter name (`.*`).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,9 +118,9 @@ def _phases(spec: StrategySpec, what: str, epochs: int) -> list[Phase]:
             if group not in spec.groups:
                 raise unknown(f"group in {where}:", group, spec.groups)
         for group, multiplier in phase.train.items():
-            if not multiplier > 0:
+            if not 0 < multiplier < math.inf:
                 raise UserError(
-                    f"{where} trains {group} at {multiplier} times the learning rate; it must be above 0, or freeze {group}"
+                    f"{where} trains {group} at {multiplier} times the learning rate; it must be above 0 and finite, or freeze {group}"
                 )
         for group in spec.groups:
             if (group in phase.train) == (group in phase.freeze):

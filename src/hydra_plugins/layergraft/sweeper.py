@@ -16,6 +16,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 
+from layergraft.errors import UserError
+
 
 @dataclass
 class SweeperConf:
@@ -45,7 +47,11 @@ class LayergraftSweeper(BasicSweeper):
     def cells(self, arguments: list[str]) -> list[list[str]]:
         """The overrides of every run asked for: the product, then each control over it, without repeats."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (product,) = self.split_arguments(parser.parse_overrides(self._parse_config() + arguments), None)
+        overrides = parser.parse_overrides(self._parse_config() + arguments)
+        for override in overrides:
+            if override.is_sweep_override() and within(override.key_or_group, "exec"):
+                raise UserError(f"{override.input_line}: exec cannot be swept over; nothing there changes a result")
+        (product,) = self.split_arguments(overrides, None)
         cells = [list(cell) for cell in product]
         for control in self.controls:
             pinned = [key_of(override) for override in control]
@@ -62,7 +68,7 @@ class LayergraftSweeper(BasicSweeper):
         from layergraft.runs import sweep
         from layergraft.runs.compose import Composer
 
-        name = self.config.exec.sweep or f"sweep-{digest(sorted(arguments))}"
+        name = self.config.exec.sweep or f"sweep-{digest(sorted(a for a in arguments if not a.startswith('exec.')))}"
         folder = Path(self.config.exec.outputs) / "sweeps" / name
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from layergraft.donors.geometry import Geometry
 from layergraft.donors.random import RandomDonor, initial
 from layergraft.donors.trained import TrainedDonor
-from layergraft.errors import UserError
+from layergraft.errors import RunFailed, UserError
 from layergraft.files import digest, label, write_json
 from layergraft.seeds import stream
 from layergraft.specs import RESULT_VERSION, OptimSpec, PhaseSpec, StrategySpec, canonical, require
@@ -90,12 +90,13 @@ def obtain(spec: RandomDonor | TrainedDonor, site: Geometry, backend: Backend, o
 
 
 def _train(spec: TrainedDonor, site: Geometry, backend: Backend, key: str, folder: Path) -> None:
+    import torch
     from safetensors.torch import save_file
 
     from layergraft.data.batches import Batches
     from layergraft.strategies import make_plan
     from layergraft.training.fit import fit
-    from layergraft.training.module import norm_paths
+    from layergraft.training.module import Diverged, norm_paths
 
     data = spec.data.load(spec.seed)
     geometry = spec.geometry(site)
@@ -105,6 +106,9 @@ def _train(spec: TrainedDonor, site: Geometry, backend: Backend, key: str, folde
     batches = Batches.of(
         data, spec.optim.batch_size, spec.data.shift, stream(spec.seed, "donor", "data"), backend.device
     )
+    # One thread, whoever asks: the number of threads changes the last bits, and runs share what comes out.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     # Built beside its place and moved there whole, so that nobody finds half a donor.
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}."))
     try:
@@ -124,9 +128,11 @@ def _train(spec: TrainedDonor, site: Geometry, backend: Backend, key: str, folde
         write_json(unfinished / PROVENANCE, provenance)
         os.chmod(unfinished, 0o755)  # mkdtemp makes 0700
         os.replace(unfinished, folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    except Diverged as error:
+        raise RunFailed(f"the donor {key} diverged: {error}") from error
+    finally:
+        torch.set_num_threads(threads)
+        shutil.rmtree(unfinished, ignore_errors=True)  # gone already where it was moved
 
 
 def _read(folder: Path) -> Donor:

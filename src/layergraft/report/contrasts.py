@@ -29,7 +29,7 @@ def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
 
     def arm(row: pd.Series) -> str:
         if row.donor == "none" and row.strategy == "full":
-            return SCRATCH
+            return SCRATCH + label(row, of_arm)
         donor = "no donor" if row.donor == "none" else row.donor
         return f"{row.strategy}, {donor}{label(row, of_arm)}"
 
@@ -41,7 +41,7 @@ def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
 def cell(runs: pd.DataFrame, metric: str, arm: str, setting: str, site: str) -> dict[int, float]:
     """`metric` by seed in one cell; scratch, which has no site, is in every site's."""
     there = runs[(runs.arm == arm) & (runs.setting == setting) & runs.site.isin([site, "-"])]
-    return dict(zip(there.seed, there[metric], strict=True))
+    return there.groupby("seed")[metric].mean().to_dict()
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Contrast:
     num_cells: int
     difference: Difference
     holm_p: float
-    """Of the whole family of contrasts in the report."""
+    """Corrected over the family that it was compared in."""
 
 
 def compare(runs: pd.DataFrame, metric: str, sites: Sequence[str]) -> list[Contrast]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from layergraft.errors import UserError, unknown
-from layergraft.store import read_record, run_folder
+from layergraft.store import read_json, read_record, run_folder
 
 AXES = ["strategy", "site", "host", "donor", "data", "seed"]
 
@@ -22,7 +22,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
             sorted(str(found.parent) for found in folder.parent.glob("*/sweep.json")) if folder.parent.is_dir() else []
         )
         raise unknown("sweep (a folder with a sweep.json):", str(folder), near)
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def read_sweep(folder: Path) -> list[dict[str, Any]]:
@@ -60,11 +60,14 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _extra_axes(flat: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
     """The keys that were swept beside the axes: they differ between runs that the axes do not tell apart."""
     extra = []
+    told = {*AXES, *(f"{axis}.name" for axis in ("strategy", "host", "donor", "data"))}
+    if "donor.seed" in flat and flat["donor.seed"].dropna().eq(rows.seed[flat["donor.seed"].notna()]).all():
+        told.add("donor.seed")
     for name in flat:
         root = name.split(".")[0]
-        if root == "exec" or name in AXES or name.endswith((".name", ".seed")):
+        if root == "exec" or name in told:
             continue
-        named = [axis for axis in ("strategy", "host", "donor", "data") if axis == root] or []
+        named = [axis for axis in ("strategy", "host", "donor", "data") if axis == root]
         filled = flat[name].astype("string").fillna("null")
         if filled.groupby([rows[axis] for axis in named] if named else [0] * len(rows)).nunique().max() > 1:
             extra.append(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import layergraft.data  # noqa: F401  each registers its specs
 import layergraft.donors  # noqa: F401
 import layergraft.hosts  # noqa: F401
+from layergraft.errors import unknown
 from layergraft.specs import Config, validate
 
 
@@ -40,10 +42,23 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
 
 
 def _built(composed: DictConfig) -> Config:
+    _refuse_added(composed, "")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     validate(config)
     return config
+
+
+def _refuse_added(node: DictConfig, at: str) -> None:
+    """Raise UserError for a key that was added with `+` where nothing would read it."""
+    kind = OmegaConf.get_type(node)
+    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list(node)
+    for key in node:
+        if key not in known:
+            raise unknown(f"key{f' in {at}' if at else ''}:", str(key), known)
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
+            _refuse_added(child, f"{at}.{key}" if at else str(key))
 
 
 class Composer:

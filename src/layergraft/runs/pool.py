@@ -21,7 +21,9 @@ _context = multiprocessing.get_context("forkserver")
 def warm() -> None:
     """Start the server that workers are forked from; it imports what they need while the caller goes on."""
     _context.set_forkserver_preload(PRELOAD)
+    os.environ["PYTHONSAFEPATH"] = "1"  # else a file in the current folder could stand in for a module of that name
     forkserver.ensure_running()
+    del os.environ["PYTHONSAFEPATH"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,11 @@ class Pool:
         def give(number: int) -> None:
             if waiting:
                 index, task = waiting.popleft()
-                self.workers[number].connection.send((function, task))
+                try:
+                    self.workers[number].connection.send((function, task))
+                except (BrokenPipeError, ConnectionResetError):  # it died while it was idle
+                    self.workers[number] = self._start(self.environments[number])
+                    self.workers[number].connection.send((function, task))
                 busy[self.workers[number].connection] = (number, index)
 
         for number in range(len(self.workers)):

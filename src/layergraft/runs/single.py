@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from layergraft.donors import TrainedDonor
 from layergraft.errors import RunFailed, UserError
-from layergraft.runs.run import assemble, execute, outputs_of
+from layergraft.runs.run import assemble, checked, execute, outputs_of
 from layergraft.specs import Config
 from layergraft.store import run_folder
 from layergraft.training.fit import Backend
@@ -55,6 +55,7 @@ def donate_one(config: Config) -> None:
     """Train the donor of this run, or find it, and print its key and its accuracy on its own task."""
     if not isinstance(config.donor, TrainedDonor):
         raise UserError(f"donor={config.donor.name} is not trained, so there is nothing to store; donor=trained is")
+    checked(config)
     donor = assemble(config, Backend.resolve(config.exec.device, config.precision)).donor
     print(donor.provenance["key"])
     accuracy = donor.provenance["metrics"]["test/acc"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from layergraft.specs import Device, OptimSpec, Precision, ScheduleSpec
 from layergraft.strategies import Plan
-from layergraft.training.module import PlannedModule, require_device
+from layergraft.training.module import Diverged, PlannedModule, require_device
 from layergraft.training.unfreeze import UnfreezeByPhase
 
 
@@ -99,6 +100,8 @@ def fit(
     """
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if backend.device == "cuda" and backend.precision == "float32":
+        torch.backends.cudnn.allow_tf32 = False  # its default would make convolutions 10-bit
     module = PlannedModule(network, plan, optim, schedule)
     logger = EventsLogger(folder) if folder is not None else None
     trainer = pl.Trainer(
@@ -121,6 +124,8 @@ def fit(
         trainer.fit(module, batches.train, batches.val)
         trainer.test(module, batches.test, verbose=False)
     test_loss, test_acc = module.evaluated()
+    if not math.isfinite(test_loss):
+        raise Diverged(f"the test loss is {test_loss}")
     fitted = Fitted(module.curves, test_loss, test_acc)
     if logger is not None:
         if hparams is not None:

@@ -31,7 +31,7 @@ SCHEDULES = {
 
 
 class Diverged(Exception):
-    """The training loss is no longer a finite number."""
+    """The loss is no longer a finite number."""
 
 
 def check(optim: OptimSpec, schedule: ScheduleSpec) -> None:
@@ -137,8 +137,9 @@ class PlannedModule(pl.LightningModule):
         self.curves.append({"epoch": self.current_epoch, **point})
         if self.logger is not None:
             self.logger.log_metrics(point, step=self.current_epoch)
-        if not math.isfinite(train_loss):
-            raise Diverged(f"the training loss is {train_loss} in epoch {self.current_epoch}")
+        for name, loss in (("training", train_loss), ("validation", val_loss)):
+            if not math.isfinite(loss):
+                raise Diverged(f"the {name} loss is {loss} in epoch {self.current_epoch}")
 
 
 def norm_paths(network: nn.Module) -> list[str]:
