@@ -26,6 +26,10 @@ BAD = {
     "strategy.phases.thaw.epoch=soon": "strategy.phases.thaw.epoch: Value 'soon'",
     "optim.lr=-1": "optim.lr is -1.0; a learning rate must be above 0",
     "donor.optim.lr=0": "donor.optim.lr is 0.0",
+    "optim.lr=inf": "optim.lr is inf",
+    "optim.batch_size=1": "optim.batch_size is 1; it must be 2 or more",
+    "+foo=1": "unknown key: 'foo'",
+    "+optim.lrr=1": "unknown key in optim: 'lrr'; did you mean 'lr'?",
     "optim.lrr=1": "unknown key in optim: 'lrr'; did you mean 'lr'?",
     "stratgy=freeze": "unknown key 'stratgy'; did you mean 'strategy'?",
     "optim.name=adan": "unknown optimizer in optim.name: 'adan'; did you mean 'adam'?",
@@ -83,6 +87,25 @@ def test_a_traceback_where_it_is_asked_for(command, monkeypatch):
     with pytest.raises(ValueError, match="unknown site"):
         command("train", "site=erly")
     assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_a_donor_that_cannot_be_is_not_trained(command, tmp_path):
+    for bad in (["donor.kernel_size=5"], ["strategy=hybrid", "strategy.phases.thaw.epoch=9"]):
+        code, out, err = command("donate", *TINY, *bad, f"exec.outputs={tmp_path}/o")
+        assert code == 2 and out == "" and err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.safetensors"))
+    code, _, err = command("donate", *TINY, "donor.optim.lr=1e30", f"exec.outputs={tmp_path}/o")
+    assert code == 1 and "the donor conv3x3-1-4.digits.seed0." in err and "diverged" in err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_own_choices_with_a_mistake_in_them(command, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    path = tmp_path / "strategy" / "mine.yaml"
+    for text, message in (("name: [", "mine.yaml, line 2"), ("phases: {a: {epoch: 0, trian: {x: 1}}}", "'trian'")):
+        path.write_text(text + "\n")
+        code, _, err = command("train", "--config-dir", str(tmp_path), "strategy=mine")
+        assert code == 2 and message in err and err.count("\n") == 1
 
 
 def test_help(command):

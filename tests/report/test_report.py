@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from layergraft import report
+from layergraft.errors import UserError
 from layergraft.report import contrasts
 from layergraft.report.table import read_sweep, tidy
 from layergraft.stats import difference
@@ -71,6 +72,23 @@ def test_tidy_finds_what_was_swept(sweep):
     for record in records[::2]:
         record["config"]["optim"]["lr"] = 0.5
     assert [name for name in tidy(records) if "." in name] == ["optim.lr"]
+
+
+def test_a_swept_name_or_donor_seed_is_an_axis(sweep):
+    records = read_sweep(sweep / "sweeps" / "small")
+    for record in records[::2]:
+        record["config"]["schedule"]["name"] = "cosine"
+        record["config"]["donor"]["seed"] = 99
+    assert [name for name in tidy(records) if "." in name] == ["donor.seed", "schedule.name"]
+
+
+def test_a_damaged_record_is_named(sweep, tmp_path):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(sweep, outputs)
+    key = read_sweep(outputs / "sweeps" / "small")[0]["key"]
+    (outputs / "runs" / key / "record.json").write_text("{")
+    with pytest.raises(UserError, match=f"{key}/record.json is damaged"):
+        report.write(outputs / "sweeps" / "small")
 
 
 def test_page_shows_the_figures_of_the_records(sweep):

@@ -75,6 +75,7 @@ def test_what_is_lost_is_run_again(sweep, tmp_path, command):
     [
         ("site=early,layer3.9", "unknown site in resnet18: 'layer3.9'"),
         ("strategy=full,freez", "unknown strategy 'freez'; did you mean 'freeze'?"),
+        ("exec.outputs=a,b", "exec cannot be swept over"),
         ("schedule.epochs=3,0", "schedule.epochs is 0"),
         ("donor.kernel_size=3,5", "the donor does not fit conv1"),
     ],
