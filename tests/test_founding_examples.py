@@ -34,7 +34,7 @@ def start(images):
     data = images(channels=3, size=32)
     torch.manual_seed(1)
     donor = nn.Conv2d(3, WIDTH, kernel_size=7, stride=2, padding=3)
-    network = replace(HOST.build(3, data.num_classes, seed=0), "conv1", donor)
+    network = replace(HOST.build((3, 32, 32), data.num_classes, seed=0), "conv1", donor)
     return network, Batches.of(data, batch_size=10, shift=2, seed=0, device="cpu")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `layergraft train | donate | report`. Arguments only; what they do is in `runs` and `report`."""
+"""The command line: `layergraft train | donate | surgery | sites | report`. Arguments only; what they do is in `runs` and `report`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from layergraft.errors import RunFailed, UserError, unknown
 USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet, and measure what that does.
 
   layergraft train [KEY=VALUE ...]      one run; with -m and lists of values, a sweep
-  layergraft donate [KEY=VALUE ...]     train the donor of such a run, store it, print its key
+  layergraft donate [KEY=VALUE ...]     train or cut the donor of such a run, store it, print its key
+  layergraft surgery [KEY=VALUE ...]    what such a run's surgery does, before any training
+  layergraft sites [KEY=VALUE ...]      the places in a host where a donor can go: layergraft sites host=resnet50
   layergraft report DIR                 write the report of a sweep anew
   layergraft COMMAND --help             what a command takes
 """
@@ -63,20 +65,21 @@ def train(arguments: list[str]) -> None:
 
         print(train_help(arguments), end="")
         return
-    _hydra(arguments, _train_one)
+    _hydra(arguments, lambda composed: _on_config(composed, SINGLE["train"]))
 
 
-def donate(arguments: list[str]) -> None:
-    if _asks_for_help(arguments):
-        print(
-            "layergraft donate [KEY=VALUE ...]\n\nTakes what `layergraft train` takes; trains the donor alone, or finds it, and prints its key."
-        )
-        return
-    if "-m" in arguments or "--multirun" in arguments:
-        raise UserError(
-            "donate makes one donor and takes no -m; a sweep trains the donors that its runs share by itself"
-        )
-    _hydra(arguments, _donate_one)
+def _of_one_run(command: str, what: str) -> Callable[[list[str]], None]:
+    """A command that takes the keys of one run, as `train` does, and hands its config to `runs.single`'s function."""
+
+    def run(arguments: list[str]) -> None:
+        if _asks_for_help(arguments):
+            print(f"layergraft {command} [KEY=VALUE ...]\n\nTakes what `layergraft train` takes; {what}.")
+            return
+        if "-m" in arguments or "--multirun" in arguments:
+            raise UserError(f"{command} takes one run and no -m; `layergraft train -m` sweeps over many")
+        _hydra(arguments, lambda composed: _on_config(composed, SINGLE[command]))
+
+    return run
 
 
 def report(arguments: list[str]) -> None:
@@ -94,7 +97,15 @@ def report(arguments: list[str]) -> None:
     print(pages.write(Path(arguments[0])))
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train, "donate": donate, "report": report}
+# Commands on one run's config -> the function of `runs.single`.
+SINGLE = {"train": "train_one", "donate": "donate_one", "surgery": "print_surgery", "sites": "print_sites"}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "donate": _of_one_run("donate", "trains or cuts the donors alone, or finds them, and prints their keys"),
+    "surgery": _of_one_run("surgery", "prints what the surgery does, step-0 activations and loss; trains no host"),
+    "sites": _of_one_run("sites", "prints every site of the host; only host and data matter"),
+    "report": report,
+}
 
 
 def _asks_for_help(arguments: Sequence[str]) -> bool:
@@ -128,15 +139,10 @@ def _hydra(arguments: list[str], task: Callable) -> None:
         raise raised[0]
 
 
-def _train_one(composed):
+def _on_config(composed, function: str):
     from layergraft.runs.compose import to_config
-    from layergraft.runs.single import train_one
 
-    return train_one(to_config(composed))
+    config = to_config(composed)
+    from layergraft.runs import single
 
-
-def _donate_one(composed) -> None:
-    from layergraft.runs.compose import to_config
-    from layergraft.runs.single import donate_one
-
-    donate_one(to_config(composed))
+    return getattr(single, function)(config)

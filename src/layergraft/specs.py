@@ -13,12 +13,13 @@ import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from layergraft.errors import UserError
+from layergraft.errors import UserError, unknown
 
 RESULT_VERSION = 1  # raise it when the code changes so that the same config gives other numbers
 
@@ -83,6 +84,30 @@ class HostSpec:
     """The multi-layer network that receives the donor. Kinds: `layergraft.hosts`."""
 
     name: str = MISSING
+    width: int = MISSING
+    """Channels of the stem; what multiplies the width of all that follows. Kinds give the network's own."""
+    norm: str = "batch"
+    """batch, or group: groups of 16 channels."""
+    skips: bool = True
+    """Whether blocks have their residual skips; false: a plain network of the same layers."""
+    in_channels: int | None = None
+    """Of the images it takes: 1 or 3; the data's images are averaged or repeated to fit. null: as the data has them."""
+    weights: str | None = None
+    """Trained weights to start from: a name of torchvision's (IMAGENET1K_V1, DEFAULT) or a file; null: none."""
+
+    # Facts about the network that strategies refer to by role: role -> module paths.
+    roles = {"stem": ["conv1", "bn1"], "head": ["fc"]}
+
+    def weights_name(self) -> str | None:
+        """Torchvision's name in `weights`; None where there is none or it is a file."""
+        is_file = self.weights is not None and (re.search(r"[./\\]", self.weights) or Path(self.weights).is_file())
+        return None if is_file else self.weights
+
+    def check(self, at: str) -> None:
+        require(self.width > 0, f"{at}.width is {self.width}; it must be 1 or more")
+        if self.norm not in ("batch", "group"):
+            raise unknown(f"{at}.norm", self.norm, ("batch", "group"))
+        require(self.in_channels in (None, 1, 3), f"{at}.in_channels is {self.in_channels}; it must be 1, 3 or null")
 
 
 @dataclass
@@ -147,6 +172,74 @@ class DonorSpec:
     """The layer that was trained on its own, or a control in its place. Kinds: `layergraft.donors`."""
 
     name: str = MISSING
+    kind: str | None = None
+    """conv, stem (convolution, norm, ReLU) or block; null: what the site is."""
+
+    def check(self, at: str) -> None:
+        if self.kind not in (None, "conv", "stem", "block"):
+            raise unknown(f"{at}.kind", self.kind, ("conv", "stem", "block"))
+
+
+class Control(Enum):
+    """What is done to a donor's weights to see which part of them matters."""
+
+    none = "none"
+    moments = "moments"
+    """Gaussian noise with the mean and deviation of each filter."""
+    permuted = "permuted"
+    """The weights of each filter, shuffled."""
+    covariance = "covariance"
+    """Filters drawn from a Gaussian with the mean and covariance of the filters' kernels."""
+
+
+@dataclass
+class LearnedDonorSpec(DonorSpec):
+    """A donor whose weights hold something learnt, which a control can take away."""
+
+    control: Control = Control.none
+    seed: int = 0
+    """Of all that is drawn for it; the YAMLs make it the run's seed."""
+
+
+@dataclass
+class SurgerySpec:
+    """How the donor goes into the host (see `layergraft.surgery`)."""
+
+    name: str = "replace"
+    """replace, insert or parallel."""
+    where: str = "after"
+    """Of insert alone: before or after the site."""
+    gate: float | None = None
+    """Where the gate of the donor's branch starts: host + gate * donor. null: no gate (an insert is then a plain link in
+    the chain, a parallel branch is added as it is)."""
+    fit: str = "strict"
+    """strict, project, slice, tile, sum or average: how channels that differ are matched."""
+    start: str = "least_squares"
+    """Of project's 1 x 1 convolutions: least_squares, identity or random."""
+    bias: str = "keep"
+    """keep, drop, or fold into the batch norm that follows."""
+    calibrate: str = "none"
+    """none, batch_norm (re-estimated statistics), moments or lsuv."""
+    images: int = 512
+    """Training images that calibration and least squares look at, in batches of 128; all of them where there are fewer."""
+
+    def check(self, at: str) -> None:
+        for name, known in {
+            "name": ("replace", "insert", "parallel"),
+            "where": ("before", "after"),
+            "fit": ("strict", "project", "slice", "tile", "sum", "average"),
+            "start": ("least_squares", "identity", "random"),
+            "bias": ("keep", "drop", "fold"),
+            "calibrate": ("none", "batch_norm", "moments", "lsuv"),
+        }.items():
+            if getattr(self, name) not in known:
+                raise unknown(f"{at}.{name}", getattr(self, name), known)
+        require(self.images > 1, f"{at}.images is {self.images}; it must be 2 or more")
+        require(self.gate is None or math.isfinite(self.gate), f"{at}.gate is {self.gate}; it must be a finite number")
+        require(
+            self.name != "replace" or self.gate is None,
+            f"{at}.gate is {self.gate}, but replace has no branch to gate; insert and parallel have",
+        )
 
 
 @dataclass
@@ -185,8 +278,10 @@ class Config:
     data: DataSpec = MISSING
     host: HostSpec = MISSING
     donor: DonorSpec = MISSING
-    site: str = MISSING
-    """Where the donor goes: early, middle, late or a module path such as layer3.0.conv1."""
+    site: Any = MISSING
+    """Where the donor goes: early, middle, late, a relative depth from 0.0 to 1.0, a module path such as layer3.0.conv1,
+    or a list of them."""
+    surgery: SurgerySpec = field(default_factory=SurgerySpec)
     strategy: StrategySpec = field(default_factory=StrategySpec)
     optim: OptimSpec = field(default_factory=OptimSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
@@ -194,8 +289,19 @@ class Config:
     precision: Precision = Precision.auto
     exec: ExecSpec = field(default_factory=ExecSpec)
 
+    @property
+    def sites(self) -> list[str | float]:
+        """What `site` names, one by one."""
+        return self.site if isinstance(self.site, list) else [self.site]
+
     def check(self, at: str) -> None:
         require(self.seed >= 0, f"seed is {self.seed}; it must be 0 or more")
+        require(len(self.sites) > 0, "site is an empty list; it names one place or more")
+        for site in self.sites:
+            require(
+                isinstance(site, (str, int, float)) and not isinstance(site, bool),
+                f"site is {self.site}; it must be a name, a relative depth or a list of them",
+            )
 
 
 ConfigStore.instance().store(name="schema", node=Config, provider="layergraft")

@@ -4,8 +4,9 @@ A strategy has ordered groups (a parameter belongs to the first group that match
 which trains a group at a multiplier of the learning rate or freezes it. What a strategy does at an epoch is a
 function of that epoch alone, never of what came before, so that a resumed run does the same as one never stopped.
 
-A pattern is a role (graft, stem, head), a module path (`layer1` and all under it), or a regular expression that
-matches a whole parameter name (`.*`).
+A pattern is a role (graft, adapter, stem, head), a module path (`layer1` and all under it), or a regular expression
+that matches a whole parameter name (`.*`). Adapters go by their role, their own path or a regular expression: a module
+path that has them somewhere below does not mean them, for they are new and must learn where old layers may be frozen.
 """
 
 from __future__ import annotations
@@ -48,9 +49,15 @@ class Plan:
 
 def matches(pattern: str, name: str, roles: Mapping[str, Sequence[str]]) -> bool:
     """Whether `pattern` covers the parameter or module `name`."""
-    if any(name == path or name.startswith(path + ".") for path in roles.get(pattern, [pattern])):
-        return True
+    adapters = [path for path in roles.get("adapter", []) if _under(name, path)]
+    for path in roles.get(pattern, [pattern]):
+        if _under(name, path) and all(_under(path, adapter) for adapter in adapters):
+            return True
     return pattern not in roles and re.fullmatch(pattern, name) is not None
+
+
+def _under(name: str, path: str) -> bool:
+    return name == path or name.startswith(path + ".")
 
 
 def make_plan(
@@ -83,10 +90,10 @@ def make_plan(
 
 
 def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: Mapping[str, Sequence[str]]) -> None:
-    if pattern in roles and not roles[pattern]:
-        raise UserError(
-            f"{where}: there is no {pattern} in this network (donor=none has none); strategy=full needs none"
-        )
+    if pattern == "graft" and not roles.get("graft", ["?"]):
+        raise UserError(f"{where}: there is no graft in this network (donor=none has none); strategy=full needs none")
+    if pattern in roles:
+        return  # there may be no adapter, or a donor where the stem was
     try:
         found = any(matches(pattern, name, roles) for name in parameters)
     except re.error as error:

@@ -27,7 +27,7 @@ def planned(network, phases, epochs, groups=GROUPS):
 
 def trained(images, phases, epochs=3, optim=None, schedule="constant"):
     data = images(channels=1, size=8)
-    network = HOST.build(1, data.num_classes, seed=0)
+    network = HOST.build((1, 32, 32), data.num_classes, seed=0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     batches = Batches.of(data, batch_size=10, shift=1, seed=0, device="cpu")
     module = []
@@ -105,7 +105,7 @@ def test_groups_are_named_in_the_optimizer(images):
 
 
 def test_frozen_norms_use_their_running_statistics(images):
-    network = HOST.build(1, 4, seed=0)
+    network = HOST.build((1, 16, 16), 4, seed=0)
     plan = planned(network, {"p": PhaseSpec(0, {"rest": 1.0}, ["early"])}, 1)
     module = PlannedModule(network, plan, OptimSpec(), ScheduleSpec(epochs=1))
     module.apply_phase(plan.phase(0))
@@ -159,7 +159,7 @@ def test_backend(monkeypatch):
 
 def test_bf16_mixed_trains_on_the_cpu(images):
     data = images(channels=1, size=8)
-    network = HOST.build(1, data.num_classes, seed=0)
+    network = HOST.build((1, 32, 32), data.num_classes, seed=0)
     plan = planned(network, {"p": PhaseSpec(0, {"all": 1.0})}, 2, {"all": [".*"]})
     batches = Batches.of(data, batch_size=10, shift=0, seed=0, device="cpu")
     settings = {

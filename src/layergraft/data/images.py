@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,28 @@ class ImageData:
     @property
     def channels(self) -> int:
         return self.train.x_NCHW.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: channels, height, width."""
+        return self.train.x_NCHW.shape[1:]
+
+    def with_channels(self, channels: int | None) -> ImageData:
+        """The images with that many channels (None: as they are): grey ones repeated, colours averaged to grey.
+
+        Raises UserError where they can be neither.
+        """
+        if channels in (None, self.channels):
+            return self
+        if 1 not in (channels, self.channels):
+            raise UserError(f"host.in_channels is {channels}, but the images have {self.channels} channels")
+
+        def convert(split: Split) -> Split:
+            if channels != 1:
+                return Split(np.repeat(split.x_NCHW, channels, axis=1), split.y_N)
+            return Split(split.x_NCHW.mean(1, keepdims=True).round().astype(np.uint8), split.y_N)
+
+        return replace(self, train=convert(self.train), val=convert(self.val), test=convert(self.test))
 
 
 def fingerprint(whole: Split) -> str:

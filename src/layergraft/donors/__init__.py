@@ -1,11 +1,14 @@
 """Donors: the layers that are loaded into hosts, and the controls that stand in for them. A dataclass a file.
 
-Each says what layer it is for a site (`geometry`) and comes by its weights (`obtain`), trained once and then read
-from `outputs/donors/<key>/`.
+Each says what layer it is for a place in a host (`form`); `cache.obtain` makes it, once, and reads it from
+`outputs/donors/<key>/` ever after.
 """
 
+from layergraft.donors.analytic import GaborDonor, PatchDonor
+from layergraft.donors.end_to_end import EndToEndDonor
+from layergraft.donors.extracted import ExtractedDonor
 from layergraft.donors.none import NoDonor
 from layergraft.donors.random import RandomDonor
 from layergraft.donors.trained import TrainedDonor
 
-__all__ = ["NoDonor", "RandomDonor", "TrainedDonor"]
+__all__ = ["EndToEndDonor", "ExtractedDonor", "GaborDonor", "NoDonor", "PatchDonor", "RandomDonor", "TrainedDonor"]

@@ -6,17 +6,24 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layergraft.donors.geometry import Geometry
-from layergraft.donors.random import RandomDonor, initial
+from layergraft import checkpoints
+from layergraft.donors.analytic import GaborDonor, PatchDonor
+from layergraft.donors.controls import controlled
+from layergraft.donors.end_to_end import EndToEndDonor
+from layergraft.donors.extracted import ExtractedDonor
+from layergraft.donors.forms import Form, Place, from_json, to_json
+from layergraft.donors.random import RandomDonor
 from layergraft.donors.trained import TrainedDonor
 from layergraft.errors import RunFailed, UserError
 from layergraft.files import digest, label, write_json
+from layergraft.hosts import weights
 from layergraft.seeds import stream
-from layergraft.specs import RESULT_VERSION, OptimSpec, PhaseSpec, StrategySpec, canonical, require
+from layergraft.specs import RESULT_VERSION, Control, OptimSpec, PhaseSpec, StrategySpec, canonical, require
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,17 +31,20 @@ if TYPE_CHECKING:
     from layergraft.data.images import ImageData
     from layergraft.training.fit import Backend
 
-WEIGHTS, PROVENANCE = "donor.safetensors", "donor.json"
+WEIGHTS, PROVENANCE, NETWORK = "donor.safetensors", "donor.json", "network.safetensors"
 ALL_TRAINS = StrategySpec("all", {"all": [".*"]}, {"start": PhaseSpec(0, train={"all": 1.0})})
+AnyDonor = RandomDonor | TrainedDonor | EndToEndDonor | ExtractedDonor | GaborDonor | PatchDonor
 
 
 @dataclass(frozen=True)
 class Donor:
     """A layer and where it comes from."""
 
-    layer: nn.Conv2d
+    layer: nn.Module
+    form: Form
     provenance: dict[str, Any]
-    """kind, geometry and seed; for a trained donor also key, data fingerprint, recipe and accuracies in percent."""
+    """name, key, form and seed; for a trained donor also data fingerprint, recipe and accuracies in percent; for one cut
+    from a file what matched."""
 
 
 def require_batch(where: str, optim: OptimSpec, data: ImageData) -> None:
@@ -43,64 +53,144 @@ def require_batch(where: str, optim: OptimSpec, data: ImageData) -> None:
     require(optim.batch_size <= have, f"{where}.batch_size is {optim.batch_size}, but there are {have} training images")
 
 
-def identity(spec: TrainedDonor, site: Geometry, backend: Backend) -> dict[str, Any]:
-    """All that decides a trained donor's weights. Raises UserError where it cannot be trained."""
-    from layergraft.training.module import check
-
-    check(spec.optim, spec.schedule)
+def source_data(spec: AnyDonor) -> ImageData | None:
+    """The images that `spec` learns from; None where it needs none. Raises UserError where it cannot learn from them."""
+    if not hasattr(spec, "data"):
+        return None
     try:
         data = spec.data.load(spec.seed)
     except UserError as error:
         raise UserError(f"donor: {error}") from error
-    require_batch("donor.optim", spec.optim, data)
-    return {
-        "version": RESULT_VERSION,
-        "spec": canonical(spec),
-        "geometry": vars(spec.geometry(site)),
-        "data": data.fingerprint,
-        "precision": backend.precision,
-    }
+    if hasattr(spec, "optim"):
+        from layergraft.training.module import check
+
+        check(spec.optim, spec.schedule)
+        require_batch("donor.optim", spec.optim, data)
+    return data.with_channels(spec.host.in_channels) if isinstance(spec, EndToEndDonor) else data
 
 
-def key_of(spec: TrainedDonor, site: Geometry, backend: Backend) -> str:
-    """The name of a trained donor's folder: readable, and unique by the hash of all that decides its weights."""
-    shape = spec.geometry(site)
-    layer = f"conv{shape.kernel_size}x{shape.kernel_size}-{shape.in_channels}-{shape.out_channels}"
-    return label(layer, spec.data.name, f"seed{spec.seed}", digest(identity(spec, site, backend)))
+def identity(spec: AnyDonor, place: Place, backend: Backend) -> dict[str, Any]:
+    """All that decides a donor's weights. Raises UserError where it cannot be made."""
+    data = source_data(spec)
+    fields = canonical(spec)
+    known: dict[str, Any] = {"version": RESULT_VERSION, "spec": fields, "form": to_json(spec.form(place))}
+    if isinstance(spec, ExtractedDonor):
+        facts = spec.facts(place)
+        fields["path"], fields["layer"] = facts["file_digest"], facts["layer"]
+        if spec.control is Control.none:
+            del fields["seed"]  # nothing is drawn
+    if isinstance(spec, GaborDonor) and spec.control is Control.none:
+        del fields["seed"]
+    if isinstance(spec, EndToEndDonor):
+        fields["layer"] = spec.layer or place.path
+        fields["host"]["weights"] = weights.fingerprint(spec.host)
+    if data is not None:
+        known |= {"data": data.fingerprint, "precision": backend.precision}
+    return known
 
 
-def obtain(spec: RandomDonor | TrainedDonor, site: Geometry, backend: Backend, outputs: Path) -> Donor:
-    """The donor of `spec` for a site of this shape.
+def key_of(spec: AnyDonor, place: Place, backend: Backend) -> str:
+    """The name of a donor's folder: readable, and unique by the hash of all that decides its weights."""
+    form = spec.form(place)
+    size = getattr(getattr(form, "conv", form), "kernel_size", None)
+    what = f"{form.kind}{f'{size}x{size}' if size else ''}-{form.in_channels}-{form.out_channels}"
+    known = identity(spec, place, backend)
+    control = getattr(spec, "control", Control.none)
+    parts = [what, spec.source(), *([control.name] if control is not Control.none else [])]
+    return label(*parts, *([f"seed{spec.seed}"] if "seed" in known["spec"] else []), digest(known))
 
-    A trained donor is trained by the first who asks, in whichever process; the others wait and read it.
+
+def obtain(spec: AnyDonor, place: Place, backend: Backend, outputs: Path) -> Donor:
+    """The donor of `spec` for this place: made by the first who asks, in whichever process; the others wait and read it.
+
+    Raises RunFailed where its training diverges.
     """
-    if isinstance(spec, RandomDonor):
-        geometry = spec.geometry(site)
-        return Donor(initial(geometry, spec.seed), {"kind": spec.name, "geometry": vars(geometry), "seed": spec.seed})
-    from filelock import FileLock
-
-    key = key_of(spec, site, backend)
+    key = key_of(spec, place, backend)
     folder = outputs / "donors" / key
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{key}.lock"):
-            if not folder.exists():
-                _train(spec, site, backend, key, folder)
+
+    def make(unfinished: Path) -> None:
+        layer, facts = _made(spec, place, backend, outputs, unfinished)
+        _save(layer, unfinished / WEIGHTS)
+        known = {"name": spec.name, "key": key, "seed": spec.seed, **identity(spec, place, backend), **facts}
+        write_json(unfinished / PROVENANCE, known)
+
+    once(folder, make)
     return _read(folder)
 
 
-def _train(spec: TrainedDonor, site: Geometry, backend: Backend, key: str, folder: Path) -> None:
+def once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Have `folder` there, whole: `make` fills another, which is then moved to its place. One process does it."""
+    from filelock import FileLock
+
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if folder.exists():
+            return
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            make(unfinished)
+            os.chmod(unfinished, 0o755)  # mkdtemp makes 0700
+            os.replace(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)  # gone already where it was moved
+
+
+def _made(
+    spec: AnyDonor, place: Place, backend: Backend, outputs: Path, folder: Path
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The layer and what else is known of it; what its training writes goes to `folder`."""
+    if getattr(spec, "control", Control.none) is not Control.none:
+        plain = obtain(replace(spec, control=Control.none), place, backend, outputs)
+        return controlled(plain.layer, spec.control, spec.seed), {"control_of": plain.provenance["key"]}
+    if isinstance(spec, TrainedDonor):
+        data = source_data(spec)
+        network, layer = spec.network(spec.form(place), data.channels, data.num_classes)
+        metrics = _fit(network, data, spec, backend, folder)
+        return layer, {"num_train": len(data.train), "metrics": metrics}
+    if isinstance(spec, EndToEndDonor):
+        return _end_to_end(spec, place, backend, outputs)
+    facts = spec.facts(place) if isinstance(spec, ExtractedDonor) else {}
+    return spec.make(place), facts
+
+
+def _end_to_end(
+    spec: EndToEndDonor, place: Place, backend: Backend, outputs: Path
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network is kept beside the donors under a key of its own, so that every site cuts from the same."""
+    from safetensors.torch import load_file
+
+    data = source_data(spec)
+    network = spec.network(data.shape, data.num_classes)
+    if not spec.is_trained:
+        return spec.cut(network, data.shape, place), {"network": spec.host.weights}
+    fields = canonical(replace(spec, layer=None, kind=None, name="network"))
+    known = {"version": RESULT_VERSION, "spec": fields, "data": data.fingerprint, "precision": backend.precision}
+    folder = outputs / "donors" / label("network", spec.source(), f"seed{spec.seed}", digest(known))
+
+    def make(unfinished: Path) -> None:
+        metrics = _fit(network, data, spec, backend, unfinished)
+        _save(network, unfinished / NETWORK)
+        write_json(unfinished / PROVENANCE, {**known, "num_train": len(data.train), "metrics": metrics})
+
+    once(folder, make)
+    network.load_state_dict(load_file(folder / NETWORK))
+    metrics = json.loads((folder / PROVENANCE).read_text())["metrics"]
+    return spec.cut(network, data.shape, place), {"network": folder.name, "metrics": metrics}
+
+
+def _fit(
+    network: nn.Module, data: ImageData, spec: TrainedDonor | EndToEndDonor, backend: Backend, folder: Path
+) -> dict[str, float]:
+    """Train `network` in place on one thread and return its figures. Raises RunFailed where it diverges."""
     import torch
-    from safetensors.torch import save_file
 
     from layergraft.data.batches import Batches
     from layergraft.strategies import make_plan
     from layergraft.training.fit import fit
     from layergraft.training.module import Diverged, norm_paths
 
-    data = spec.data.load(spec.seed)
-    geometry = spec.geometry(site)
-    network, layer = spec.network(geometry, data.channels, data.num_classes)
     names = [name for name, _ in network.named_parameters()]
     plan = make_plan(ALL_TRAINS, names, norm_paths(network), {}, spec.schedule.epochs)
     batches = Batches.of(
@@ -109,36 +199,25 @@ def _train(spec: TrainedDonor, site: Geometry, backend: Backend, key: str, folde
     # One thread, whoever asks: the number of threads changes the last bits, and runs share what comes out.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    # Built beside its place and moved there whole, so that nobody finds half a donor.
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}."))
     try:
-        fitted = fit(
-            network, plan, batches, optim=spec.optim, schedule=spec.schedule, backend=backend, folder=unfinished
-        )
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in layer.state_dict().items()}
-        save_file(tensors, unfinished / WEIGHTS)
-        provenance = {
-            "kind": spec.name,
-            "key": key,
-            "seed": spec.seed,
-            **identity(spec, site, backend),
-            "num_train": len(data.train),
-            "metrics": fitted.summary(),
-        }
-        write_json(unfinished / PROVENANCE, provenance)
-        os.chmod(unfinished, 0o755)  # mkdtemp makes 0700
-        os.replace(unfinished, folder)
+        fitted = fit(network, plan, batches, optim=spec.optim, schedule=spec.schedule, backend=backend, folder=folder)
     except Diverged as error:
-        raise RunFailed(f"the donor {key} diverged: {error}") from error
+        raise RunFailed(f"the donor on {spec.source()} diverged: {error}") from error
     finally:
         torch.set_num_threads(threads)
-        shutil.rmtree(unfinished, ignore_errors=True)  # gone already where it was moved
+    return fitted.summary()
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, path)
 
 
 def _read(folder: Path) -> Donor:
-    from safetensors.torch import load_file
-
     provenance = json.loads((folder / PROVENANCE).read_text())
-    layer = Geometry(**provenance["geometry"]).build()
-    layer.load_state_dict(load_file(folder / WEIGHTS))
-    return Donor(layer, provenance)
+    form = from_json(provenance["form"])
+    layer = form.build()
+    file = checkpoints.read(str(folder / WEIGHTS))
+    layer.load_state_dict(checkpoints.require_match(str(folder), file.tensors, layer.state_dict()))
+    return Donor(layer, form, provenance)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from layergraft.donors.geometry import Geometry
+from layergraft.donors.forms import Form, Place, Stem
+from layergraft.errors import UserError
 from layergraft.seeds import stream
 from layergraft.specs import DonorSpec, register
 
@@ -13,13 +14,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def initial(geometry: Geometry, seed: int) -> nn.Conv2d:
-    """The untrained layer of this shape and seed."""
+def initial(form: Form, seed: int) -> nn.Module:
+    """The untrained layer of this form and seed."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "donor"))
-        return geometry.build()
+        return form.build()
+
+
+def chosen_form(kind: str | None, place: Place) -> Form:
+    """The form of a donor of `kind` that fits `place` as it is; of the site's own kind for None."""
+    if kind is None:
+        return place.site
+    if kind == "block":
+        return place.block()
+    return place.conv() if kind == "conv" else Stem(place.conv(), place.norm)
 
 
 @register("donor", "random")
@@ -31,5 +41,17 @@ class RandomDonor(DonorSpec):
     seed: int = 0
     """Of its weights; conf/donor/random.yaml makes it the run's seed."""
 
-    def geometry(self, site: Geometry) -> Geometry:
-        return site
+    def form(self, place: Place) -> Form:
+        return chosen_form(self.kind, place)
+
+    def source(self) -> str:
+        return "untrained"
+
+    def make(self, place: Place) -> nn.Module:
+        return initial(self.form(place), self.seed)
+
+
+def require_conv(kind: str | None, name: str) -> None:
+    """Raise UserError where a donor that is always a convolution is asked to be something else."""
+    if kind not in (None, "conv"):
+        raise UserError(f"donor.kind is {kind}, but donor={name} is always a convolution")

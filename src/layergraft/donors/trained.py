@@ -1,21 +1,23 @@
-"""The donor proper: one convolution, trained on a task of its own.
+"""The donor proper: one functional layer, trained on a task of its own.
 
 The network that trains it has a single functional layer: (a 3 x 3 convolution that lifts the image to the layer's
-input channels, where it takes more than the image has) - the layer - batch norm - ReLU - an auxiliary head. The
-head is the one of greedy layerwise training: k - 1 times [3 x 3 convolution, batch norm, ReLU], average pooling to
-2 x 2, a linear classifier.
+input channels, where it takes more than the image has) - the layer - an auxiliary head. A convolution is followed by
+batch norm and ReLU there; a residual block always stands on a lifting stem, so that stem, block and head are a ResNet
+of one block. The head is the one of greedy layerwise training: k - 1 times [3 x 3 convolution, batch norm, ReLU],
+average pooling to 2 x 2, a linear classifier.
 Source: Belilovsky, Eickenberg, Oyallon, Greedy Layerwise Learning Can Scale to ImageNet, 2019, section 3.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from layergraft.donors.geometry import Geometry
-from layergraft.donors.random import initial
+from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem
+from layergraft.donors.random import chosen_form, initial
+from layergraft.errors import UserError
 from layergraft.seeds import stream
-from layergraft.specs import MISSING, DataSpec, DonorSpec, OptimSpec, ScheduleSpec, register, require
+from layergraft.specs import MISSING, DataSpec, LearnedDonorSpec, OptimSpec, ScheduleSpec, register, require
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +27,7 @@ HEAD_WIDTH = 32  # channels of the auxiliary head's convolutions
 
 @register("donor", "trained")
 @dataclass
-class TrainedDonor(DonorSpec):
+class TrainedDonor(LearnedDonorSpec):
     """What is left null is taken from the site, so that the donor fits it."""
 
     name: str = "trained"
@@ -33,32 +35,52 @@ class TrainedDonor(DonorSpec):
     """The source task."""
     optim: OptimSpec = field(default_factory=OptimSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
-    seed: int = 0
-    """Of its weights and its training; conf/donor/trained.yaml makes it the run's seed."""
     k: int = 2
     """Depth of the auxiliary head: k - 1 convolutions, then the classifier."""
     in_channels: int | None = None
     out_channels: int | None = None
     kernel_size: int | None = None
+    """Of a convolution or a stem; a block's are 3."""
     stride: int | None = None
     padding: int | None = None
+    """null: such that images keep the size that the site gives them."""
     bias: bool = False
 
     def check(self, at: str) -> None:
+        super().check(at)
         for name in ("k", "in_channels", "out_channels", "kernel_size", "stride"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more")
         require(self.padding is None or self.padding >= 0, f"{at}.padding is {self.padding}; it must be 0 or more")
 
-    def geometry(self, site: Geometry) -> Geometry:
-        def chosen(name: str) -> int:
-            own = getattr(self, name)
-            return getattr(site, name) if own is None else own
+    def form(self, place: Place) -> Form:
+        """Raises UserError for a stage, which is not one functional layer."""
+        kind = self.kind or place.site.kind
+        if kind == Stage.kind:
+            raise UserError(
+                f"{place.path} is a stage, and donor={self.name} trains a single layer; donor.kind=block or conv puts one in its place"
+            )
+        if kind == Block.kind:
+            for name in ("kernel_size", "padding"):
+                require(getattr(self, name) is None, f"donor.{name} is set, but a block's convolutions have their own")
+            require(not self.bias, "donor.bias is set, but a block's convolutions have none")
+            if (self.in_channels, self.out_channels, self.stride) == (None, None, None):
+                return chosen_form(kind, place)
+            return place.block(self.in_channels, self.out_channels, self.stride)
+        own = place.site
+        if isinstance(own, Conv) and own.groups > 1 and (self.in_channels, self.out_channels) == (None, None):
+            grouped = replace(own, bias=self.bias)
+            if self.kernel_size is None and self.stride is None and self.padding is None:
+                return grouped if kind == Conv.kind else Stem(grouped, place.norm)
+        conv = place.conv(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, bias=self.bias
+        )
+        return conv if kind == Conv.kind else Stem(conv, place.norm)
 
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
-        return Geometry(**{name: chosen(name) for name in names}, bias=self.bias)
+    def source(self) -> str:
+        return self.data.name
 
-    def network(self, geometry: Geometry, image_channels: int, num_classes: int) -> tuple[nn.Module, nn.Conv2d]:
+    def network(self, form: Form, image_channels: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
         """The single-layer network, and its layer: (N, `image_channels`, H, W) to logits (N, `num_classes`)."""
         import torch
         from torch import nn
@@ -66,14 +88,15 @@ class TrainedDonor(DonorSpec):
         def conv_bn_relu(channels: int, width: int) -> list[nn.Module]:
             return [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
 
-        layer = initial(geometry, self.seed)
+        layer = initial(form, self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.seed, "donor", "rest"))
-            lift = []
-            if geometry.in_channels != image_channels:
-                lift = conv_bn_relu(image_channels, geometry.in_channels)
-            body = [layer, nn.BatchNorm2d(geometry.out_channels), nn.ReLU()]
-            width = geometry.out_channels
+            lift, body = [], [layer]
+            if form.in_channels != image_channels or isinstance(form, Block):
+                lift = conv_bn_relu(image_channels, form.in_channels)
+            if isinstance(form, Conv):
+                body += [nn.BatchNorm2d(form.out_channels), nn.ReLU()]
+            width = form.out_channels
             for _ in range(self.k - 1):
                 body += conv_bn_relu(width, HEAD_WIDTH)
                 width = HEAD_WIDTH

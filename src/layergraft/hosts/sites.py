@@ -1,46 +1,132 @@
-"""Sites: the named places in a host where a donor can go.
+"""Sites: the named places in a host where a donor can go: every convolution, residual block and stage.
 
-A relative site means the same thing in every depth: the convolutions on the main path (all but those in a
-skip's downsample) are counted in the order in which they act, the first is at relative depth 0, the last at 1.
+A relative site means the same thing in every depth: the convolutions on the main path (all but those in a skip's
+downsample) are counted in the order in which they act, the first is at relative depth 0, the last at 1; blocks and
+stages are counted among themselves in the same way.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from layergraft.errors import unknown
+from layergraft.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from torch import nn
 
 RELATIVE = {
-    "early": (0.0, "the first convolution of the main path (conv1)"),
-    "middle": (0.5, "the convolution halfway down the main path"),
-    "late": (1.0, "the last convolution of the main path"),
+    "early": (0.0, "the first convolution of the main path (conv1); the first block for donor.kind=block"),
+    "middle": (0.5, "the one halfway down the main path"),
+    "late": (1.0, "the last one of the main path"),
 }
+CONV, BLOCK, STAGE = "conv", "block", "stage"
 
 
-def convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
-    """Every convolution of `network` by module path, in order."""
+@dataclass(frozen=True)
+class Site:
+    """A place in a host. Shapes are (channels, height, width), measured by a dry forward."""
+
+    path: str
+    kind: str
+    in_shape: tuple[int, int, int]
+    out_shape: tuple[int, int, int]
+    stride: int
+    num_parameters: int
+    depth: float | None
+    """Relative, among the sites of its kind; None for the convolution of a skip."""
+    norm: str | None
+    """For a convolution: the module path of the norm that takes what it gives."""
+
+
+def survey(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Site]:
+    """Every site of `network` by path, in the order in which they act on an image of shape `image`.
+
+    The forward is on torch's meta device: it costs next to nothing, and `network` is left as it was.
+    """
+    import torch
+    from torch import nn
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    probe = copy.deepcopy(network).to("meta").eval()
+    shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
+    given: list[tuple[Any, str]] = []  # what each convolution gave; kept, so that no other tensor can be the same object
+    norms: dict[str, str] = {}
+
+    def kind_of(module: nn.Module) -> str | None:
+        if isinstance(module, nn.Conv2d):
+            return CONV
+        if isinstance(module, (BasicBlock, Bottleneck)):
+            return BLOCK
+        children = list(module.children()) if isinstance(module, nn.Sequential) else []
+        return STAGE if children and all(isinstance(child, (BasicBlock, Bottleneck)) for child in children) else None
+
+    def record(path: str):
+        def hook(module, args, output):
+            shapes[path] = (args[0].shape, output.shape)
+            if isinstance(module, nn.Conv2d):
+                given.append((output, path))
+
+        return hook
+
+    def look(path: str):
+        def hook(module, args):
+            norms.update({conv: path for output, conv in given if output is args[0]})
+
+        return hook
+
+    kinds = {path: kind_of(module) for path, module in probe.named_modules()}
+    for path, module in probe.named_modules():
+        if kinds[path]:
+            module.register_forward_hook(record(path))
+        elif isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
+            module.register_forward_pre_hook(look(path))
+    with torch.no_grad():
+        probe(torch.empty(2, *image, device="meta"))
+
+    acting = [path for path in kinds if path in shapes]
+    depths: dict[str, float] = {}
+    for kind in (CONV, BLOCK, STAGE):
+        paths = [path for path in acting if kinds[path] == kind and "downsample" not in path.split(".")]
+        depths |= {path: index / max(1, len(paths) - 1) for index, path in enumerate(paths)}
+    found = {}
+    for path in acting:
+        before, after = (tuple(shape[1:]) for shape in shapes[path])
+        number = sum(parameter.numel() for parameter in probe.get_submodule(path).parameters())
+        stride = stride_of(probe.get_submodule(path))
+        found[path] = Site(path, kinds[path], before, after, stride, number, depths.get(path), norms.get(path))
+    return found
+
+
+def stride_of(module: nn.Module) -> int:
+    """The stride of a convolution, of a block, or of all blocks of a stage together."""
     from torch import nn
 
-    return {path: module for path, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    if isinstance(module, nn.Conv2d):
+        return module.stride[0]
+    if isinstance(module, nn.Sequential):
+        return math.prod(stride_of(block) for block in module)
+    return module.stride
 
 
-def main_path(network: nn.Module) -> list[str]:
-    """The paths of the convolutions that are not in a skip connection, in the order in which they act."""
-    return [path for path in convolutions(network) if "downsample" not in path.split(".")]
+def resolve(sites: dict[str, Site], wanted: str | float, host: str, kind: str = CONV) -> Site:
+    """The site that `wanted` names: a path, or early, middle, late or a depth from 0.0 to 1.0 among those of `kind`.
 
-
-def resolve(network: nn.Module, site: str, host: str) -> str:
-    """The module path of `site` in `network`; `host` is its name for the message.
-
-    Raises UserError where the host has no such convolution.
+    `host` is its name for the message. Raises UserError where the host has no such site.
     """
-    if site in RELATIVE:
-        paths = main_path(network)
-        return paths[round(RELATIVE[site][0] * (len(paths) - 1))]
-    paths = convolutions(network)
-    if site not in paths:
-        raise unknown(f"site in {host}:", site, [*RELATIVE, *paths])
-    return site
+    if wanted in RELATIVE:
+        return _at(sites, RELATIVE[wanted][0], kind)
+    if isinstance(wanted, (int, float)):
+        if not 0 <= wanted <= 1:
+            raise UserError(f"site={wanted} is not a relative depth: those are from 0.0, the first, to 1.0, the last")
+        return _at(sites, wanted, kind)
+    if wanted not in sites:
+        raise unknown(f"site in {host}:", wanted, [*RELATIVE, "0.0 to 1.0", *sites])
+    return sites[wanted]
+
+
+def _at(sites: dict[str, Site], depth: float, kind: str) -> Site:
+    there = [site for site in sites.values() if site.kind == kind and site.depth is not None]
+    return there[round(depth * (len(there) - 1))]

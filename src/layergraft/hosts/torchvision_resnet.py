@@ -1,6 +1,7 @@
-"""torchvision's residual networks of basic blocks, at any width, with the ImageNet stem or one for small images.
+"""torchvision's residual networks, at any width, with the ImageNet stem or one for small images.
 
-Source: He et al., Deep Residual Learning for Image Recognition, 2016; torchvision/models/resnet.py.
+Source: He et al., Deep Residual Learning for Image Recognition, 2016; Zagoruyko & Komodakis, Wide Residual Networks,
+2016; Xie et al., Aggregated Residual Transformations, 2017; torchvision/models/resnet.py.
 """
 
 from __future__ import annotations
@@ -15,42 +16,63 @@ from layergraft.specs import HostSpec, register, require
 if TYPE_CHECKING:
     from torch import nn
 
-BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
-STEMS = ("imagenet", "small")
+# Name -> (block, blocks in each stage, groups, width per group).
+NETWORKS = {
+    "resnet18": ("basic", (2, 2, 2, 2), 1, 64),
+    "resnet34": ("basic", (3, 4, 6, 3), 1, 64),
+    "resnet50": ("bottleneck", (3, 4, 6, 3), 1, 64),
+    "resnet101": ("bottleneck", (3, 4, 23, 3), 1, 64),
+    "resnet152": ("bottleneck", (3, 8, 36, 3), 1, 64),
+    "wide_resnet50_2": ("bottleneck", (3, 4, 6, 3), 1, 128),
+    "resnext50_32x4d": ("bottleneck", (3, 4, 6, 3), 32, 4),
+}
+STEMS = ("auto", "imagenet", "small")
+SMALL = 64  # pixels: images with a shorter side than this have the small stem by default
 
 
 @register("host", "torchvision_resnet")
 @dataclass
 class TorchvisionResNet(HostSpec):
-    """At width 64 with the ImageNet stem and 3 channels, the network is torchvision's own, tensor by tensor."""
+    """At width 64 with the ImageNet stem, batch norm and skips the network is torchvision's own, tensor by tensor."""
 
     width: int = 64
-    """Channels of the stem and of layer1; the later stages have 2, 4 and 8 times as many."""
-    stem: str = "imagenet"
-    """imagenet: 7 x 7 convolution of stride 2 and max pooling; small: 3 x 3 of stride 1 without, for images under 64 pixels."""
+    """Channels of the stem and of layer1 (before a bottleneck's factor 4); later stages have 2, 4 and 8 times as many."""
+    stem: str = "auto"
+    """imagenet: 7 x 7 convolution of stride 2 and max pooling; small: 3 x 3 of stride 1 without, for images under 64
+    pixels; auto: imagenet with torchvision's weights or images of 64 pixels or more, small otherwise."""
 
     def check(self, at: str) -> None:
-        if self.name not in BLOCKS:
-            raise unknown("torchvision_resnet host", self.name, BLOCKS)
+        super().check(at)
+        if self.name not in NETWORKS:
+            raise unknown("torchvision_resnet host", self.name, NETWORKS)
         if self.stem not in STEMS:
             raise unknown(f"{at}.stem", self.stem, STEMS)
-        require(self.width > 0, f"{at}.width is {self.width}; it must be 1 or more")
+        _, _, groups, per_group = NETWORKS[self.name]
+        step = 64 // per_group if groups > 1 else 1
+        require(
+            self.width % step == 0,
+            f"{at}.width is {self.width}; {self.name} needs a multiple of {step} for its {groups} groups",
+        )
 
-    # Facts about the network that strategies refer to by role: role -> module paths.
-    roles = {"stem": ["conv1", "bn1"], "head": ["fc"]}
-
-    def build(self, in_channels: int, num_classes: int, seed: int) -> nn.Module:
+    def build(self, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
         """The network on the CPU, initialised as torchvision does, from two streams of `seed`: trunk and head.
 
-        It takes `x_NCHW` float with `in_channels` channels and gives logits (N, `num_classes`).
+        It takes `x_NCHW` float with images of shape `image` (channels, height, width) and gives logits
+        (N, `num_classes`). `weights` are not read here: `layergraft.hosts.weights.pretrained` does.
         """
         import torch
 
-        from layergraft.hosts.narrow_resnet import NarrowResNet
+        from layergraft.hosts.networks import ScaledResNet
 
+        auto_small = min(image[1:]) < SMALL and not self.weights_name()
+        small_stem = auto_small if self.stem == "auto" else self.stem == "small"
+        block, blocks, groups, width_per_group = NETWORKS[self.name]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(seed, "host"))
-            network = NarrowResNet(BLOCKS[self.name], self.width, self.stem == "small", in_channels, num_classes)
+            network = ScaledResNet(
+                block, blocks, self.width, small_stem=small_stem, norm=self.norm, skips=self.skips,
+                in_channels=image[0], num_classes=num_classes, groups=groups, width_per_group=width_per_group,
+            )  # fmt: skip
             torch.manual_seed(stream(seed, "head"))
             network.fc.reset_parameters()
         return network

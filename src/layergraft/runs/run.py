@@ -25,18 +25,21 @@ from safetensors.torch import save_file
 from torch import nn
 
 from layergraft import surgery
-from layergraft.data.batches import Batches
+from layergraft.data.batches import Batches, Normalize
 from layergraft.data.images import ImageData
-from layergraft.donors import NoDonor, TrainedDonor
+from layergraft.donors import NoDonor
 from layergraft.donors.cache import Donor, key_of, obtain, require_batch
-from layergraft.donors.geometry import Geometry
+from layergraft.donors.forms import Form, Place
 from layergraft.files import digest, label, write_atomic, write_json
-from layergraft.hosts import sites
+from layergraft.hosts import sites, weights
+from layergraft.hosts.blocks import blank
+from layergraft.hosts.sites import Site
 from layergraft.seeds import stream
-from layergraft.specs import RESULT_VERSION, Config, HostSpec, canonical
+from layergraft.specs import RESULT_VERSION, Config, HostSpec, SurgerySpec, canonical
 from layergraft.store import RECORD, is_done, read_record, run_folder
 from layergraft.strategies import Plan, make_plan
 from layergraft.training.fit import Backend, Fitted, fit
+from layergraft.surgery import Grafted
 from layergraft.training.module import Diverged, check, norm_paths
 
 
@@ -45,12 +48,12 @@ class Assembled:
     """A run ready to train."""
 
     key: str
-    donor_key: str | None
-    """Of a trained donor."""
-    path: str | None
-    """The module path of the site; None without a donor."""
-    donor: Donor | None
-    """None without a donor, and where the run has only been checked."""
+    donor_keys: tuple[str, ...]
+    """A key for each site; none without a donor."""
+    donors: tuple[Donor, ...]
+    """A donor for each site; none without a donor, and where the run has only been checked."""
+    grafted: Grafted | None
+    """None without a donor."""
     network: nn.Module
     plan: Plan
     data: ImageData
@@ -60,7 +63,7 @@ def axes(config: Config) -> dict[str, str | int]:
     """The names by which people tell runs apart."""
     return {
         "strategy": config.strategy.name,
-        "site": "-" if isinstance(config.donor, NoDonor) else config.site,
+        "site": "-" if isinstance(config.donor, NoDonor) else "+".join(str(site) for site in config.sites),
         "host": config.host.name,
         "donor": config.donor.name,
         "data": config.data.name,
@@ -72,31 +75,50 @@ def outputs_of(config: Config) -> Path:
     return Path(config.exec.outputs)
 
 
-def identity(config: Config, backend: Backend, fingerprint: str, donor_key: str | None) -> dict[str, Any]:
-    """All that decides a run's numbers: its config less `exec`, and the content of its data and its donor."""
+def identity(config: Config, backend: Backend, fingerprint: str, donor_keys: Sequence[str]) -> dict[str, Any]:
+    """All that decides a run's numbers: its config less `exec`, and the content of its data, weights and donors."""
     body = canonical(config)
     del body["exec"]
     body["precision"] = backend.precision
+    body["host"]["weights"] = weights.fingerprint(config.host)
+    body["donor"] = list(donor_keys)  # a donor's key holds all that it is
     if isinstance(config.donor, NoDonor):
-        body["site"] = None  # nothing goes anywhere: the arm is the same for every site
-    return {"version": RESULT_VERSION, "config": body, "data": fingerprint, "donor": donor_key}
+        body["site"] = body["surgery"] = None  # nothing goes anywhere: the arm is the same for every site
+    return {"version": RESULT_VERSION, "config": body, "data": fingerprint}
 
 
 def assemble(config: Config, backend: Backend) -> Assembled:
-    """The network with the donor in place (trained first, if nobody has yet) and the plan for it.
+    """The network with the donor in place (made first, if nobody has yet) and the plan for it.
 
     Raises UserError as `checked` does.
     """
     data = _data(config)
-    host = config.host.build(data.channels, data.num_classes, config.seed)
+    host = weights.pretrained(config.host, data.shape, data.num_classes, config.seed)
     donors: list[Donor] = []
 
-    def graft(path: str, site: Geometry) -> nn.Module:
-        donors.append(obtain(config.donor, site, backend, outputs_of(config)))
-        return surgery.replace(host, path, donors[0].layer)
+    def donor_at(place: Place) -> nn.Module:
+        donors.append(obtain(config.donor, place, backend, outputs_of(config)))
+        return donors[-1].layer
 
-    run = _put_together(config, backend, data, host, graft)
-    return replace(run, donor=donors[0] if donors else None)
+    run = _put_together(config, backend, data, host, donor_at)
+    if run.grafted is None:
+        return run
+    device = torch.device(backend.device)
+    run.grafted.host.to(device)
+    run.network.to(device)
+    grafted = surgery.calibrated(run.grafted, calibration_images(config, data)[0].to(device), config.surgery)
+    grafted.host.cpu()
+    grafted.network.cpu()
+    return replace(run, donors=tuple(donors), grafted=grafted, network=grafted.network)
+
+
+def calibration_images(config: Config, data: ImageData) -> tuple[torch.Tensor, torch.Tensor]:
+    """Up to `surgery.images` training images, normalised, as the seed draws them, and their labels."""
+    generator = torch.Generator().manual_seed(stream(config.seed, "calibration"))
+    index = torch.randperm(len(data.train), generator=generator)[: config.surgery.images].numpy()
+    chosen = data.train.take(index)
+    normalize = Normalize(data.train, torch.device("cpu"))
+    return normalize(torch.from_numpy(chosen.x_NCHW)), torch.from_numpy(chosen.y_N)
 
 
 def checked(config: Config) -> Assembled:
@@ -106,55 +128,98 @@ def checked(config: Config) -> Assembled:
     """
     backend = Backend.resolve(config.exec.device, config.precision)
     data = _data(config)
-    host = _skeleton(type(config.host), json.dumps(canonical(config.host)), data.channels, data.num_classes)
-    return _put_together(
-        config, backend, data, host, lambda path, site: _grafted_skeleton(host, path, config.donor.geometry(site))
-    )
+    return _put_together(config, backend, data, skeleton(config, data), None)
+
+
+def skeleton(config: Config, data: ImageData) -> nn.Module:
+    """The host of this run on torch's meta device. Raises UserError for weights that do not match it."""
+    return _skeleton(type(config.host), json.dumps(canonical(config.host)), data.shape, data.num_classes)
 
 
 def _data(config: Config) -> ImageData:
-    data = config.data.load(config.seed)
+    data = config.data.load(config.seed).with_channels(config.host.in_channels)
     require_batch("optim", config.optim, data)
     return data
 
 
 # Checks run on torch's meta device. The runs of a sweep differ by seed and strategy more than by shape, so both are kept.
 @lru_cache(maxsize=64)
-def _skeleton(kind: type[HostSpec], fields: str, in_channels: int, num_classes: int) -> nn.Module:
-    with torch.device("meta"):
-        return kind(**json.loads(fields)).build(in_channels, num_classes, seed=0)
+def _skeleton(kind: type[HostSpec], fields: str, image: tuple[int, int, int], num_classes: int) -> nn.Module:
+    spec = kind(**json.loads(fields))
+    host = blank(lambda: spec.build(image, num_classes, seed=0))
+    weights.matching(spec, host)
+    return host
+
+
+@lru_cache(maxsize=64)
+def _survey(kind: type[HostSpec], fields: str, image: tuple[int, int, int], num_classes: int) -> dict[str, Site]:
+    return sites.survey(_skeleton(kind, fields, image, num_classes), image)
+
+
+def sites_of(config: Config, data: ImageData) -> dict[str, Site]:
+    """Every site of this run's host."""
+    return _survey(type(config.host), json.dumps(canonical(config.host)), data.shape, data.num_classes)
 
 
 @lru_cache(maxsize=256)
-def _grafted_skeleton(host: nn.Module, path: str, donor: Geometry) -> nn.Module:
-    with torch.device("meta"):
-        return surgery.replace(host, path, donor.build())
+def _grafted_skeleton(
+    host: nn.Module, where: tuple[Site, ...], forms: tuple[Form, ...], operation: str, image: tuple[int, int, int]
+) -> Grafted:
+    donors = [(site, blank(form.build)) for site, form in zip(where, forms, strict=True)]
+    return surgery.graft(host, donors, SurgerySpec(**json.loads(operation)), image)
+
+
+def _places(config: Config, data: ImageData) -> tuple[list[Site], list[Place]]:
+    there, kind = sites_of(config, data), sites.BLOCK if config.donor.kind == "block" else sites.CONV
+    where = [sites.resolve(there, site, config.host.name, kind) for site in config.sites]
+    host = skeleton(config, data)
+    return where, [surgery.place_of(host, site, config.surgery, data.shape) for site in where]
 
 
 def _put_together(
-    config: Config, backend: Backend, data: ImageData, host: nn.Module, graft: Callable[[str, Geometry], nn.Module]
+    config: Config,
+    backend: Backend,
+    data: ImageData,
+    host: nn.Module,
+    donor_at: Callable[[Place], nn.Module] | None,
 ) -> Assembled:
-    network, path, donor_key = host, None, None
-    roles = {**config.host.roles, "graft": []}
+    """The run with the donors that `donor_at` gives; with skeletons of them for None."""
+    network, donor_keys, grafted = host, (), None
+    roles = {**config.host.roles, "graft": [], "adapter": []}
     check(config.optim, config.schedule)
     if not isinstance(config.donor, NoDonor):
-        path = sites.resolve(host, config.site, config.host.name)
-        site = Geometry.of(host.get_submodule(path))
-        if isinstance(config.donor, TrainedDonor):
-            donor_key = key_of(config.donor, site, backend)
-        network = graft(path, site)
-        roles["graft"] = [path]
+        where, places = _places(config, data)
+        donor_keys = tuple(key_of(config.donor, place, backend) for place in places)
+        forms = tuple(config.donor.form(place) for place in places)
+        checked = _grafted_skeleton(
+            skeleton(config, data), tuple(where), forms, json.dumps(canonical(config.surgery)), data.shape
+        )
+        grafted = checked
+        if donor_at is not None:
+            layers = [(site, donor_at(place)) for site, place in zip(where, places, strict=True)]
+            grafted = surgery.graft(host, layers, config.surgery, data.shape, config.host.roles["head"], config.seed)
+        network = grafted.network
+        roles |= grafted.roles
     names = [name for name, _ in network.named_parameters()]
     plan = make_plan(config.strategy, names, norm_paths(network), roles, config.schedule.epochs)
     parts = [part for name, part in axes(config).items() if name not in ("data", "seed") and part != "-"]
-    key = label(*parts, f"seed{config.seed}", digest(identity(config, backend, data.fingerprint, donor_key)))
-    return Assembled(key, donor_key, path, None, network, plan, data)
+    key = label(*parts, f"seed{config.seed}", digest(identity(config, backend, data.fingerprint, donor_keys)))
+    return Assembled(key, donor_keys, (), grafted, network, plan, data)
 
 
-def prepare_donor(config: Config) -> None:
-    """Have the donor that this run takes trained and in its place."""
+def obtain_donors(config: Config) -> list[Donor]:
+    """The donors that this run takes, one for each site, made where nobody has yet; none without a donor."""
     _set_threads(config)
-    assemble(config, Backend.resolve(config.exec.device, config.precision))
+    if isinstance(config.donor, NoDonor):
+        return []
+    backend = Backend.resolve(config.exec.device, config.precision)
+    _, places = _places(config, _data(config))
+    return [obtain(config.donor, place, backend, outputs_of(config)) for place in places]
+
+
+def prepare_donors(config: Config) -> None:
+    """`obtain_donors` for a worker: nothing goes back to the parent."""
+    obtain_donors(config)
 
 
 def execute(config: Config, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
@@ -198,8 +263,10 @@ def _train(
     config: Config, backend: Backend, folder: Path, record: dict[str, Any], callbacks: Sequence[pl.Callback]
 ) -> None:
     run = assemble(config, backend)
-    record["site_path"] = run.path
-    record["donor"] = run.donor.provenance if run.donor else None
+    record["donors"] = [donor.provenance for donor in run.donors]
+    record["surgery"] = [
+        {"site": graft.site.path, "donor": graft.donor, "did": list(graft.did)} for graft in run.grafted.grafts
+    ] if run.grafted else []  # fmt: skip
     record["groups"] = {
         group: sum(run.network.get_parameter(name).numel() for name in names)
         for group, names in run.plan.groups.items()

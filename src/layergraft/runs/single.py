@@ -1,17 +1,26 @@
-"""One run or one donor from the command line, with what a person sees of it."""
+"""One run, donor, surgery or host from the command line, with what a person sees of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytorch_lightning as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from layergraft.donors import TrainedDonor
+from layergraft.donors import NoDonor
+from layergraft.donors.forms import describe
 from layergraft.errors import RunFailed, UserError
-from layergraft.runs.run import assemble, checked, execute, outputs_of
+from layergraft.runs.run import assemble, calibration_images, checked, execute, obtain_donors, outputs_of, sites_of
 from layergraft.specs import Config
 from layergraft.store import run_folder
+from layergraft.surgery.inspect import step_zero, watched
 from layergraft.training.fit import Backend
+
+
+TEXT_COLUMNS = ("path", "kind", "in", "out", "norm after it", "part", "gives")
 
 
 class _EpochBar(pl.Callback):
@@ -52,14 +61,74 @@ def train_one(config: Config) -> float | None:
 
 
 def donate_one(config: Config) -> None:
-    """Train the donor of this run, or find it, and print its key and its accuracy on its own task."""
-    if not isinstance(config.donor, TrainedDonor):
-        raise UserError(f"donor={config.donor.name} is not trained, so there is nothing to store; donor=trained is")
+    """Make the donors of this run, or find them; print their keys, and what is known of them."""
+    if isinstance(config.donor, NoDonor):
+        raise UserError("donor=none is no donor, so there is nothing to store; `layergraft train --help` lists donors")
     checked(config)
-    donor = assemble(config, Backend.resolve(config.exec.device, config.precision)).donor
-    print(donor.provenance["key"])
-    accuracy = donor.provenance["metrics"]["test/acc"]
-    folder = outputs_of(config) / "donors" / donor.provenance["key"]
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
-        f"{accuracy:.1f}% on its own task; in {folder}", markup=False
-    )
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for donor in obtain_donors(config):
+        known = donor.provenance
+        print(known["key"])
+        console.print(f"{describe(donor.form)}; in {outputs_of(config) / 'donors' / known['key']}", markup=False)
+        if "metrics" in known:
+            console.print(f"{known['metrics']['test/acc']:.1f}% on its own task", markup=False)
+        if "matched" in known:
+            matched = ", ".join(f"{name} {tuple(shape)}" for name, shape in known["matched"].items())
+            prefixes = f"; prefixes taken off: {', '.join(known['stripped'])}" if known["stripped"] else ""
+            console.print(f"matched: {matched}; {known['num_others']} other tensors left{prefixes}", markup=False)
+
+
+def print_sites(config: Config) -> None:
+    """Every site of the host for the data's images, a line each."""
+    data = config.data.load(config.seed).with_channels(config.host.in_channels)
+    rows = [
+        (site.path, site.kind, _shape(site.in_shape), _shape(site.out_shape), str(site.stride), f"{site.num_parameters:,}",
+         "in a skip" if site.depth is None else f"{site.depth:.2f}", site.norm or "-")
+        for site in sites_of(config, data).values()
+    ]  # fmt: skip
+    print_table(("path", "kind", "in", "out", "stride", "parameters", "depth", "norm after it"), rows)
+
+
+def print_surgery(config: Config) -> None:
+    """What this run's surgery does, before any training: the operation, the parts, step-0 activations and loss."""
+    checked(config)
+    run = assemble(config, Backend.resolve(config.exec.device, config.precision))
+    grafted = run.grafted
+    if grafted is None:
+        raise UserError("donor=none puts nothing in, so there is no surgery to show")
+    for graft, donor in zip(grafted.grafts, run.donors, strict=True):
+        site = graft.site
+        print(f"site     {site.path}: {site.kind}, {_shape(site.in_shape)} -> {_shape(site.out_shape)}")
+        print(f"donor    {graft.donor} ({donor.provenance['key']})")
+        for step in graft.did:
+            print(f"         {step}")
+        if graft.adapter_paths:
+            print(f"adapters {', '.join(graft.adapter_paths)}")
+    print(f"fit {config.surgery.fit}, calibrate {config.surgery.calibrate}; parameters added: {grafted.num_added:+,}\n")
+    counts = {part: sum(run.network.get_parameter(name).numel() for name in names) for part, names in grafted.parts.items()}
+    print_table(("part", "tensors", "parameters"), [(part, str(len(grafted.parts[part])), f"{n:,}") for part, n in counts.items()])
+    images, labels = calibration_images(config, run.data)
+    paths = watched(sites_of(config, run.data), grafted, config.host.roles["head"])
+    before, after = (step_zero(network, paths, images, labels) for network in (grafted.host, grafted.network))
+    print(f"\nstep 0 on {len(labels)} training images, in evaluation mode: the host as it is, and with the donor")
+    rows = []
+    for path in paths:
+        old, new = before.activations[path], after.activations[path]
+        rows.append((path, f"{old.mean:.3g}", f"{new.mean:.3g}", f"{old.deviation:.3g}", f"{new.deviation:.3g}",
+                     f"{100 * old.share_zero:.0f}%", f"{100 * new.share_zero:.0f}%"))  # fmt: skip
+    print_table(("gives", "mean", "then", "deviation", "then", "zeros", "then"), rows)
+    print(f"\nloss     {before.loss:.4f} -> {after.loss:.4f}\naccuracy {before.accuracy:.1f}% -> {after.accuracy:.1f}%")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in shape)
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need be, numbers to the right; the same in a terminal and in a file."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in head:
+        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*[escape(cell) for cell in row])
+    Console(highlight=False, width=1000).print(table)  # whatever the terminal: a row cut short tells nothing

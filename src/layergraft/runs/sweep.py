@@ -19,7 +19,7 @@ from layergraft.errors import UserError
 from layergraft.files import write_json
 from layergraft.runs.compose import Composer
 from layergraft.runs.pool import Failed, Pool
-from layergraft.runs.run import axes, checked, execute, outputs_of, prepare_donor
+from layergraft.runs.run import axes, checked, execute, outputs_of, prepare_donors
 from layergraft.specs import Config
 from layergraft.store import RECORD, is_done, read_record, run_folder
 
@@ -33,7 +33,7 @@ class Job:
     overrides: tuple[str, ...]
     config: Config
     key: str
-    donor_key: str | None
+    donor_keys: tuple[str, ...]
 
 
 def plan(composer: Composer, cells: Iterable[Sequence[str]]) -> list[Job]:
@@ -48,7 +48,7 @@ def plan(composer: Composer, cells: Iterable[Sequence[str]]) -> list[Job]:
             run = checked(config)
         except UserError as error:
             raise UserError(f"{error} [in the run {' '.join(overrides)}]") from error
-        jobs.append(Job(tuple(overrides), config, run.key, run.donor_key))
+        jobs.append(Job(tuple(overrides), config, run.key, run.donor_keys))
     return jobs
 
 
@@ -96,19 +96,19 @@ def run(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
     threads = todo[0].config.exec.threads or 1  # not by the number of workers: it changes the last bits of a result
     tasks = {job.key: replace(job.config, exec=replace(job.config.exec, threads=threads)) for job in todo}
     donors = {
-        job.donor_key: tasks[job.key]
+        job.donor_keys: tasks[job.key]
         for job in todo
-        if job.donor_key and not (outputs_of(job.config) / "donors" / job.donor_key / PROVENANCE).exists()
+        if not all((outputs_of(job.config) / "donors" / key / PROVENANCE).exists() for key in job.donor_keys)
     }
     with Pool(places) as pool, _Bar(console, len(places)) as bar:
         failed_donors = {}
-        for index, outcome in bar.track("donors", len(donors), pool.run(prepare_donor, list(donors.values()))):
+        for index, outcome in bar.track("donors", len(donors), pool.run(prepare_donors, list(donors.values()))):
             if isinstance(outcome, Failed):
                 failed_donors[list(donors)[index]] = outcome
-        ready = [job for job in todo if job.donor_key not in failed_donors]
+        ready = [job for job in todo if job.donor_keys not in failed_donors]
         for job in todo:
-            if job.donor_key in failed_donors:
-                _record_failure(job, failed_donors[job.donor_key])
+            if job.donor_keys in failed_donors:
+                _record_failure(job, failed_donors[job.donor_keys])
         for index, outcome in bar.track("runs", len(ready), pool.run(execute, [tasks[job.key] for job in ready])):
             if isinstance(outcome, Failed):
                 _record_failure(ready[index], outcome)

@@ -1,0 +1,173 @@
+"""Files of weights that others have made, read as data: safetensors, or torch's own with `weights_only=True`.
+
+A pickle that wants to run code is refused, never run. Nothing here builds a network.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layergraft.errors import UserError, listing
+from layergraft.files import digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.")  # what wrappers put in front of every name
+NESTED = ("state_dict", "model_state_dict", "model", "net")  # where training scripts keep the state dict
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file by name, wrappers' prefixes taken off."""
+
+    path: str
+    tensors: Mapping[str, Tensor]
+    stripped: tuple[str, ...]
+    """The prefixes that were taken off."""
+    digest: str
+    """Of the file's content."""
+
+    def under(self, layer: str) -> dict[str, Tensor]:
+        """The tensors of one module, named within it; of all where `layer` is empty."""
+        start = f"{layer}." if layer else ""
+        return {name[len(start) :]: tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+
+    def modules(self) -> list[str]:
+        """Paths that have tensors of their own or below them, in the file's order."""
+        found: dict[str, None] = {}
+        for name in self.tensors:
+            parts = name.split(".")[:-1]
+            for end in range(1, len(parts) + 1):
+                found.setdefault(".".join(parts[:end]))
+        return list(found)
+
+
+def read(path: str) -> Checkpoint:
+    """The checkpoint at `path`: .safetensors, else whatever torch can load without running code.
+
+    Raises UserError for a file that is missing, empty, cut short, not a checkpoint, or that would run code.
+    """
+    file = Path(path)
+    if not file.is_file():
+        near = sorted(str(other) for other in file.parent.glob(f"*{file.suffix}")) if file.parent.is_dir() else []
+        raise UserError(f"there is no file {path}; {f'beside it: {listing(near)}' if near else 'none like it is there'}")
+    stamp = file.stat()
+    return _read(path, stamp.st_mtime_ns, stamp.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, modified: int, size: int) -> Checkpoint:
+    if not size:
+        raise UserError(f"{path} is empty")
+    loaded = _safetensors(path) if path.endswith(".safetensors") else _torch(path)
+    for name in NESTED:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
+            loaded = loaded[name]
+            break
+    if not isinstance(loaded, Mapping):
+        raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict (a dictionary of tensors)")
+    import torch
+
+    tensors = {str(name): tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors; its keys: {listing(loaded) or 'none'}")
+    named, stripped = _strip(path, tensors)
+    return Checkpoint(path, named, stripped, digest(Path(path).read_bytes()))
+
+
+def _safetensors(path: str) -> Mapping[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def _torch(path: str):
+    import pickle
+
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "nsupported" in str(error) or "GLOBAL" in str(error) or "weights_only" in str(error).split("\n")[0]:
+            why = _cause(str(error))
+            raise UserError(
+                f"{path} is refused: reading it would run code ({why}); save the state dict alone, or as safetensors"
+            ) from None
+        raise UserError(f"{path} is not a checkpoint, or is cut short: {_first(error)}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a checkpoint, or is cut short: {_first(error)}") from None
+
+
+def _cause(message: str) -> str:
+    """The line of torch's long message that names what the pickle asks for."""
+    for line in message.splitlines():
+        if "Unsupported" in line or "GLOBAL" in line:
+            return line.strip().removeprefix("WeightsUnpickler error: ").split(" was not an allowed")[0]
+    return message.splitlines()[0]
+
+
+def _first(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+def _strip(path: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """`tensors` without wrappers' prefixes; a name that is there with and without one is an error."""
+    named: dict[str, Tensor] = {}
+    stripped: dict[str, None] = {}
+    for full, tensor in tensors.items():
+        name, again = full, True
+        while again:
+            again = False
+            for prefix in PREFIXES:
+                if name.startswith(prefix):
+                    name, again = name[len(prefix) :], True
+                    stripped.setdefault(prefix)
+        if name in named:
+            raise UserError(f"{path} has '{name}' twice once {listing(stripped)} is taken off its names")
+        named[name] = tensor
+    return named, tuple(stripped)
+
+
+def require_finite(where: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError where a tensor holds NaN or Inf."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise UserError(f"{where}: {name} has {bad} values of {tensor.numel()} that are NaN or Inf")
+
+
+def require_match(where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` made ready for a module whose state dict is `wanted`, in its order and of its types.
+
+    A batch norm's count of batches may be missing (old files have none). Raises UserError that lists what is missing,
+    what is there beside, and what has another shape.
+    """
+    optional = {name for name in wanted if name.endswith("num_batches_tracked")}
+    missing = [name for name in wanted if name not in tensors and name not in optional]
+    extra = [name for name in tensors if name not in wanted and not name.endswith("num_batches_tracked")]
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} where {tuple(wanted[name].shape)} is needed"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    said = [f"{what}: {listing(names)}" for what, names in
+            (("missing", missing), ("not part of it", extra), ("of another shape", shapes)) if names]  # fmt: skip
+    if said:
+        raise UserError(f"{where} does not match: {'; '.join(said)}")
+    import torch
+
+    return {
+        name: tensors[name].to(wanted[name].dtype) if name in tensors else torch.zeros((), dtype=torch.int64)
+        for name in wanted
+    }

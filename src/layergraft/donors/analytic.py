@@ -1,0 +1,144 @@
+"""Donors by formula: Gabor filters, and the principal components or whitening filters of the source's patches."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from layergraft.donors.forms import Conv, Form, Place
+from layergraft.donors.random import require_conv
+from layergraft.errors import UserError
+from layergraft.seeds import stream
+from layergraft.specs import MISSING, DataSpec, LearnedDonorSpec, register, require
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from layergraft.data.images import Split
+
+NUM_PATCHES = 50_000
+EPSILON = 5e-4  # added to the patches' variances before whitening (Jordan 2024, 94% on CIFAR-10 in 3.29 s, section 3.2)
+
+
+@register("donor", "gabor")
+@dataclass
+class GaborDonor(LearnedDonorSpec):
+    """A bank of Gabor filters over orientation, wavelength and phase, the same in every input channel.
+
+    Envelope of one octave, aspect 0.5, zero mean (Petkov & Kruizinga 1997), scaled to the deviation of the usual
+    random start.
+    """
+
+    name: str = "gabor"
+    kernel_size: int | None = None
+
+    def check(self, at: str) -> None:
+        super().check(at)
+        require_conv(self.kind, self.name)
+
+    def source(self) -> str:
+        return "gabor"
+
+    def form(self, place: Place) -> Form:
+        conv = place.conv(kernel_size=self.kernel_size)
+        require(conv.kernel_size >= 3, f"a Gabor filter needs a kernel of 3 x 3 or more; {place.path} has {conv.kernel_size}")
+        return conv
+
+    def make(self, place: Place) -> nn.Module:
+        form = self.form(place)
+        return filled(form, gabor_bank(form.out_channels, form.kernel_size)[:, None].expand(-1, form.in_channels, -1, -1))
+
+
+def gabor_bank(number: int, size: int) -> Tensor:
+    """`number` different filters (number, size, size): first the orientations and both phases, then shorter waves."""
+    import torch
+
+    orientations = min(8, math.ceil(number / 2))
+    scales = math.ceil(number / (2 * orientations))
+    half = (size - 1) / 2
+    y, x = torch.meshgrid(*[torch.arange(size, dtype=torch.float64) - half] * 2, indexing="ij")
+    filters = []
+    for scale, turn, phase in itertools.product(range(scales), range(orientations), (0.0, math.pi / 2)):
+        wave = size / (size / 2) ** (scale / scales)  # from the kernel's size down towards 2 pixels
+        angle = math.pi * turn / orientations
+        along, across = x * math.cos(angle) + y * math.sin(angle), -x * math.sin(angle) + y * math.cos(angle)
+        envelope = torch.exp(-(along**2 + (0.5 * across) ** 2) / (2 * (0.56 * wave) ** 2))
+        kernel = envelope * torch.cos(2 * math.pi * along / wave + phase)
+        filters.append(kernel - kernel.mean())
+    return torch.stack(filters[:number])
+
+
+@register("donor", "patches")
+@dataclass
+class PatchDonor(LearnedDonorSpec):
+    """Eigenvectors of the patches that the source's training images are made of, each with its negative."""
+
+    name: str = "pca"
+    """pca: scaled to the deviation of the usual random start; whitening: to unit variance of the source's responses."""
+    data: DataSpec = MISSING
+    kernel_size: int | None = None
+
+    def check(self, at: str) -> None:
+        super().check(at)
+        require_conv(self.kind, self.name)
+        require(self.name in ("pca", "whitening"), f"{at}.name is {self.name}; it must be pca or whitening")
+
+    def source(self) -> str:
+        return self.data.name
+
+    def form(self, place: Place) -> Form:
+        """Raises UserError where the patches have too few components."""
+        data = self.data.load(self.seed)
+        conv = place.conv(in_channels=data.channels, kernel_size=self.kernel_size)
+        size, most = conv.kernel_size, 2 * data.channels * conv.kernel_size**2
+        require(
+            conv.out_channels <= most,
+            f"donor={self.name} has {most} filters at most (patches of {size} x {size} pixels in {data.channels} channels, each with its negative); {place.path} gives {conv.out_channels} channels",
+        )
+        require(size <= min(data.shape[1:]), f"donor={self.name}: patches of {size} pixels are larger than the images")
+        return conv
+
+    def make(self, place: Place) -> nn.Module:
+        import torch
+
+        form = self.form(place)
+        patches = patches_of(self.data.load(self.seed).train, form.kernel_size, self.seed)
+        values, vectors = torch.linalg.eigh(torch.cov(patches.T).reshape(patches.shape[1], patches.shape[1]))
+        vectors = vectors.flip(1).T  # the largest first, a row each
+        vectors *= vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()  # eigenvectors have no sign of their own
+        if self.name == "whitening":
+            vectors /= (values.flip(0).clamp_min(0) + EPSILON).sqrt()[:, None]
+        count = min(form.out_channels, len(vectors))
+        filters = torch.cat([vectors[:count], -vectors[: form.out_channels - count]])
+        filters = filters.reshape(-1, form.in_channels, form.kernel_size, form.kernel_size)
+        return filled(form, filters, scaled=self.name == "pca")
+
+
+def patches_of(split: Split, size: int, seed: int) -> Tensor:
+    """Patches (n, channels x size x size) at random places of the normalised training images, in float64."""
+    import torch
+
+    from layergraft.data.batches import Normalize
+
+    images = torch.from_numpy(split.x_NCHW)
+    x_NCHW = Normalize(split, torch.device("cpu"))(images).double()
+    n, _, height, width = x_NCHW.shape
+    generator = torch.Generator().manual_seed(stream(seed, "donor", "patches"))
+    image, top, left = (torch.randint(0, high, (NUM_PATCHES,), generator=generator) for high in (n, height - size + 1, width - size + 1))
+    windows = x_NCHW.unfold(2, size, 1).unfold(3, size, 1)  # N C top left size size
+    return windows[image, :, top, left].flatten(1)
+
+
+def filled(form: Conv, filters: Tensor, scaled: bool = True) -> nn.Conv2d:
+    """A convolution with these filters; scaled, each has the norm that the usual random start gives it on average."""
+    import torch
+
+    layer = form.build()
+    if scaled:
+        norm = math.sqrt(2 * form.in_channels / form.out_channels)  # He's normal, fan out
+        filters = filters * (norm / filters.flatten(1).norm(dim=1).clamp_min(1e-12))[:, None, None, None]
+    with torch.no_grad():
+        layer.weight.copy_(filters)
+    return layer

@@ -1,0 +1,84 @@
+"""Donors cut out of a whole network that is trained here, end to end: the co-adapted controls.
+
+`donor=end_to_end` trains the network on the source task; `donor=self` takes the host's own layer, trained on the
+target task: the host with its weights, where it comes with some, else the host trained from scratch from another
+initialisation (Yosinski et al. 2014, 'selffer' networks, BnB).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from layergraft.donors.forms import Conv, Form, Place, Stem, form_of
+from layergraft.errors import UserError, unknown
+from layergraft.seeds import stream
+from layergraft.specs import MISSING, DataSpec, HostSpec, LearnedDonorSpec, OptimSpec, ScheduleSpec, register
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from layergraft.hosts.sites import Site
+
+
+@register("donor", "end_to_end")
+@dataclass
+class EndToEndDonor(LearnedDonorSpec):
+    """The layer of a network; a network with `host.weights` is taken as it is, any other is trained first."""
+
+    name: str = "end_to_end"
+    data: DataSpec = MISSING
+    host: HostSpec = MISSING
+    optim: OptimSpec = field(default_factory=OptimSpec)
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    layer: str | None = None
+    """The module path in the network; null: the site's own path. A stem is named by its convolution."""
+
+    def source(self) -> str:
+        return f"{self.host.name}-{self.data.name}"
+
+    @property
+    def is_trained(self) -> bool:
+        return self.host.weights is None
+
+    def network(self, image: tuple[int, int, int], num_classes: int) -> nn.Module:
+        """The network before it is trained, or with the weights it comes with."""
+        from layergraft.hosts.weights import pretrained
+
+        return pretrained(self.host, image, num_classes, stream(self.seed, "donor", "host"))
+
+    def form(self, place: Place) -> Form:
+        """Raises UserError where the network has no such layer."""
+        from layergraft.hosts.blocks import blank
+
+        data = self.data.load(self.seed).with_channels(self.host.in_channels)
+        network = blank(lambda: self.host.build(data.shape, data.num_classes, 0))
+        site = self.site(network, data.shape, place)
+        own = form_of(network.get_submodule(site.path))
+        if self.kind == Stem.kind:
+            if not isinstance(own, Conv) or site.norm is None:
+                raise UserError(f"{site.path} of {self.host.name} is no convolution with a norm after it: no stem")
+            return Stem(own, self.host.norm)
+        if self.kind not in (None, own.kind):
+            raise UserError(f"{site.path} of {self.host.name} is a {own.kind}, but donor.kind={self.kind}")
+        return own
+
+    def site(self, network: nn.Module, image: tuple[int, int, int], place: Place) -> Site:
+        from layergraft.hosts.sites import survey
+
+        sites = survey(network, image)
+        wanted = self.layer or place.path
+        if wanted not in sites:
+            raise unknown(f"layer of {self.host.name} in donor.layer:", wanted, sites)
+        return sites[wanted]
+
+    def cut(self, network: nn.Module, image: tuple[int, int, int], place: Place) -> nn.Module:
+        """The layer out of the trained `network`."""
+        site = self.site(network, image, place)
+        layer = network.get_submodule(site.path)
+        if self.kind != Stem.kind:
+            return layer
+        stem = self.form(place).build()
+        stem.conv.load_state_dict(layer.state_dict())
+        stem.norm.load_state_dict(network.get_submodule(site.norm).state_dict())
+        return stem

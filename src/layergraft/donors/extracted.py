@@ -1,0 +1,153 @@
+"""Donors cut by path out of a file of weights that somebody else has trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from layergraft import checkpoints
+from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem
+from layergraft.errors import UserError, listing, unknown
+from layergraft.specs import MISSING, LearnedDonorSpec, register
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@register("donor", "extracted")
+@dataclass
+class ExtractedDonor(LearnedDonorSpec):
+    """A convolution, a stem, a block or a stage; what a file does not say (stride, padding) is taken from the site."""
+
+    name: str = "extracted"
+    path: str = MISSING
+    """The file: .safetensors, a torchvision state dict, a plain .pt, a Lightning .ckpt."""
+    layer: str | None = None
+    """The module path in the file; null: the site's own path, or the whole file where it holds a single layer. A stem is
+    named by its convolution."""
+
+    def source(self) -> str:
+        return re.split(r"[/\\]", self.path)[-1].rsplit(".", 1)[0]
+
+    def form(self, place: Place) -> Form:
+        """Read off the tensors' names and shapes. Raises UserError where they are no layer known here."""
+        return self._cut(place)[1]
+
+    def make(self, place: Place) -> nn.Module:
+        from layergraft.hosts.blocks import blank
+
+        layer, form, tensors = self._cut(place)
+        where = f"{self._where(layer)} ({form.kind})"
+        ready = checkpoints.require_match(where, tensors, blank(form.build).state_dict())
+        built = form.build()
+        built.load_state_dict(ready)
+        return built
+
+    def facts(self, place: Place) -> dict[str, object]:
+        """What matched: the layer, its tensors with their shapes, how many others the file has, the prefixes taken off."""
+        file = checkpoints.read(self.path)
+        layer, _, tensors = self._cut(place)
+        return {
+            "file": self.path,
+            "file_digest": file.digest,
+            "layer": layer,
+            "matched": {name: list(tensor.shape) for name, tensor in tensors.items()},
+            "num_others": len(file.tensors) - len(tensors),
+            "stripped": list(file.stripped),
+        }
+
+    def _where(self, layer: str) -> str:
+        return f"donor.path={self.path}, {f'layer {layer}' if layer else 'its only layer'}"
+
+    def _cut(self, place: Place) -> tuple[str, Form, dict[str, Tensor]]:
+        file = checkpoints.read(self.path)
+        layer = self._layer(file, place)
+        tensors = file.under(layer)
+        if self.kind == Stem.kind and "conv.weight" not in tensors:
+            tensors = self._with_norm(file, layer, tensors)
+        checkpoints.require_finite(self._where(layer), tensors)
+        form = infer(self._where(layer), tensors, place)
+        if self.kind not in (None, form.kind):
+            raise UserError(f"{self._where(layer)} is a {form.kind}, but donor.kind={self.kind}")
+        return layer, form, tensors
+
+    def _layer(self, file: checkpoints.Checkpoint, place: Place) -> str:
+        modules = file.modules()
+        if self.layer is not None:
+            if self.layer not in modules:
+                raise unknown(f"layer of {self.path} in donor.layer:", self.layer, modules)
+            return self.layer
+        if is_layer(file.tensors):
+            return ""
+        if place.path in modules:
+            return place.path
+        raise UserError(
+            f"{self.path} has no {place.path}, where the donor goes; donor.layer=PATH names another: {listing(modules)}"
+        )
+
+    def _with_norm(self, file: checkpoints.Checkpoint, layer: str, conv: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The convolution and the norm that stands beside it by torchvision's names (conv1, bn1; 0, 1)."""
+        name = re.sub(r"conv(\d*)$", r"bn\1", layer)
+        name = re.sub(r"(^|\.)0$", r"\g<1>1", layer) if name == layer else name
+        norm = file.under(name)
+        if name == layer or "weight" not in norm:
+            raise UserError(
+                f"{self._where(layer)} has no norm beside it that a stem needs (bn1 beside conv1, 1 beside 0); donor.kind=conv takes the convolution alone"
+            )
+        return {f"{part}.{key}": tensor for part, under in (("conv", conv), ("norm", norm)) for key, tensor in under.items()}
+
+
+def is_layer(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of one convolution, stem or block, rather than of a network."""
+    return any(names <= tensors.keys() for names in ({"weight"}, {"conv.weight"}, {"conv1.weight", "conv2.weight"}))
+
+
+def infer(where: str, tensors: Mapping[str, Tensor], place: Place) -> Form:
+    """The form of a layer with these tensors; what they do not tell (stride, padding, groups) is the place's.
+
+    Raises UserError where they are no convolution, stem, block or stage.
+    """
+    if "weight" in tensors:
+        return _conv(where, tensors, place)
+    if "conv.weight" in tensors:
+        parts = {name.removeprefix("conv."): t for name, t in tensors.items() if name.startswith("conv.")}
+        return Stem(_conv(where, parts, place), "batch" if "norm.running_mean" in tensors else "group")
+    if {"conv1.weight", "conv2.weight"} <= tensors.keys():
+        return _block(tensors, place.site.stride, place)
+    if "0.conv1.weight" in tensors:
+        number = 1 + max(int(name.split(".")[0]) for name in tensors if name.split(".")[0].isdigit())
+        parts = [{name[len(f"{i}.") :]: t for name, t in tensors.items() if name.startswith(f"{i}.")} for i in range(number)]
+        if all({"conv1.weight", "conv2.weight"} <= part.keys() for part in parts):
+            return Stage(tuple(_block(part, 1 if i else place.site.stride, place) for i, part in enumerate(parts)))
+    raise UserError(
+        f"{where} is no convolution, stem, block or stage of blocks; its tensors: {listing(tensors)}"
+    )
+
+
+def _conv(where: str, tensors: Mapping[str, Tensor], place: Place) -> Conv:
+    shape = tuple(tensors["weight"].shape)
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise UserError(f"{where} is no square 2-D convolution: its weight has the shape {shape}")
+    site = place.site
+    groups = site.groups if isinstance(site, Conv) and shape[1] * site.groups == site.in_channels else 1
+    conv = place.conv(shape[1] * groups, shape[0], shape[2], bias="bias" in tensors)
+    return Conv(**{**vars(conv), "groups": groups})
+
+
+def _block(tensors: Mapping[str, Tensor], stride: int, place: Place) -> Block:
+    bottleneck = "conv3.weight" in tensors
+    first, second = tensors["conv1.weight"], tensors["conv2.weight"]
+    ins, width, outs = first.shape[1], first.shape[0], tensors["conv3.weight" if bottleneck else "conv2.weight"].shape[0]
+    own = place.site.blocks[0] if isinstance(place.site, Stage) else place.site
+    if isinstance(own, Block) and own.shortcut == "none" and "downsample.0.weight" not in tensors:
+        shortcut = "none"  # a file cannot tell: as the host has it
+    elif "downsample.0.weight" in tensors:
+        shortcut = "conv"
+    else:
+        shortcut = "identity" if (ins, stride) == (outs, 1) else "pad"
+    return Block(
+        "bottleneck" if bottleneck else "basic", ins, width, outs, stride,
+        "batch" if "bn1.running_mean" in tensors else "group", shortcut, max(1, width // max(1, second.shape[1])),
+    )  # fmt: skip

@@ -1,0 +1,250 @@
+"""Forms: the shapes of layers, without weights. What a donor is, and what a place in a host takes.
+
+A form is plain data: it is written into a donor's provenance and builds the layer again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from layergraft.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution: kernel, stride and padding in pixels, square."""
+
+    kind: ClassVar[str] = "conv"
+    in_channels: int
+    out_channels: int
+    kernel_size: int
+    stride: int
+    padding: int
+    bias: bool = False
+    groups: int = 1
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> Conv:
+        return cls(
+            layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0], layer.padding[0],
+            layer.bias is not None, layer.groups,
+        )  # fmt: skip
+
+    def build(self) -> nn.Conv2d:
+        """A convolution of this form with torchvision's initial weights (normal, fan out) from torch's own generator."""
+        from torch import nn
+
+        layer = nn.Conv2d(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, groups=self.groups,
+            bias=self.bias,
+        )  # fmt: skip
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        return layer
+
+    def shape(self) -> str:
+        return f"kernel {self.kernel_size} x {self.kernel_size}, padding {self.padding}{', bias' if self.bias else ''}{f', {self.groups} groups' if self.groups > 1 else ''}"
+
+
+@dataclass(frozen=True)
+class Stem:
+    """Convolution, norm, ReLU."""
+
+    kind: ClassVar[str] = "stem"
+    conv: Conv
+    norm: str
+
+    in_channels = property(lambda self: self.conv.in_channels)
+    out_channels = property(lambda self: self.conv.out_channels)
+    stride = property(lambda self: self.conv.stride)
+
+    def build(self) -> nn.Module:
+        from collections import OrderedDict
+
+        from torch import nn
+
+        from layergraft.hosts.blocks import NORM_LAYERS
+
+        parts = {"conv": self.conv.build(), "norm": NORM_LAYERS[self.norm](self.out_channels), "relu": nn.ReLU()}
+        return nn.Sequential(OrderedDict(parts))
+
+    def shape(self) -> str:
+        return f"{self.conv.shape()}, {self.norm} norm, ReLU"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block of torchvision's or of CIFAR's ResNets."""
+
+    kind: ClassVar[str] = "block"
+    type: str
+    """basic or bottleneck."""
+    in_channels: int
+    width: int
+    """Channels between its convolutions; a basic block's are its out_channels."""
+    out_channels: int
+    stride: int
+    norm: str = "batch"
+    shortcut: str = "identity"
+    """identity, conv (1 x 1 and norm), pad (zeros as new channels) or none (no skip)."""
+    groups: int = 1
+
+    @classmethod
+    def of(cls, block: nn.Module) -> Block:
+        """The form of one of the hosts' blocks."""
+        from torch import nn
+
+        from layergraft.hosts.blocks import PadShortcut, PlainBasicBlock, PlainBottleneck
+
+        bottleneck = hasattr(block, "conv3")
+        shortcut = "identity"
+        if isinstance(block, (PlainBasicBlock, PlainBottleneck)):
+            shortcut = "none"
+        elif block.downsample is not None:
+            shortcut = "pad" if isinstance(block.downsample, PadShortcut) else "conv"
+        last = block.conv3 if bottleneck else block.conv2
+        return cls(
+            "bottleneck" if bottleneck else "basic", block.conv1.in_channels, block.conv1.out_channels,
+            last.out_channels, block.stride, "batch" if isinstance(block.bn1, nn.BatchNorm2d) else "group", shortcut,
+            block.conv2.groups,
+        )  # fmt: skip
+
+    def build(self) -> nn.Module:
+        from layergraft.hosts.blocks import BLOCKS, NORM_LAYERS, PadShortcut, conv_shortcut, initialise
+
+        block = BLOCKS[self.type, self.shortcut != "none"]
+        shortcut = None
+        if self.shortcut == "conv":
+            shortcut = conv_shortcut(self.in_channels, self.out_channels, self.stride, self.norm)
+        elif self.shortcut == "pad":
+            shortcut = PadShortcut(self.stride, self.out_channels - self.in_channels)
+        planes = self.out_channels // block.expansion
+        # torchvision has int(planes * (base_width / 64)) * groups channels inside; the half keeps int() from rounding down
+        per_group = (self.width // self.groups + 0.5) * 64 / planes if self.type == "bottleneck" else 64
+        built = block(self.in_channels, planes, self.stride, shortcut, self.groups, per_group, 1, NORM_LAYERS[self.norm])
+        initialise(built)
+        return built
+
+    def shape(self) -> str:
+        inside = f" of inner width {self.width}" if self.type == "bottleneck" else ""
+        return f"{self.type} block{inside}, {self.norm} norm, skip: {self.shortcut}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks in a row."""
+
+    kind: ClassVar[str] = "stage"
+    blocks: tuple[Block, ...]
+
+    in_channels = property(lambda self: self.blocks[0].in_channels)
+    out_channels = property(lambda self: self.blocks[-1].out_channels)
+
+    @property
+    def stride(self) -> int:
+        import math
+
+        return math.prod(block.stride for block in self.blocks)
+
+    def build(self) -> nn.Module:
+        from torch import nn
+
+        return nn.Sequential(*[block.build() for block in self.blocks])
+
+    def shape(self) -> str:
+        return f"{len(self.blocks)} blocks, the first a {self.blocks[0].shape()}"
+
+
+Form = Conv | Stem | Block | Stage
+
+
+def describe(form: Form) -> str:
+    """One line: channels, stride, and the rest of the shape."""
+    return f"{form.kind}, {form.in_channels} -> {form.out_channels} channels, stride {form.stride}, {form.shape()}"
+
+
+def form_of(module: nn.Module) -> Form:
+    """The form of a host's convolution, block or stage, or of a stem that `Stem.build` made."""
+    from torch import nn
+
+    if isinstance(module, nn.Conv2d):
+        return Conv.of(module)
+    if not isinstance(module, nn.Sequential):
+        return Block.of(module)
+    if isinstance(module[0], nn.Conv2d):
+        return Stem(Conv.of(module[0]), "batch" if isinstance(module[1], nn.BatchNorm2d) else "group")
+    return Stage(tuple(Block.of(block) for block in module))
+
+
+def to_json(form: Form) -> dict[str, Any]:
+    return {"kind": form.kind, **dataclasses.asdict(form)}
+
+
+def from_json(fields: dict[str, Any]) -> Form:
+    fields = dict(fields)
+    kind = fields.pop("kind")
+    if kind == "stem":
+        return Stem(Conv(**fields["conv"]), fields["norm"])
+    if kind == "stage":
+        return Stage(tuple(Block(**block) for block in fields["blocks"]))
+    return {"conv": Conv, "block": Block}[kind](**fields)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a donor finds where it goes: the form that the site has there, and the image at the network's start.
+
+    `site` is the form of the host's own layer; for an insert it is a convolution of kernel 3 and stride 1 that keeps
+    the channels.
+    """
+
+    path: str
+    site: Form
+    image: tuple[int, int, int]
+    norm: str = "batch"
+    """What the host normalises with there: batch or group."""
+
+    def conv(self, in_channels: int | None = None, out_channels: int | None = None, kernel_size: int | None = None,
+             stride: int | None = None, padding: int | None = None, bias: bool = False) -> Conv:  # fmt: skip
+        """A convolution for this place; what is None is as the place has it, the padding such that images keep their size."""
+        own = self.site.conv if isinstance(self.site, Stem) else self.site
+        if not isinstance(own, Conv):
+            own = Conv(own.in_channels, own.out_channels, 3, own.stride, 1)
+        kernel_size = own.kernel_size if kernel_size is None else kernel_size
+        padding = matched_padding(kernel_size, own) if padding is None else padding
+        return Conv(
+            own.in_channels if in_channels is None else in_channels,
+            own.out_channels if out_channels is None else out_channels,
+            kernel_size, own.stride if stride is None else stride, padding, bias,
+        )  # fmt: skip
+
+    def block(self, in_channels: int | None = None, out_channels: int | None = None, stride: int | None = None) -> Block:
+        """A residual block for this place, of the site's type where the site is a block, else a basic one."""
+        own = self.site
+        ins = own.in_channels if in_channels is None else in_channels
+        outs = own.out_channels if out_channels is None else out_channels
+        step = own.stride if stride is None else stride
+        if isinstance(own, Block) and (ins, outs, step) == (own.in_channels, own.out_channels, own.stride):
+            return own
+        model = own if isinstance(own, Block) else Block("basic", ins, outs, outs, step)
+        width = outs if model.type == "basic" else max(1, model.width * outs // own.out_channels)
+        shortcut = "identity" if (ins, step) == (outs, 1) else "conv"
+        return dataclasses.replace(model, in_channels=ins, width=width, out_channels=outs, stride=step,
+                                   shortcut="none" if model.shortcut == "none" else shortcut)  # fmt: skip
+
+
+def matched_padding(kernel_size: int, own: Conv) -> int:
+    """The padding by which a kernel of this size gives as many pixels as `own` does.
+
+    Raises UserError where no whole number of pixels does.
+    """
+    twice = 2 * own.padding + kernel_size - own.kernel_size
+    if twice < 0 or twice % 2:
+        raise UserError(
+            f"a kernel of {kernel_size} x {kernel_size} has no padding that gives as many pixels as the site's {own.kernel_size} x {own.kernel_size} with padding {own.padding}; kernels of {own.kernel_size % 2 and 'odd' or 'even'} size have"
+        )
+    return twice // 2

@@ -1,0 +1,52 @@
+"""The residual networks for CIFAR: 6n + 2 layers in three stages of n basic blocks.
+
+Source: He et al., Deep Residual Learning for Image Recognition, 2016, section 4.2, with skips of option A.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from layergraft.errors import unknown
+from layergraft.seeds import stream
+from layergraft.specs import HostSpec, register, require
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BLOCKS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet56": 9, "resnet110": 18}
+
+
+@register("host", "cifar_resnet")
+@dataclass
+class CifarResNet(HostSpec):
+    """At width 16 the networks of the paper: 0.27, 0.46, 0.85 and 1.7 million parameters from resnet20 on."""
+
+    width: int = 16
+    """Channels of the stem and of layer1; layer2 and layer3 have 2 and 4 times as many."""
+
+    def check(self, at: str) -> None:
+        super().check(at)
+        if self.name not in BLOCKS:
+            raise unknown("cifar_resnet host", self.name, BLOCKS)
+        require(
+            self.weights_name() is None,
+            f"{at}.weights is '{self.weights}': torchvision has no weights for {self.name}, and there is no such file",
+        )
+
+    def build(self, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
+        """As `TorchvisionResNet.build`."""
+        import torch
+
+        from layergraft.hosts import networks
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(seed, "host"))
+            network = networks.CifarResNet(
+                BLOCKS[self.name], self.width, norm=self.norm, skips=self.skips, in_channels=image[0],
+                num_classes=num_classes,
+            )  # fmt: skip
+            torch.manual_seed(stream(seed, "head"))
+            network.fc.reset_parameters()
+        return network

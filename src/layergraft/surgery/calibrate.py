@@ -1,0 +1,237 @@
+"""Calibration: a graft fitted to the host's activations before any training, without gradients.
+
+Sources: least squares for 1 x 1 adapters, Csiszarik et al. 2021; re-estimated batch norm, Jordan et al. 2022 (REPAIR);
+LSUV, Mishkin & Matas 2016 (tolerance 0.1, at most 10 steps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from layergraft.specs import SurgerySpec
+from layergraft.surgery.fit import start_identity
+from layergraft.surgery.operations import Graft, Grafted
+
+BATCH = 128  # images at a time, which is what batch norm's re-estimated statistics are of
+PIECE = 16  # images at a time where activations are widened to float64
+
+
+def calibrated(grafted: Grafted, images_NCHW: Tensor, spec: SurgerySpec) -> Grafted:
+    """`grafted` with its network, which is changed in place, fitted to what host and network do with these images.
+
+    Networks and images lie on one device. The host is run in evaluation mode, as it is at step 0.
+    """
+    batches = [batch for batch in images_NCHW.split(BATCH) if len(batch) > 1]
+    with _evaluating(grafted.host), _evaluating(grafted.network), torch.no_grad():
+        if spec.fit == "project" and spec.start == "least_squares":
+            for graft in grafted.grafts:
+                fit_adapters(grafted, graft, batches)
+        if spec.calibrate == "moments":
+            for graft in grafted.grafts:
+                match_moments(grafted, graft, batches)
+        elif spec.calibrate == "lsuv":
+            for graft in grafted.grafts:
+                for path in graft.donor_paths:
+                    unit_variance(grafted.network, grafted.network.get_submodule(path), batches)
+        elif spec.calibrate == "batch_norm":
+            reestimate(grafted.network, batches)
+    return grafted.with_changes()
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+class _Found(Exception):
+    """Raised where the module that was looked for has run: the rest of the forward is not needed."""
+
+
+def passing(network: nn.Module, path: str, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What goes into the module at `path` and what comes out of it, batch by batch; the forward ends there."""
+    for batch in batches:
+        seen = []
+
+        def hook(module, args, output, seen=seen):
+            seen.append((args[0].clone(), output.clone()))  # an in-place ReLU may come next
+            raise _Found
+
+        handle = network.get_submodule(path).register_forward_hook(hook)
+        try:
+            network(batch)
+        except _Found:
+            pass
+        finally:
+            handle.remove()
+        yield seen[0]
+
+
+def reestimate(network: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Batch norm's running statistics anew: the mean over the batches of what each layer sees in training."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative mean
+        norm.training = True
+    for batch in batches:
+        network(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum, norm.training = momentum, False
+
+
+@dataclass
+class _Moments:
+    """Mean and variance by channel, summed up piece by piece."""
+
+    count: int = 0
+    total: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+
+    def add(self, x_NCHW: Tensor) -> None:
+        for piece in x_NCHW.split(PIECE):
+            x = piece.double().transpose(0, 1).flatten(1)
+            self.count += x.shape[1]
+            self.total = self.total + x.sum(1)
+            self.squares = self.squares + x.square().sum(1)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        return (self.squares / self.count - self.mean.square()).clamp_min(0)
+
+
+def targets(host: nn.Module, graft: Graft, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(what the chain is given in the intact host, what it should give): a replaced layer's output, or for a link that
+    is inserted what it was given, since the intact host passes that on as it is."""
+    seen = passing(host, graft.site.path, batches)
+    if graft.inserted == "before":
+        yield from ((given, given) for given, _ in seen)
+    elif graft.inserted == "after":
+        yield from ((made, made) for _, made in seen)
+    else:
+        for (given, _), (_, made) in zip(seen, passing(host, graft.replaced[-1], batches), strict=True):
+            yield given, made
+
+
+def match_moments(grafted: Grafted, graft: Graft, batches: Sequence[Tensor]) -> None:
+    """Set the affine adapter so that the chain's output has the mean and deviation, by channel, of the intact host's."""
+    wanted, has = _Moments(), _Moments()
+    owner = graft.chain
+    affine = grafted.network.get_submodule(f"{owner}.affine")
+    for _, target in targets(grafted.host, graft, batches):
+        wanted.add(target)
+    for given, _ in passing(grafted.network, f"{owner}.affine", batches):
+        has.add(given)
+    still = has.variance <= 1e-12 * has.mean.square().clamp_min(1e-12)  # a constant channel has no deviation to match
+    scale = torch.where(still, 1.0, (wanted.variance / has.variance.clamp_min(1e-30)).sqrt())
+    affine.weight.copy_(scale.view(-1, 1, 1, 1))
+    affine.bias.copy_(wanted.mean - scale * has.mean)
+
+
+def unit_variance(network: nn.Module, donor: nn.Module, batches: Sequence[Tensor]) -> None:
+    """LSUV over the donor's convolutions, in the order in which they act: weights scaled until outputs have variance 1."""
+    named = {module: path for path, module in network.named_modules()}
+    for conv in (module for module in donor.modules() if isinstance(module, nn.Conv2d)):
+        for _ in range(10):
+            seen = _Moments()
+            for _, output in passing(network, named[conv], batches):
+                seen.add(output.flatten()[None, None])  # over all channels together
+            variance = seen.variance.item()
+            if abs(variance - 1) < 0.1 or variance == 0:
+                break
+            conv.weight.div_(variance**0.5)
+
+
+@dataclass
+class _LeastSquares:
+    """Normal equations of y ~ W z over pixels, summed up in float64."""
+
+    gram: Tensor | float = 0.0
+    cross: Tensor | float = 0.0
+    square: float = 0.0
+
+    def add(self, z_NCHW: Tensor, y_NCHW: Tensor) -> None:
+        for z, y in zip(z_NCHW.split(PIECE), y_NCHW.split(PIECE), strict=True):
+            z_CP, y_CP = (t.double().transpose(0, 1).flatten(1) for t in (z, y))
+            self.gram = self.gram + z_CP @ z_CP.T
+            self.cross = self.cross + y_CP @ z_CP.T
+            self.square += y_CP.square().sum().item()
+
+    def solve(self) -> Tensor:
+        return self.cross @ torch.linalg.pinv(self.gram, hermitian=True)
+
+    def error(self, w_OI: Tensor) -> float:
+        """Sum of squares of y - W z, as a share of that of y."""
+        w = w_OI.double()
+        left = self.square - 2 * (w * self.cross).sum() + ((w @ self.gram) * w).sum()
+        return left.item() / max(self.square, 1e-300)
+
+
+def fit_adapters(grafted: Grafted, graft: Graft, batches: Sequence[Tensor]) -> None:
+    """Start project's 1 x 1 convolutions: the one after the donor in closed form, so that what the chain gives comes
+    closest to the intact host; the one before it as the identity, or the host's principal channels, whichever ends
+    closer. Never further from the host than the identity start."""
+    chain = grafted.network.get_submodule(graft.chain)
+    before = getattr(chain, "before", None)
+    starts: list[Callable[[], None]] = [lambda: None]
+    if before is not None:
+        principal = _principal(grafted.host, graft, batches, before.out_channels)
+        starts = [lambda: start_identity(before), lambda: before.weight.copy_(principal[..., None, None])]
+    best = None
+    for index, start in enumerate(starts):
+        start()
+        problem = _problem(grafted.host, graft, chain, batches)
+        weight = problem.solve()
+        error = problem.error(weight)
+        if best is None or error < best[0]:
+            best = (error, weight, index)
+    _, weight, index = best
+    starts[index]()
+    chain.after.weight.copy_(weight[..., None, None])
+
+
+def _problem(host: nn.Module, graft: Graft, chain: nn.Module, batches: Sequence[Tensor]) -> _LeastSquares:
+    problem = _LeastSquares()
+    stride = chain.after.stride[0]
+    for given, target in targets(host, graft, batches):
+        z = chain.donor(chain.before(given) if hasattr(chain, "before") else given)
+        problem.add(z[:, :, ::stride, ::stride], target)
+    return problem
+
+
+def reconstruction_error(grafted: Grafted, graft: Graft, images_NCHW: Tensor) -> float:
+    """How far what the chain gives is from the intact host: the sum of squares as a share of the host's."""
+    chain = grafted.network.get_submodule(graft.chain)
+    with _evaluating(grafted.host), _evaluating(grafted.network), torch.no_grad():
+        left = square = 0.0
+        for given, target in targets(grafted.host, graft, images_NCHW.split(BATCH)):
+            left += (chain(given) - target).double().square().sum().item()
+            square += target.double().square().sum().item()
+    return left / max(square, 1e-300)
+
+
+def _principal(host: nn.Module, graft: Graft, batches: Sequence[Tensor], number: int) -> Tensor:
+    """The `number` directions that hold most of what the chain is given, a row each; then zeros where there are fewer."""
+    second = 0.0
+    for given, _ in targets(host, graft, batches):
+        for piece in given.split(PIECE):
+            x_CP = piece.double().transpose(0, 1).flatten(1)
+            second = second + x_CP @ x_CP.T
+    _, vectors = torch.linalg.eigh(second)
+    rows = vectors.flip(1).T[:number]
+    return torch.cat([rows, rows.new_zeros(number - len(rows), rows.shape[1])]).float()

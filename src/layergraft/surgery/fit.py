@@ -1,0 +1,175 @@
+"""How a donor whose channels are others than the site's is made to fit: its weights resized, or 1 x 1 convolutions around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem, describe, form_of, matched_padding
+from layergraft.errors import UserError
+
+FITS = ("strict", "project", "slice", "tile", "sum", "average")
+RESIZING = FITS[2:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A donor that fits, with what was put around it and what was done to it."""
+
+    donor: nn.Module
+    before: nn.Conv2d | None
+    after: nn.Conv2d | None
+    did: list[str]
+
+
+def fitted(donor: nn.Module, place: Place, fit: str) -> Fitted:
+    """`donor`, which is changed in place, made to fit by `fit`. Raises UserError, with the fits that would work."""
+    try:
+        return _fitted(donor, place, fit)
+    except UserError as error:
+        others = [name for name in FITS if name != fit and _works(donor, place, name)]
+        advice = f"surgery.fit={' or '.join(others)} would fit it" if others else "no surgery.fit would fit it"
+        raise UserError(
+            f"the donor does not fit {place.path}: {error}. The donor is a {describe(form_of(donor))}; the site takes a {describe(place.site)}. {advice}"
+        ) from None
+
+
+def _works(donor: nn.Module, place: Place, fit: str) -> bool:
+    with torch.device("meta"):
+        copy = form_of(donor).build()
+    try:
+        _fitted(copy, place, fit)
+    except UserError:
+        return False
+    return True
+
+
+def _fitted(donor: nn.Module, place: Place, fit: str) -> Fitted:
+    did = _match_stride(donor, place)
+    form = form_of(donor)
+    ins, outs = (form.in_channels, place.site.in_channels), (form.out_channels, place.site.out_channels)
+    stride = place.site.stride // form.stride if place.site.stride % form.stride == 0 else 0
+    if fit == "project":
+        if not stride:
+            raise UserError(f"its stride of {form.stride} is more than the site's {place.site.stride}")
+        before = nn.Conv2d(ins[1], ins[0], 1, bias=False) if ins[0] != ins[1] else None
+        after = nn.Conv2d(outs[0], outs[1], 1, stride, bias=False)
+        return Fitted(donor, before, after, did)
+    if stride != 1:
+        raise UserError(f"its stride is {form.stride}, the site's {place.site.stride}")
+    if fit == "strict" or (ins[0] == ins[1] and outs[0] == outs[1]):
+        if ins[0] != ins[1] or outs[0] != outs[1]:
+            raise UserError(f"it takes {ins[0]} channels and gives {outs[0]}, where {ins[1]} and {outs[1]} are needed")
+        return Fitted(donor, None, None, did)
+    did.append(f"channels {ins[0]} -> {outs[0]} made {ins[1]} -> {outs[1]} by {fit}")
+    return Fitted(resized(donor, form, ins[1], outs[1], fit), None, None, did)
+
+
+def _match_stride(donor: nn.Module, place: Place) -> list[str]:
+    """Give a convolution or stem the site's stride, and the padding that keeps the site's size: neither is a weight."""
+    form = form_of(donor)
+    conv = {Conv: donor, Stem: donor[0] if isinstance(form, Stem) else None}.get(type(form))
+    if conv is None:
+        return []
+    own = place.conv()
+    padding = matched_padding(conv.kernel_size[0], own)
+    did = []
+    for name, value in (("stride", own.stride), ("padding", padding)):
+        if getattr(conv, name) != (value, value):
+            did.append(f"{name} {getattr(conv, name)[0]} made {value}")
+            setattr(conv, name, (value, value))
+    return did
+
+
+def resized(donor: nn.Module, form: Form, in_channels: int, out_channels: int, fit: str) -> nn.Module:
+    """`donor` with other numbers of channels, its response's scale kept.
+
+    slice takes the first channels, tile repeats them in turn; in both, weights over input channels are multiplied by
+    (channels before) / (channels now), so that equal inputs give an equal response (timm's adapt_input_conv). sum and
+    average act on input channels alone, which all get the same weights: sum the donor's sum over its channels (equal
+    channels give the donor's response), average their mean, each filter scaled back to its norm (uncorrelated
+    channels give a response of the same variance). Raises UserError where the fit is not for this donor.
+    """
+    ins, outs = (form.in_channels, in_channels), (form.out_channels, out_channels)
+    if fit in ("sum", "average"):
+        if not isinstance(form, (Conv, Stem)) or outs[0] != outs[1]:
+            raise UserError(f"{fit} is for convolutions and stems that differ in their input channels alone")
+    elif any((new > old) if fit == "slice" else (new < old) for old, new in (ins, outs)):
+        raise UserError(f"{fit} makes channels {'fewer' if fit == 'slice' else 'more'}, not {'more' if fit == 'slice' else 'fewer'}")
+    if isinstance(form, Stage) or getattr(getattr(form, "conv", form), "groups", 1) > 1:
+        raise UserError(f"{fit} is not for stages, nor for convolutions in groups")
+    target = _target(form, in_channels, out_channels)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in target.build().state_dict().items()}
+    state = {name: _resize(tensor, shapes[name], fit) for name, tensor in donor.state_dict().items()}
+    with torch.device(next(donor.parameters()).device), torch.random.fork_rng(devices=[]):
+        new = target.build()
+    new.load_state_dict(state, assign=True)
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(donor.get_parameter(name).requires_grad)
+    return new
+
+
+def _target(form: Form, ins: int, outs: int) -> Form:
+    if isinstance(form, Conv):
+        return dataclasses.replace(form, in_channels=ins, out_channels=outs)
+    if isinstance(form, Stem):
+        return dataclasses.replace(form, conv=_target(form.conv, ins, outs))
+    width = outs if form.type == "basic" else max(1, math.ceil(form.width * outs / form.out_channels))
+    if form.shortcut == "identity" and ins != outs:
+        raise UserError("a block whose skip is the identity keeps its channels: it cannot take and give different numbers")
+    if form.type == "bottleneck" and outs % 4:
+        raise UserError(f"a bottleneck gives a multiple of 4 channels, not {outs}")
+    return dataclasses.replace(form, in_channels=ins, width=width, out_channels=outs)
+
+
+def _resize(tensor: Tensor, shape: torch.Size, fit: str) -> Tensor:
+    """One tensor of a state dict to `shape`: output channels first, then the input channels of a convolution."""
+    if tensor.ndim == 0:
+        return tensor
+    tensor = _take(tensor, 0, shape[0])
+    if tensor.ndim == 1 or tensor.shape[1] == shape[1]:
+        return tensor.contiguous()
+    old, new = tensor.shape[1], shape[1]
+    if fit in ("slice", "tile"):
+        return _take(tensor, 1, new) * (old / new)
+    grey = tensor.sum(1, keepdim=True).expand(-1, new, -1, -1) / new
+    if fit == "average":
+        grey = grey * (tensor.flatten(1).norm(dim=1) / grey.flatten(1).norm(dim=1).clamp_min(1e-12))[:, None, None, None]
+    return grey.contiguous()
+
+
+def _take(tensor: Tensor, dim: int, number: int) -> Tensor:
+    """The first `number` of dimension `dim`, beginning again where there are fewer."""
+    index = torch.arange(number, device=tensor.device) % tensor.shape[dim]
+    return tensor.index_select(dim, index)
+
+
+def start_identity(adapter: nn.Conv2d) -> None:
+    """Each output channel is the input channel of its number, in turn where there are fewer outputs or inputs."""
+    with torch.no_grad():
+        adapter.weight.zero_()
+        outs, ins = adapter.weight.shape[:2]
+        index = torch.arange(min(outs, ins))
+        adapter.weight[index, index] = 1.0
+
+
+def start_random(adapter: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(adapter.weight, mode="fan_out", nonlinearity="linear")
+
+
+def dropped_bias(donor: nn.Module) -> Tensor | None:
+    """The bias of a convolution or stem, which loses it; None where there was none."""
+    form = form_of(donor)
+    conv: Any = donor if isinstance(form, Conv) else donor[0] if isinstance(form, Stem) else None
+    if conv is None or conv.bias is None:
+        return None
+    bias = conv.bias.detach()
+    conv.bias = None
+    return bias
+
+

@@ -1,0 +1,284 @@
+"""The operations: a donor replaces a site, is inserted before or after it, or stands beside it.
+
+`graft` returns a new network and leaves host and donor as they were. What it puts at a site is plain modules, so that
+the network compiles, exports, copies and saves like any other.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from layergraft.donors.forms import Conv, Place, Stem, describe, form_of
+from layergraft.errors import UserError
+from layergraft.hosts.sites import Site
+from layergraft.seeds import stream
+from layergraft.specs import SurgerySpec
+from layergraft.surgery.fit import dropped_bias, fitted, start_identity, start_random
+
+PARTS = ("donor", "adapter", "host before", "host after", "head")
+
+
+class Parallel(nn.Module):
+    """`host(x) + gate * donor(x)`, the gate a single learnt number (ReZero, SkipInit); 1 and not learnt for None."""
+
+    def __init__(self, host: nn.Module, donor: nn.Module, gate: float | None) -> None:
+        super().__init__()
+        self.host, self.donor = host, donor
+        self.gate = None if gate is None else nn.Parameter(torch.tensor(float(gate)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.donor(x)
+        return self.host(x) + (branch if self.gate is None else self.gate * branch)
+
+
+@dataclass(frozen=True)
+class Graft:
+    """What was done at one site."""
+
+    site: Site
+    place: Place
+    donor: str
+    """The donor's form in words."""
+    did: tuple[str, ...]
+    donor_paths: tuple[str, ...]
+    """Module paths of the donor in the new network."""
+    adapter_paths: tuple[str, ...]
+    """Paths of adapters: modules, and the gate, which is a parameter."""
+    chain: str
+    """Module path in the new network of what gives the donor's output: the donor with the adapters around it."""
+    inserted: str | None
+    """before or after the site, for an insert."""
+    replaced: tuple[str, ...]
+    """Module paths of the host where something else stands now; the last is where the host gives the chain's counterpart."""
+
+
+@dataclass(frozen=True)
+class Grafted:
+    """A new network, the host that it was made of, and what was done."""
+
+    network: nn.Module
+    host: nn.Module
+    grafts: tuple[Graft, ...]
+    parts: Mapping[str, tuple[str, ...]]
+    """Part (donor, adapter, host before, host after, head) -> names of its parameters."""
+    changed: frozenset[str] = frozenset()
+    """Names in the host's state dict, outside of what was replaced, that surgery has given other values."""
+
+    @property
+    def roles(self) -> dict[str, list[str]]:
+        """For strategies: role -> paths."""
+        return {
+            "graft": [path for graft in self.grafts for path in graft.donor_paths],
+            "adapter": [path for graft in self.grafts for path in graft.adapter_paths],
+        }
+
+    @property
+    def num_added(self) -> int:
+        """Parameters of the new network less those of the host."""
+        return _count(self.network) - _count(self.host)
+
+    def undone(self) -> nn.Module:
+        """The network with the host's own layers back in their places.
+
+        What the host had and surgery changed (layers, statistics) is the host's again; what has been trained since
+        elsewhere stays as it is now.
+        """
+        network = copy.deepcopy(self.network)
+        for graft in self.grafts:
+            for path in graft.replaced:
+                network.set_submodule(path, copy.deepcopy(self.host.get_submodule(path)))
+        own = self.host.state_dict()
+        network.load_state_dict({**network.state_dict(), **{name: own[name] for name in self.changed}})
+        return network
+
+    def with_changes(self) -> Grafted:
+        """The same, `changed` read off anew."""
+        now = self.network.state_dict()
+        replaced = [path for graft in self.grafts for path in graft.replaced]
+        names = {
+            name
+            for name, tensor in self.host.state_dict().items()
+            if not under(name, replaced) and not tensor.is_meta and not torch.equal(now[name], tensor)
+        }
+        return replace(self, changed=frozenset(names))
+
+
+def under(name: str, paths: Sequence[str]) -> bool:
+    """Whether `name` is one of `paths` or below one."""
+    return any(name == path or name.startswith(path + ".") for path in paths)
+
+
+def place_of(host: nn.Module, site: Site, spec: SurgerySpec, image: tuple[int, int, int]) -> Place:
+    """What a donor finds at `site` under this surgery."""
+    module = host.get_submodule(site.path)
+    norm = "group" if any(isinstance(part, nn.GroupNorm) for part in host.modules()) else "batch"
+    if spec.name != "insert":
+        return Place(site.path, form_of(module), image, norm)
+    channels = (site.in_shape if spec.where == "before" else site.out_shape)[0]
+    return Place(site.path, Conv(channels, channels, 3, 1, 1), image, norm)
+
+
+def graft(
+    host: nn.Module,
+    donors: Sequence[tuple[Site, nn.Module]],
+    spec: SurgerySpec,
+    image: tuple[int, int, int],
+    head: Sequence[str] = ("fc",),
+    seed: int = 0,
+) -> Grafted:
+    """A copy of `host` with a copy of each donor at its site.
+
+    `seed` draws the start of adapters whose start is random; `head` are the module paths of the host's classifier.
+    Adapters that start by least squares begin as identities, and `calibrated` fits them. Raises UserError for a donor
+    that does not fit, a site given twice or inside another, a fold without a batch norm to fold into.
+    """
+    _require_apart([site for site, _ in donors])
+    if spec.calibrate == "batch_norm" and not any(isinstance(m, nn.BatchNorm2d) for m in host.modules()):
+        raise UserError("surgery.calibrate=batch_norm: this host has no batch norm whose statistics could be re-estimated")
+    network = copy.deepcopy(host)
+    grafts = []
+    for number, (site, donor) in enumerate(donors):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(seed, "adapter", number))
+            grafts.append(_graft(network, site, copy.deepcopy(donor), place_of(host, site, spec, image), spec))
+    return Grafted(network, host, tuple(grafts), _parts(network, grafts, image, head)).with_changes()
+
+
+def _require_apart(sites: Sequence[Site]) -> None:
+    for index, site in enumerate(sites):
+        for other in sites[:index]:
+            if site.path == other.path:
+                raise UserError(f"the site {site.path} is given twice")
+            inner, outer = sorted((site.path, other.path), key=len, reverse=True)
+            if inner.startswith(outer + "."):
+                raise UserError(f"the site {inner} is inside {outer}, which is a site itself")
+
+
+def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec: SurgerySpec) -> Graft:
+    form = form_of(donor)
+    fit = fitted(donor, place, spec.fit)
+    did, path, own = list(fit.did), site.path, network.get_submodule(site.path)
+    device = next(own.parameters()).device
+    for adapter in (fit.before, fit.after):
+        if adapter is not None:
+            adapter.to(device)
+            (start_random if spec.start == "random" else start_identity)(adapter)
+    alone = fit.after is None
+    follows = site.norm if spec.name == "replace" and alone else None  # the norm that takes what the donor gives
+    _bias(network, fit.donor, follows, spec, path, did)
+    affine = None
+    if spec.calibrate == "moments":
+        channels = place.site.out_channels
+        affine = nn.Conv2d(channels, channels, 1, groups=channels, device=device)
+        nn.init.ones_(affine.weight)
+        nn.init.zeros_(affine.bias)
+    around = {"before": fit.before, "donor": fit.donor, "after": fit.after, "affine": affine}
+    around = {name: module for name, module in around.items() if module is not None}
+
+    if isinstance(form, Stem) and follows is not None:
+        # The host's convolution and norm make room for the donor's; the ReLU after them is the host's.
+        network.set_submodule(path, fit.donor.conv)
+        network.set_submodule(follows, fit.donor.norm if affine is None else _row(norm=fit.donor.norm, affine=affine))
+        donors = (path, follows if affine is None else f"{follows}.norm")
+        adapters = () if affine is None else (f"{follows}.affine",)
+        did.append(f"{path} and {follows} make room for the stem's convolution and norm")
+        return Graft(site, place, describe(form), tuple(did), donors, adapters, follows, None, (path, follows))
+
+    chain, start = fit.donor if len(around) == 1 else _row(**around), path
+    inserted = spec.where if spec.name == "insert" else None
+    if spec.name == "replace":
+        network.set_submodule(path, chain)
+        did.append(f"{path} makes room for the donor")
+    elif spec.name == "parallel":
+        network.set_submodule(path, Parallel(own, chain, spec.gate))
+        start = f"{path}.donor"
+        did.append(f"the donor stands beside {path}{_gate_words(spec)}")
+    else:
+        link = chain if spec.gate is None else Parallel(nn.Identity(), chain, spec.gate)
+        parts = {"donor": link, "host": own} if spec.where == "before" else {"host": own, "donor": link}
+        network.set_submodule(path, _row(**parts))
+        start = f"{path}.donor" if spec.gate is None else f"{path}.donor.donor"
+        did.append(f"the donor is inserted {spec.where} {path}{_gate_words(spec)}")
+    donors = (start if len(around) == 1 else f"{start}.donor",)
+    adapters = tuple(f"{start}.{name}" for name in around if name != "donor")
+    if spec.gate is not None:
+        adapters += (f"{start.removesuffix('.donor')}.gate",)
+    if fit.after is not None:
+        named = [("before", fit.before), ("after", fit.after)]
+        words = [f"{name} {m.in_channels} -> {m.out_channels}" for name, m in named if m is not None]
+        did.append(f"1 x 1 convolutions: {', '.join(words)}, start {spec.start}")
+    return Graft(site, place, describe(form), tuple(did), donors, adapters, start, inserted, (path,))
+
+
+def _row(**modules: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(modules))
+
+
+def _gate_words(spec: SurgerySpec) -> str:
+    return "" if spec.gate is None else f", behind a gate that starts at {spec.gate:g}"
+
+
+def _bias(
+    network: nn.Module, donor: nn.Module, follows: str | None, spec: SurgerySpec, path: str, did: list[str]
+) -> None:
+    """What becomes of the donor's bias. BN(x + b) with mean m is BN(x) with mean m - b, in training and in evaluation."""
+    if spec.bias == "keep":
+        return
+    form = form_of(donor)
+    if isinstance(form, Stem):
+        norm, name = donor.norm, "its own norm"
+    else:
+        norm, name = (network.get_submodule(follows), follows) if follows else (None, "")
+    bias = dropped_bias(donor)
+    if bias is None:
+        return
+    if spec.bias == "drop":
+        did.append("bias dropped")
+        return
+    if not isinstance(norm, nn.BatchNorm2d):
+        raise UserError(
+            f"surgery.bias=fold: no batch norm follows the donor at {path} directly; keep or drop the bias"
+        )
+    norm.running_mean -= bias
+    did.append(f"bias folded into {name}")
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _parts(
+    network: nn.Module, grafts: Sequence[Graft], image: tuple[int, int, int], head: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Every parameter in one part. What acts before the first donor and what after is measured by a dry forward."""
+    probe = copy.deepcopy(network).to("meta").eval()
+    order: list[str] = []
+    for path, module in probe.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            module.register_forward_pre_hook(lambda module, args, path=path: order.append(path))
+    with torch.no_grad():
+        probe(torch.empty(2, *image, device="meta"))
+
+    donors = [path for graft in grafts for path in graft.donor_paths]
+    adapters = [path for graft in grafts for path in graft.adapter_paths]
+    first = min((order.index(path) for path in order if under(path, donors)), default=len(order))
+    before = set(order[:first])
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for name, _ in network.named_parameters():
+        owner = name.rpartition(".")[0]
+        if under(name, adapters):
+            part = "adapter"
+        elif under(name, donors):
+            part = "donor"
+        elif under(name, head):
+            part = "head"
+        else:
+            part = "host before" if owner in before else "host after"
+        parts[part].append(name)
+    return {part: tuple(names) for part, names in parts.items()}
