@@ -11,11 +11,35 @@ from hydra import compose, initialize_config_dir
 
 from layergraft.cli import main
 from layergraft.data.images import ImageData, Split
+from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.sites import survey
 from layergraft.runs.compose import conf_dir, to_config
+from layergraft.specs import SurgerySpec
+from layergraft.surgery import place_of
+from layergraft.training.fit import Backend
 
 torch.set_num_threads(1)
 # The smallest run that is still a run: two epochs of a very narrow host.
 TINY = ["host.width=4", "schedule.epochs=2", "donor.schedule.epochs=1", "optim.batch_size=25", "exec.device=cpu"]
+# Every host, as narrow as it goes without losing its shape.
+HOSTS = [
+    TorchvisionResNet("resnet18", width=4),
+    TorchvisionResNet("resnet34", width=4),
+    TorchvisionResNet("resnet50", width=4),
+    TorchvisionResNet("resnet101", width=4),
+    TorchvisionResNet("resnet152", width=4),
+    TorchvisionResNet("wide_resnet50_2", width=4),
+    TorchvisionResNet("resnext50_32x4d", width=16),
+    *(CifarResNet(name, width=4) for name in ("resnet8", "resnet20", "resnet32", "resnet56", "resnet110")),
+]
+CPU = Backend("cpu", "float32")
+GREY = (1, 8, 8)  # the digits' shape
+
+
+def place_at(spec, path, image=GREY, surgery=None):
+    """What a donor finds at `path` of a host."""
+    host = spec.build(image, 5, seed=0)
+    return place_of(host, survey(host, image)[path], surgery or SurgerySpec(), image)
 
 
 @pytest.fixture

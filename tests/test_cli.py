@@ -9,16 +9,32 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY
+from layergraft.cli import COMMANDS
 
 BAD = {
     "strategy=hybird": "unknown strategy 'hybird'; did you mean 'hybrid'? There are: freeze, full, hybrid, low_lr",
     "host=resnet19": "unknown host 'resnet19'; did you mean 'resnet18'?",
     "data=digit": "unknown data 'digit'; did you mean 'digits'?",
-    "donor=traind": "unknown donor 'traind'; did you mean 'trained'? There are: conv7x7, none, random, trained",
+    "donor=traind": "unknown donor 'traind'; did you mean 'trained'? There are: conv7x7, covariance, end_to_end",
     "+experiment=quikstart": "unknown experiment 'quikstart'; did you mean 'quickstart'?",
-    "site=erly": "unknown site in resnet18: 'erly'; did you mean 'early'? There are: early, middle, late, conv1",
+    "site=erly": "unknown site in resnet18: 'erly'; did you mean 'early'? There are: early, middle, late, 0.0 to 1.0, conv1",
     "site=layer4.2.conv1": "unknown site in resnet18: 'layer4.2.conv1'; did you mean 'layer4.1.conv1'?",
-    "donor.kernel_size=5": "the donor does not fit conv1: the donor is 1 -> 64 channels, kernel 5 x 5",
+    "donor.kernel_size=4": "a kernel of 4 x 4 has no padding that gives as many pixels as the site's 3 x 3 with padding 1",
+    "donor.out_channels=32": "the donor does not fit conv1: it takes 1 channels and gives 32, where 1 and 64 are needed. The donor is a conv, 1 -> 32",
+    "donor.kind=stme": "unknown donor.kind 'stme'; did you mean 'stem'?",
+    "donor=extracted": "donor.path is not set",
+    "surgery=replac": "unknown surgery 'replac'; did you mean 'replace'?",
+    "surgery.fit=strct": "unknown surgery.fit 'strct'; did you mean 'strict'?",
+    "surgery.gate=0": "surgery.gate is 0.0, but replace has no branch to gate",
+    "site=[conv1,early]": "the site conv1 is given twice",
+    "site=[layer1,layer1.0.conv1]": "the site layer1.0.conv1 is inside layer1, which is a site itself",
+    "site=[]": "site is an empty list",
+    "site=1.5": "site=1.5 is not a relative depth",
+    "site=depth=0.5": "a relative depth is a number: site=0.5",
+    "site=layer1": "layer1 is a stage, and donor=trained trains a single layer",
+    "host.weights=IMAGENET1K_V9": "'IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'?",
+    "host.weights=nowhere.pt": "there is no file nowhere.pt",
+    "host.in_channels=4": "host.in_channels is 4; it must be 1, 3 or null",
     "donor=none": "there is no graft in this network",
     "strategy.groups.early=[layer9]": "matches no parameter): 'layer9'; did you mean 'layer4'?",
     "strategy.phases.thaw.epoch=30": "phase thaw starts at epoch 30, but training ends after 30 epochs",
@@ -68,11 +84,13 @@ def test_bad_input_is_one_clear_line_before_any_training(bad, command, tmp_path,
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["trian"], "unknown command 'trian'; did you mean 'train'? There are: train, donate, report"),
+        (["trian"], "unknown command 'trian'; did you mean 'train'? There are: train, donate, surgery, sites, report"),
         (["report"], "report takes one folder of a sweep"),
         (["report", "outputs/sweeps/nope"], "'outputs/sweeps/nope'"),
-        (["donate", "donor=random"], "donor=random is not trained"),
-        (["donate", "-m", "seed=1,2"], "takes no -m"),
+        (["donate", "donor=none"], "donor=none is no donor"),
+        (["donate", "-m", "seed=1,2"], "donate takes one run and no -m"),
+        (["surgery", "-m", "seed=1,2"], "surgery takes one run and no -m"),
+        (["surgery", "donor=none", "strategy=full"], "donor=none puts nothing in"),
     ],
 )
 def test_other_bad_commands(arguments, message, command):
@@ -90,7 +108,7 @@ def test_a_traceback_where_it_is_asked_for(command, monkeypatch):
 
 
 def test_a_donor_that_cannot_be_is_not_trained(command, tmp_path):
-    for bad in (["donor.kernel_size=5"], ["strategy=hybrid", "strategy.phases.thaw.epoch=9"]):
+    for bad in (["donor.out_channels=5"], ["strategy=hybrid", "strategy.phases.thaw.epoch=9"]):
         code, out, err = command("donate", *TINY, *bad, f"exec.outputs={tmp_path}/o")
         assert code == 2 and out == "" and err.count("\n") == 1
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -110,8 +128,8 @@ def test_own_choices_with_a_mistake_in_them(command, tmp_path):
 
 def test_help(command):
     code, out, _ = command("--help")
-    assert code == 0 and {"train", "donate", "report"} <= set(re.findall(r"layergraft (\w+)", out))
-    for name in ("train", "donate", "report"):
+    assert code == 0 and set(COMMANDS) <= set(re.findall(r"layergraft (\w+)", out))
+    for name in COMMANDS:
         code, out, _ = command(name, "--help")
         assert code == 0 and f"layergraft {name}" in out
 
@@ -150,7 +168,7 @@ def test_own_choices_from_a_folder(command, tmp_path):
     "line, expected",
     [
         ("layergraft tr", {"train"}),
-        ("layergraft ", {"train", "donate", "report"}),
+        ("layergraft ", set(COMMANDS)),
         ("layergraft train strategy=", {"strategy=freeze", "strategy=full", "strategy=hybrid", "strategy=low_lr"}),
         ("layergraft train host=resnet18 strategy=f", {"strategy=freeze", "strategy=full"}),
     ],
@@ -166,9 +184,9 @@ def test_completion_in_a_real_bash():
     script = f"""
     PATH={program.parent}:$PATH
     eval "$(layergraft train -sc install=bash)"
-    COMP_LINE='layergraft train donor=' COMP_WORDS=(layergraft train donor=) COMP_CWORD=2 COMP_POINT=${{#COMP_LINE}}
+    COMP_LINE='layergraft train donor=p' COMP_WORDS=(layergraft train donor=p) COMP_CWORD=2 COMP_POINT=${{#COMP_LINE}}
     hydra_bash_completion
     printf '%s\\n' "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
-    assert done.stdout.split() == ["donor=conv7x7", "donor=none", "donor=random", "donor=trained"], done.stderr
+    assert done.stdout.split() == ["donor=pca", "donor=permuted"], done.stderr

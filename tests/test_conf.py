@@ -1,9 +1,11 @@
 """Contracts over conf/: every file there composes, says what it is, and names itself. A new file is tested as it is."""
 
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import save_file
 
 from layergraft.catalogue import groups, line_of, train_help
 from layergraft.runs.compose import Composer, conf_dir, to_config
@@ -14,14 +16,18 @@ CHOICES = [(group, name) for group, names in GROUPS.items() for name in names if
 # What a choice needs beside it to be a run.
 WITH = {
     ("donor", "none"): ["strategy=full"],
-    ("donor", "conv7x7"): ["host.stem=imagenet"],
+    ("donor", "pca"): ["host.width=16"],  # patches of 3 x 3 grey pixels have 9 components, each with its negative
+    ("donor", "whitening"): ["host.width=16"],
+    ("donor", "extracted"): ["donor.path=DONOR"],
     ("exec", "cuda"): None,  # no run without CUDA: tests/test_cli.py has its error
 }
 
 
 @pytest.mark.parametrize("group, name", CHOICES)
-def test_every_choice_composes_and_is_a_run(group, name, config):
+def test_every_choice_composes_and_is_a_run(group, name, config, tmp_path):
     extra = WITH.get((group, name), [])
+    save_file({"weight": torch.zeros(64, 1, 3, 3)}, tmp_path / "donor.safetensors")
+    extra = extra and [override.replace("DONOR", str(tmp_path / "donor.safetensors")) for override in extra]
     if extra is None:
         assert config(f"{group}={name}").exec.device.name == "cuda"
         return

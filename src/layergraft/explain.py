@@ -11,7 +11,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from layergraft.errors import RunFailed, UserError, unknown
@@ -26,6 +26,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing_choice(error)
     if isinstance(error, OverrideParseException):
+        if re.match(r"site=.*depth=", str(error.override)):
+            return f"cannot read the override '{error.override}'; a relative depth is a number: site=0.5"
         return f"cannot read the override '{error.override}'; overrides are written KEY=VALUE, such as optim.lr=0.01; a text with '=' or ',' in it is quoted"
     if isinstance(error, ConfigCompositionException):
         return _composition(error)
@@ -74,6 +76,8 @@ def _yaml(error: MarkedYAMLError) -> str:
 def _omegaconf(error: OmegaConfBaseException) -> str:
     if isinstance(error, UNKNOWN_KEY):
         return _unknown_key(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not set; give {error.full_key}=VALUE"
     message = _first_line(error)
     where = f"{error.full_key}: " if error.full_key and error.full_key not in message else ""
     return f"{where}{message}"

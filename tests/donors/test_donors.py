@@ -1,21 +1,25 @@
-"""Donors: trained once, read ever after, the random control their start."""
+"""Donors: made once, read ever after; trained in each kind, the random control their start."""
 
+import dataclasses
 import json
 import multiprocessing
 
 import pytest
 import torch
 
+from conftest import CPU, GREY, place_at
 from layergraft.data import Digits
 from layergraft.donors import RandomDonor, TrainedDonor
 from layergraft.donors.cache import key_of, obtain
-from layergraft.donors.geometry import Geometry
+from layergraft.donors.forms import Block, Conv, Place, Stem, form_of
 from layergraft.errors import UserError
-from layergraft.specs import OptimSpec, ScheduleSpec
+from layergraft.hosts import TorchvisionResNet
+from layergraft.specs import Control, OptimSpec, ScheduleSpec
 from layergraft.training.fit import Backend
 
-CPU = Backend("cpu", "float32")
-SITE = Geometry(4, 8, 3, 2, 1, bias=False)
+SITE = Conv(4, 8, 3, 2, 1)
+PLACE = Place("layer2.0.conv1", SITE, GREY)
+BLOCK = Place("layer2.0", Block("basic", 4, 8, 8, 2, shortcut="conv"), GREY)
 
 
 def trained(**fields):
@@ -25,69 +29,109 @@ def trained(**fields):
 
 
 def test_a_donor_is_trained_once_and_then_read(tmp_path):
-    first = obtain(trained(), SITE, CPU, tmp_path)
+    first = obtain(trained(), PLACE, CPU, tmp_path)
     key = first.provenance["key"]
     folder = tmp_path / "donors" / key
     stamps = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {"donor.safetensors", "donor.json"} <= set(stamps)
-    second = obtain(trained(), SITE, CPU, tmp_path)
+    second = obtain(trained(), PLACE, CPU, tmp_path)
     assert torch.equal(first.layer.weight, second.layer.weight) and second.provenance == first.provenance
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
     assert json.loads((folder / "donor.json").read_text())["metrics"]["test/acc"] > 50  # of 3 classes: it has learnt
 
 
 def test_the_same_donor_comes_out_the_same(tmp_path):
-    first, second = (obtain(trained(), SITE, CPU, tmp_path / name) for name in "ab")
+    first, second = (obtain(trained(), PLACE, CPU, tmp_path / name) for name in "ab")
     assert torch.equal(first.layer.weight, second.layer.weight)
 
 
 def test_random_is_what_trained_started_from(tmp_path):
-    random = obtain(RandomDonor(seed=3), SITE, CPU, tmp_path)
+    random = obtain(RandomDonor(seed=3), PLACE, CPU, tmp_path)
     network, layer = trained(seed=3).network(SITE, image_channels=1, num_classes=3)
     assert torch.equal(random.layer.weight, layer.weight)
-    assert not torch.equal(obtain(trained(seed=3), SITE, CPU, tmp_path).layer.weight, layer.weight)
-    assert not torch.equal(random.layer.weight, obtain(RandomDonor(seed=4), SITE, CPU, tmp_path).layer.weight)
+    assert not torch.equal(obtain(trained(seed=3), PLACE, CPU, tmp_path).layer.weight, layer.weight)
+    assert not torch.equal(random.layer.weight, obtain(RandomDonor(seed=4), PLACE, CPU, tmp_path).layer.weight)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_single_layer_network(k):
-    network, layer = trained(k=k).network(SITE, image_channels=1, num_classes=3)
+@pytest.mark.parametrize("form", [SITE, Stem(SITE, "batch"), BLOCK.site, Block("bottleneck", 4, 4, 16, 1, shortcut="conv")], ids=lambda f: f"{f.kind}-{f.out_channels}")  # fmt: skip
+def test_single_layer_network(form, k):
+    network, layer = trained(k=k).network(form, image_channels=1, num_classes=3)
+    inside = [m for m in layer.modules() if isinstance(m, torch.nn.Conv2d)]
     convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert convolutions[1] is layer and len(convolutions) == 1 + 1 + (k - 1)  # lift, layer, head
+    assert convolutions[1 : 1 + len(inside)] == inside and len(convolutions) == 1 + len(inside) + (k - 1)  # lift, layer, head
     assert network(torch.randn(2, 1, 8, 8)).shape == (2, 3)
-    bare, first = trained(k=k).network(Geometry(1, 8, 3, 1, 1, False), image_channels=1, num_classes=3)
-    assert bare[0] is first  # a layer that takes the image needs no lift
+
+
+def test_a_layer_that_takes_the_image_needs_no_lift_and_a_block_has_its_stem():
+    bare, first = trained().network(Conv(1, 8, 3, 1, 1), image_channels=1, num_classes=3)
+    assert bare[0] is first
+    resnet, block = trained().network(Block("basic", 1, 8, 8, 1, shortcut="conv"), image_channels=1, num_classes=3)
+    assert resnet[3] is block  # convolution, norm, ReLU, then the one block: a ResNet with one functional layer
+
+
+@pytest.mark.parametrize("kind", ["conv", "stem", "block"])
+def test_each_kind_learns_and_comes_back_whole(kind, tmp_path):
+    donor = obtain(trained(kind=kind), BLOCK, CPU, tmp_path)
+    assert donor.form.kind == kind and form_of(donor.layer) == donor.form
+    assert (donor.form.in_channels, donor.form.out_channels, donor.form.stride) == (4, 8, 2)
+    assert donor.provenance["metrics"]["test/acc"] > 50
+    again = obtain(trained(kind=kind), BLOCK, CPU, tmp_path)
+    for name, tensor in donor.layer.state_dict().items():
+        assert torch.equal(tensor, again.layer.state_dict()[name])
+    if kind != "conv":
+        assert any(tensor.abs().max() > 0 for name, tensor in donor.layer.named_buffers() if name.endswith("running_mean"))
 
 
 def test_key_holds_all_that_decides_the_weights():
     keys = {
-        key_of(trained(), SITE, CPU),
-        key_of(trained(seed=1), SITE, CPU),
-        key_of(trained(k=3), SITE, CPU),
-        key_of(trained(bias=True), SITE, CPU),
-        key_of(trained(), Geometry(4, 8, 3, 1, 1, bias=False), CPU),
-        key_of(trained(), SITE, Backend("cpu", "bf16_mixed")),
-        key_of(TrainedDonor(data=Digits(classes=[5, 6, 8])), SITE, CPU),
+        key_of(trained(), PLACE, CPU),
+        key_of(trained(seed=1), PLACE, CPU),
+        key_of(trained(k=3), PLACE, CPU),
+        key_of(trained(bias=True), PLACE, CPU),
+        key_of(trained(control=Control.permuted), PLACE, CPU),
+        key_of(trained(), dataclasses.replace(PLACE, site=Conv(4, 8, 3, 1, 1)), CPU),
+        key_of(trained(), PLACE, Backend("cpu", "bf16_mixed")),
+        key_of(TrainedDonor(data=Digits(classes=[5, 6, 8])), PLACE, CPU),
     }
-    assert len(keys) == 7 and all(key.startswith("conv3x3-4-8.digits.seed") for key in keys)
-    assert key_of(trained(), SITE, CPU) == key_of(trained(), SITE, Backend("cuda", "float32"))  # recorded, not keyed
+    assert len(keys) == 8 and all(key.startswith("conv3x3-4-8.digits.") for key in keys)
+    assert key_of(trained(), PLACE, CPU) == key_of(trained(), PLACE, Backend("cuda", "float32"))  # recorded, not keyed
+    assert key_of(trained(), PLACE, CPU) == key_of(trained(), dataclasses.replace(PLACE, path="layer9"), CPU)
 
 
 def test_shape_is_the_sites_unless_given():
-    assert trained().geometry(SITE) == SITE
-    assert trained(kernel_size=7, padding=3, bias=True).geometry(SITE) == Geometry(4, 8, 7, 2, 3, bias=True)
+    assert trained().form(PLACE) == SITE and trained().form(BLOCK) == BLOCK.site
+    assert trained(kernel_size=7, bias=True).form(PLACE) == Conv(4, 8, 7, 2, 3, bias=True)  # the image keeps its size
+    assert trained(kernel_size=7, padding=1).form(PLACE).padding == 1
+    assert trained(kind="stem").form(BLOCK) == Stem(Conv(4, 8, 3, 2, 1), "batch")
+    assert trained(kind="block", out_channels=16).form(BLOCK).out_channels == 16
+    assert trained(kind="block").form(PLACE) == Block("basic", 4, 8, 8, 2, shortcut="conv")
+
+
+@pytest.mark.parametrize("kind, path", [("block", "layer1.0"), ("block", "layer2.0"), ("stem", "conv1"), ("conv", "layer3.0.downsample.0")])  # fmt: skip
+def test_random_and_trained_are_what_the_site_is(kind, path):
+    place = place_at(TorchvisionResNet("resnet50", width=4), path)
+    for spec in (trained(kind=kind), RandomDonor(kind=kind)):
+        form = spec.form(place)
+        assert (form.kind, form.in_channels, form.out_channels) == (kind, place.site.in_channels, place.site.out_channels)
 
 
 def test_what_cannot_be_trained_is_said_before():
     with pytest.raises(UserError, match="donor: data.classes is"):
-        key_of(TrainedDonor(data=Digits(classes=[5])), SITE, CPU)
+        key_of(TrainedDonor(data=Digits(classes=[5])), PLACE, CPU)
     with pytest.raises(UserError, match="donor.optim.batch_size is 9999"):
-        key_of(TrainedDonor(data=Digits(), optim=OptimSpec(batch_size=9999)), SITE, CPU)
+        key_of(TrainedDonor(data=Digits(), optim=OptimSpec(batch_size=9999)), PLACE, CPU)
+    with pytest.raises(UserError, match="donor.kernel_size is set, but a block's convolutions have their own"):
+        key_of(trained(kernel_size=5), BLOCK, CPU)
+    with pytest.raises(UserError, match="layer1 is a stage, and donor=trained trains a single layer"):
+        key_of(trained(), place_at(TorchvisionResNet("resnet18", width=4), "layer1"), CPU)
+    with pytest.raises(UserError, match="a kernel of 4 x 4 has no padding .* kernels of odd size have"):
+        key_of(trained(kernel_size=4), PLACE, CPU)
 
 
 def _ask(outputs, weights):
     torch.set_num_threads(1)
-    weights.put(obtain(trained(seed=5), SITE, CPU, outputs).layer.weight.tolist())
+    weights.put(obtain(trained(seed=5), PLACE, CPU, outputs).layer.weight.tolist())
 
 
 def test_processes_that_ask_at_once_train_it_once(tmp_path):
@@ -102,3 +146,13 @@ def test_processes_that_ask_at_once_train_it_once(tmp_path):
     assert first == second
     (folder,) = [path for path in (tmp_path / "donors").iterdir() if path.is_dir()]  # and nothing half-written
     assert len(list(folder.glob("events.*"))) == 1
+
+
+def test_a_donor_whose_training_breaks_off_leaves_nothing(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of cheese")
+
+    monkeypatch.setattr("layergraft.donors.cache._fit", broken)
+    with pytest.raises(RuntimeError, match="out of cheese"):
+        obtain(trained(), PLACE, CPU, tmp_path)
+    assert not [path for path in (tmp_path / "donors").iterdir() if path.is_dir()]

@@ -28,7 +28,7 @@ def test_what_a_run_writes(tiny, tmp_path):
     assert record["key"].startswith("hybrid.late.resnet18.trained.seed3.")
     assert {path.name.split(".")[0] for path in folder.iterdir()} == {"config", "curves", "events", "model", "record"}
     assert json.loads((folder / "record.json").read_text()) == record
-    assert record["status"] == "completed" and record["site_path"] == "layer4.1.conv2"
+    assert record["status"] == "completed" and record["surgery"][0]["site"] == "layer4.1.conv2"
     assert record["axes"] == {
         "strategy": "hybrid",
         "site": "late",
@@ -37,7 +37,7 @@ def test_what_a_run_writes(tiny, tmp_path):
         "data": "digits",
         "seed": 3,
     }
-    assert (tmp_path / "donors" / record["donor"]["key"] / "donor.safetensors").exists()
+    assert (tmp_path / "donors" / record["donors"][0]["key"] / "donor.safetensors").exists()
     curves = pd.read_csv(folder / "curves.csv")
     assert list(curves.epoch) == [0, 1]
     assert curves["val/acc"].iloc[-1] == record["metrics"]["val/acc"]
@@ -47,9 +47,9 @@ def test_what_a_run_writes(tiny, tmp_path):
 
 def test_a_frozen_donor_is_byte_identical_in_the_trained_network(tiny, tmp_path):
     record = execute(tiny("strategy=freeze", "site=middle"))
-    donor = load_file(tmp_path / "donors" / record["donor"]["key"] / "donor.safetensors")["weight"]
+    donor = load_file(tmp_path / "donors" / record["donors"][0]["key"] / "donor.safetensors")["weight"]
     assert torch.equal(
-        load_file(tmp_path / "runs" / record["key"] / "model.safetensors")[f"{record['site_path']}.weight"], donor
+        load_file(tmp_path / "runs" / record["key"] / "model.safetensors")[f"{record['surgery'][0]['site']}.weight"], donor
     )
 
 

@@ -38,9 +38,9 @@ def test_every_run_once_with_its_controls(sweep):
 
 def test_donors_are_trained_once_and_shared(sweep):
     donors = [path.name for path in (sweep / "donors").iterdir() if path.is_dir()]
-    assert len(donors) == 4  # 2 shapes x 2 seeds
-    used = [read_record(sweep / "runs" / key)["donor"] for key in keys(sweep)]
-    assert sorted({donor["key"] for donor in used if donor and "key" in donor}) == sorted(donors)
+    assert len(donors) == 8  # 2 shapes x 2 seeds, trained and untrained
+    used = [donor["key"] for key in keys(sweep) for donor in read_record(sweep / "runs" / key)["donors"]]
+    assert sorted(set(used)) == sorted(donors)
 
 
 def test_results_do_not_depend_on_who_ran_them(sweep, tmp_path, command):
@@ -77,7 +77,7 @@ def test_what_is_lost_is_run_again(sweep, tmp_path, command):
         ("strategy=full,freez", "unknown strategy 'freez'; did you mean 'freeze'?"),
         ("exec.outputs=a,b", "exec cannot be swept over"),
         ("schedule.epochs=3,0", "schedule.epochs is 0"),
-        ("donor.kernel_size=3,5", "the donor does not fit conv1"),
+        ("donor.out_channels=4,5", "the donor does not fit conv1"),
     ],
 )
 def test_a_sweep_is_checked_whole_before_its_first_run(bad, message, tmp_path, command):

@@ -7,7 +7,7 @@ initialisation (Yosinski et al. 2014, 'selffer' networks, BnB).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from layergraft.donors.forms import Conv, Form, Place, Stem, form_of
@@ -29,8 +29,8 @@ class EndToEndDonor(LearnedDonorSpec):
     name: str = "end_to_end"
     data: DataSpec = MISSING
     host: HostSpec = MISSING
-    optim: OptimSpec = field(default_factory=OptimSpec)
-    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    optim: OptimSpec = MISSING
+    schedule: ScheduleSpec = MISSING
     layer: str | None = None
     """The module path in the network; null: the site's own path. A stem is named by its convolution."""
 

@@ -27,8 +27,8 @@ NORM_LAYERS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "
 class PlainBasicBlock(BasicBlock):
     """A basic block without its skip (He et al. 2016, the plain networks of section 4.1)."""
 
-    def __init__(self, inplanes, planes, stride=1, downsample=None, *rest) -> None:
-        super().__init__(inplanes, planes, stride, None, *rest)
+    def __init__(self, inplanes, planes, stride=1, downsample=None, *rest, **named) -> None:
+        super().__init__(inplanes, planes, stride, None, *rest, **named)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
@@ -37,8 +37,8 @@ class PlainBasicBlock(BasicBlock):
 class PlainBottleneck(Bottleneck):
     """A bottleneck without its skip."""
 
-    def __init__(self, inplanes, planes, stride=1, downsample=None, *rest) -> None:
-        super().__init__(inplanes, planes, stride, None, *rest)
+    def __init__(self, inplanes, planes, stride=1, downsample=None, *rest, **named) -> None:
+        super().__init__(inplanes, planes, stride, None, *rest, **named)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
