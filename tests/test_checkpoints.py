@@ -31,8 +31,9 @@ def test_safetensors(tmp_path):
 
 
 def test_a_lightning_checkpoint(tmp_path):
-    import pytorch_lightning as pl
     import warnings
+
+    import pytorch_lightning as pl
 
     class Module(pl.LightningModule):
         def __init__(self):

@@ -50,7 +50,9 @@ def test_pca_filters_are_the_components_of_the_patches(tmp_path):
     weight = obtain(spec, place(outs=12, kernel_size=3), CPU, tmp_path).layer.weight.detach().double().flatten(1)
     theirs = torch.from_numpy(PCA().fit(patches_of(Digits().load(0).train, 3, 0).numpy()).components_)
     unit = weight / weight.norm(dim=1, keepdim=True)
-    torch.testing.assert_close((unit[:9] * theirs).sum(1).abs(), torch.ones(9, dtype=torch.float64), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        (unit[:9] * theirs).sum(1).abs(), torch.ones(9, dtype=torch.float64), rtol=1e-4, atol=1e-4
+    )
     torch.testing.assert_close(unit[9:], -unit[:3])  # then the negatives of the first
 
 
@@ -61,7 +63,9 @@ def test_whitening_filters_make_the_sources_responses_white(tmp_path):
     x = Normalize(train, torch.device("cpu"))(torch.from_numpy(train.x_NCHW))
     layer.padding = (0, 0)
     covariance = torch.cov(layer(x).detach().transpose(0, 1).flatten(1))
-    torch.testing.assert_close(covariance, torch.eye(9), atol=0.1, rtol=0)  # patches are a sample, EPSILON takes a little
+    torch.testing.assert_close(
+        covariance, torch.eye(9), atol=0.1, rtol=0
+    )  # patches are a sample, EPSILON takes a little
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ def drawn(control, seed=0):
 
 def test_permuted_keeps_the_values_of_each_filter():
     new = drawn(Control.permuted)
-    assert torch.equal(new.flatten(1).sort(1).values, FILTERS.flatten(1).sort(1).values) and not torch.equal(new, FILTERS)
+    assert torch.equal(new.flatten(1).sort(1).values, FILTERS.flatten(1).sort(1).values) and not torch.equal(
+        new, FILTERS
+    )
 
 
 def test_moments_keep_mean_and_deviation_of_each_filter():

@@ -59,7 +59,9 @@ def test_single_layer_network(form, k):
     network, layer = trained(k=k).network(form, image_channels=1, num_classes=3)
     inside = [m for m in layer.modules() if isinstance(m, torch.nn.Conv2d)]
     convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
-    assert convolutions[1 : 1 + len(inside)] == inside and len(convolutions) == 1 + len(inside) + (k - 1)  # lift, layer, head
+    assert convolutions[1 : 1 + len(inside)] == inside and len(convolutions) == 1 + len(inside) + (
+        k - 1
+    )  # lift, layer, head
     assert network(torch.randn(2, 1, 8, 8)).shape == (2, 3)
 
 
@@ -80,7 +82,9 @@ def test_each_kind_learns_and_comes_back_whole(kind, tmp_path):
     for name, tensor in donor.layer.state_dict().items():
         assert torch.equal(tensor, again.layer.state_dict()[name])
     if kind != "conv":
-        assert any(tensor.abs().max() > 0 for name, tensor in donor.layer.named_buffers() if name.endswith("running_mean"))
+        assert any(
+            tensor.abs().max() > 0 for name, tensor in donor.layer.named_buffers() if name.endswith("running_mean")
+        )
 
 
 def test_key_holds_all_that_decides_the_weights():
@@ -113,7 +117,11 @@ def test_random_and_trained_are_what_the_site_is(kind, path):
     place = place_at(TorchvisionResNet("resnet50", width=4), path)
     for spec in (trained(kind=kind), RandomDonor(kind=kind)):
         form = spec.form(place)
-        assert (form.kind, form.in_channels, form.out_channels) == (kind, place.site.in_channels, place.site.out_channels)
+        assert (form.kind, form.in_channels, form.out_channels) == (
+            kind,
+            place.site.in_channels,
+            place.site.out_channels,
+        )
 
 
 def test_what_cannot_be_trained_is_said_before():

@@ -17,7 +17,9 @@ HOST = CifarResNet("resnet8", width=4)
 
 def spec(**fields):
     host = fields.pop("host", HOST)
-    return EndToEndDonor(data=Digits(classes=[5, 6, 7]), host=host, optim=OptimSpec(lr=3e-3), schedule=ScheduleSpec(epochs=2), **fields)
+    return EndToEndDonor(
+        data=Digits(classes=[5, 6, 7]), host=host, optim=OptimSpec(lr=3e-3), schedule=ScheduleSpec(epochs=2), **fields
+    )
 
 
 def test_every_site_cuts_from_the_same_network(tmp_path):
@@ -38,7 +40,12 @@ def test_every_site_cuts_from_the_same_network(tmp_path):
 
 
 def test_another_layer_and_another_host(tmp_path):
-    donor = obtain(spec(host=CifarResNet("resnet20", width=4), layer="layer1.2.conv1"), place_at(HOST, "layer1.0.conv2", GREY), CPU, tmp_path)
+    donor = obtain(
+        spec(host=CifarResNet("resnet20", width=4), layer="layer1.2.conv1"),
+        place_at(HOST, "layer1.0.conv2", GREY),
+        CPU,
+        tmp_path,
+    )
     assert donor.form.in_channels == 4
     with pytest.raises(UserError, match="unknown layer of resnet8 in donor.layer: 'layer1.2.conv1'"):
         obtain(spec(layer="layer1.2.conv1"), place_at(HOST, "conv1", GREY), CPU, tmp_path)

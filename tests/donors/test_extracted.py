@@ -48,7 +48,11 @@ def test_a_layer_by_path_is_that_layer(path, file, source, tmp_path):
 
 
 def test_a_stem_is_a_convolution_with_the_norm_beside_it(file, source, tmp_path):
-    for conv, norm in (("conv1", "bn1"), ("layer1.0.conv2", "layer1.0.bn2"), ("layer2.0.downsample.0", "layer2.0.downsample.1")):
+    for conv, norm in (
+        ("conv1", "bn1"),
+        ("layer1.0.conv2", "layer1.0.bn2"),
+        ("layer2.0.downsample.0", "layer2.0.downsample.1"),
+    ):
         donor = obtain(ExtractedDonor(path=file, kind="stem"), place_at(HOST, conv, IMAGE), CPU, tmp_path)
         assert torch.equal(donor.layer.conv.weight, source.get_submodule(conv).weight)
         assert torch.equal(donor.layer.norm.running_mean, source.get_submodule(norm).running_mean)
@@ -79,15 +83,26 @@ def test_the_key_is_the_contents_not_the_place_of_the_file(file, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     other = tmp_path / "elsewhere" / "net.ckpt"
     other.write_bytes(Path(file).read_bytes())
-    keys = {obtain(ExtractedDonor(path=p, seed=seed), place, CPU, tmp_path).provenance["key"] for p, seed in ((file, 0), (str(other), 1))}
+    keys = {
+        obtain(ExtractedDonor(path=p, seed=seed), place, CPU, tmp_path).provenance["key"]
+        for p, seed in ((file, 0), (str(other), 1))
+    }
     assert len(keys) == 1
 
 
 BAD = {
     "missing": (lambda s: s.pop("layer1.0.bn2.weight"), "layer1.0", "missing: bn2.weight"),
     "extra": (lambda s: s.update({"layer1.0.se.weight": torch.zeros(1)}), "layer1.0", "not part of it: se.weight"),
-    "shape": (lambda s: s.update({"layer1.0.bn2.weight": torch.zeros(3)}), "layer1.0", r"bn2.weight \(3,\) where \(4,\)"),
-    "nan": (lambda s: s["conv1.weight"].view(-1)[:1].fill_(torch.inf), "conv1", "weight has 1 values of 588 that are NaN"),
+    "shape": (
+        lambda s: s.update({"layer1.0.bn2.weight": torch.zeros(3)}),
+        "layer1.0",
+        r"bn2.weight \(3,\) where \(4,\)",
+    ),
+    "nan": (
+        lambda s: s["conv1.weight"].view(-1)[:1].fill_(torch.inf),
+        "conv1",
+        "weight has 1 values of 588 that are NaN",
+    ),
     "linear": (lambda s: None, "fc", r"is no square 2-D convolution: its weight has the shape \(5, 128\)"),
     "norm": (lambda s: None, "bn1", "is no square 2-D convolution"),
     "unknown": (lambda s: None, "layer1.9", "unknown layer of .* in donor.layer: 'layer1.9'; did you mean 'layer1.2'"),
@@ -101,7 +116,9 @@ def test_a_file_that_will_not_do(what, source, tmp_path):
     change(state)
     torch.save(state, tmp_path / "net.pt")
     with pytest.raises(UserError, match=message):
-        obtain(ExtractedDonor(path=str(tmp_path / "net.pt"), layer=layer), place_at(HOST, "conv1", IMAGE), CPU, tmp_path)
+        obtain(
+            ExtractedDonor(path=str(tmp_path / "net.pt"), layer=layer), place_at(HOST, "conv1", IMAGE), CPU, tmp_path
+        )
     assert not (tmp_path / "donors").exists() or not [p for p in (tmp_path / "donors").iterdir() if p.is_dir()]
 
 
@@ -110,6 +127,16 @@ def test_where_no_layer_is_named_and_none_is_at_the_site(tmp_path):
     with pytest.raises(UserError, match="has no conv1, where the donor goes; donor.layer=PATH names another: a, b"):
         obtain(ExtractedDonor(path=str(tmp_path / "net.pt")), place_at(HOST, "conv1", IMAGE), CPU, tmp_path)
     with pytest.raises(UserError, match="has no norm beside it that a stem needs"):
-        obtain(ExtractedDonor(path=str(tmp_path / "net.pt"), layer="a", kind="stem"), place_at(HOST, "conv1", IMAGE), CPU, tmp_path)
+        obtain(
+            ExtractedDonor(path=str(tmp_path / "net.pt"), layer="a", kind="stem"),
+            place_at(HOST, "conv1", IMAGE),
+            CPU,
+            tmp_path,
+        )
     with pytest.raises(UserError, match="is a conv, but donor.kind=block"):
-        obtain(ExtractedDonor(path=str(tmp_path / "net.pt"), layer="a", kind="block"), place_at(HOST, "conv1", IMAGE), CPU, tmp_path)
+        obtain(
+            ExtractedDonor(path=str(tmp_path / "net.pt"), layer="a", kind="block"),
+            place_at(HOST, "conv1", IMAGE),
+            CPU,
+            tmp_path,
+        )

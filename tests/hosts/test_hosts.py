@@ -41,13 +41,17 @@ def test_initial_weights_have_torchvisions_scale():
             assert torch.equal(tensor, theirs[name]), name
 
 
-@pytest.mark.parametrize("name, millions", [("resnet20", 0.27), ("resnet32", 0.46), ("resnet56", 0.85), ("resnet110", 1.7)])
+@pytest.mark.parametrize(
+    "name, millions", [("resnet20", 0.27), ("resnet32", 0.46), ("resnet56", 0.85), ("resnet110", 1.7)]
+)
 def test_cifar_networks_have_the_papers_size(name, millions):
     """He et al. 2016, table 6."""
     network = CifarResNet(name).build((3, 32, 32), 10, seed=0)
     layers = [m for m in network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     assert len(layers) == int(name.removeprefix("resnet"))
-    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.03 if millions > 1 else 0.01)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(
+        millions, abs=0.03 if millions > 1 else 0.01
+    )
 
 
 def test_a_skip_without_parameters():
@@ -103,7 +107,10 @@ def test_seed_decides_the_weights_and_the_head_has_its_own_stream():
     "spec, message",
     [
         (TorchvisionResNet("resnet19"), "unknown torchvision_resnet host 'resnet19'; did you mean 'resnet18'"),
-        (TorchvisionResNet("resnext50_32x4d", width=8), "host.width is 8; resnext50_32x4d needs a multiple of 16 for its 32"),
+        (
+            TorchvisionResNet("resnext50_32x4d", width=8),
+            "host.width is 8; resnext50_32x4d needs a multiple of 16 for its 32",
+        ),
         (TorchvisionResNet("resnet18", norm="layer"), "unknown host.norm 'layer'"),
         (TorchvisionResNet("resnet18", in_channels=4), "host.in_channels is 4; it must be 1, 3 or null"),
         (CifarResNet("resnet21"), "unknown cifar_resnet host 'resnet21'; did you mean 'resnet32'"),

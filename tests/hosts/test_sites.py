@@ -52,9 +52,21 @@ def test_the_network_is_left_as_it_was():
 @pytest.mark.parametrize(
     "spec, kind, wanted",
     [
-        (TorchvisionResNet("resnet18", width=4), "conv", ["conv1", "layer2.1.conv2", "layer4.1.conv2", "layer1.1.conv2"]),
-        (TorchvisionResNet("resnet34", width=4), "conv", ["conv1", "layer3.0.conv2", "layer4.2.conv2", "layer2.0.conv2"]),
-        (TorchvisionResNet("resnet50", width=4), "conv", ["conv1", "layer3.0.conv3", "layer4.2.conv3", "layer2.0.conv3"]),
+        (
+            TorchvisionResNet("resnet18", width=4),
+            "conv",
+            ["conv1", "layer2.1.conv2", "layer4.1.conv2", "layer1.1.conv2"],
+        ),
+        (
+            TorchvisionResNet("resnet34", width=4),
+            "conv",
+            ["conv1", "layer3.0.conv2", "layer4.2.conv2", "layer2.0.conv2"],
+        ),
+        (
+            TorchvisionResNet("resnet50", width=4),
+            "conv",
+            ["conv1", "layer3.0.conv3", "layer4.2.conv3", "layer2.0.conv3"],
+        ),
         (CifarResNet("resnet20"), "conv", ["conv1", "layer2.1.conv1", "layer3.2.conv2", "layer1.1.conv2"]),
         (TorchvisionResNet("resnet18", width=4), "block", ["layer1.0", "layer3.0", "layer4.1", "layer2.0"]),
         (CifarResNet("resnet8"), "block", ["layer1.0", "layer2.0", "layer3.0", "layer1.0"]),
@@ -78,7 +90,9 @@ def test_depth_runs_from_first_to_last_within_each_kind():
 
 def test_what_is_no_site_is_said():
     sites = survey(TorchvisionResNet("resnet18", width=4).build(IMAGE, 5, seed=0), IMAGE)
-    with pytest.raises(UserError, match="unknown site in resnet18: 'layer5'.*There are: early, middle, late, 0.0 to 1.0, conv1"):
+    with pytest.raises(
+        UserError, match="unknown site in resnet18: 'layer5'.*There are: early, middle, late, 0.0 to 1.0, conv1"
+    ):
         resolve(sites, "layer5", "resnet18")
     with pytest.raises(UserError, match="site=1.5 is not a relative depth"):
         resolve(sites, 1.5, "resnet18")

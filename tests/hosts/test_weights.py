@@ -45,7 +45,10 @@ def test_without_a_network_the_error_says_which_file_to_put_where(tmp_path, monk
 
 
 def test_unknown_names_list_what_there_is():
-    with pytest.raises(UserError, match="'IMAGENET1K_V3'; did you mean 'IMAGENET1K_V2'\\? There are: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2"):
+    with pytest.raises(
+        UserError,
+        match="'IMAGENET1K_V3'; did you mean 'IMAGENET1K_V2'\\? There are: DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2",
+    ):
         pretrained(TorchvisionResNet("resnet50", weights="IMAGENET1K_V3"), IMAGE, 5, seed=0)
 
 

@@ -49,7 +49,8 @@ def test_a_frozen_donor_is_byte_identical_in_the_trained_network(tiny, tmp_path)
     record = execute(tiny("strategy=freeze", "site=middle"))
     donor = load_file(tmp_path / "donors" / record["donors"][0]["key"] / "donor.safetensors")["weight"]
     assert torch.equal(
-        load_file(tmp_path / "runs" / record["key"] / "model.safetensors")[f"{record['surgery'][0]['site']}.weight"], donor
+        load_file(tmp_path / "runs" / record["key"] / "model.safetensors")[f"{record['surgery'][0]['site']}.weight"],
+        donor,
     )
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from layergraft.donors.forms import Conv, Form, Place
 from layergraft.donors.random import require_conv
-from layergraft.errors import UserError
 from layergraft.seeds import stream
 from layergraft.specs import MISSING, DataSpec, LearnedDonorSpec, register, require
 
@@ -43,12 +42,17 @@ class GaborDonor(LearnedDonorSpec):
 
     def form(self, place: Place) -> Form:
         conv = place.conv(kernel_size=self.kernel_size)
-        require(conv.kernel_size >= 3, f"a Gabor filter needs a kernel of 3 x 3 or more; {place.path} has {conv.kernel_size}")
+        require(
+            conv.kernel_size >= 3,
+            f"a Gabor filter needs a kernel of 3 x 3 or more; {place.path} has {conv.kernel_size}",
+        )
         return conv
 
     def make(self, place: Place) -> nn.Module:
         form = self.form(place)
-        return filled(form, gabor_bank(form.out_channels, form.kernel_size)[:, None].expand(-1, form.in_channels, -1, -1))
+        return filled(
+            form, gabor_bank(form.out_channels, form.kernel_size)[:, None].expand(-1, form.in_channels, -1, -1)
+        )
 
 
 def gabor_bank(number: int, size: int) -> Tensor:
@@ -107,7 +111,9 @@ class PatchDonor(LearnedDonorSpec):
         patches = patches_of(self.data.load(self.seed).train, form.kernel_size, self.seed)
         values, vectors = torch.linalg.eigh(torch.cov(patches.T).reshape(patches.shape[1], patches.shape[1]))
         vectors = vectors.flip(1).T  # the largest first, a row each
-        vectors *= vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()  # eigenvectors have no sign of their own
+        vectors *= vectors.gather(
+            1, vectors.abs().argmax(1, keepdim=True)
+        ).sign()  # eigenvectors have no sign of their own
         if self.name == "whitening":
             vectors /= (values.flip(0).clamp_min(0) + EPSILON).sqrt()[:, None]
         count = min(form.out_channels, len(vectors))
@@ -126,7 +132,9 @@ def patches_of(split: Split, size: int, seed: int) -> Tensor:
     x_NCHW = Normalize(split, torch.device("cpu"))(images).double()
     n, _, height, width = x_NCHW.shape
     generator = torch.Generator().manual_seed(stream(seed, "donor", "patches"))
-    image, top, left = (torch.randint(0, high, (NUM_PATCHES,), generator=generator) for high in (n, height - size + 1, width - size + 1))
+    image, top, left = (
+        torch.randint(0, high, (NUM_PATCHES,), generator=generator) for high in (n, height - size + 1, width - size + 1)
+    )
     windows = x_NCHW.unfold(2, size, 1).unfold(3, size, 1)  # N C top left size size
     return windows[image, :, top, left].flatten(1)
 

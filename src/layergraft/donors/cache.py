@@ -155,9 +155,7 @@ def _made(
     return spec.make(place), facts
 
 
-def _end_to_end(
-    spec: EndToEndDonor, place: Place, backend: Backend, outputs: Path
-) -> tuple[nn.Module, dict[str, Any]]:
+def _end_to_end(spec: EndToEndDonor, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network is kept beside the donors under a key of its own, so that every site cuts from the same."""
     from safetensors.torch import load_file
 

@@ -35,7 +35,9 @@ def moments(w_OIHW: Tensor, generator: Generator) -> Tensor:
     flat = w_OIHW.flatten(1)
     noise = torch.randn(flat.shape, generator=generator)
     if flat.shape[1] > 1:
-        noise = (noise - noise.mean(1, keepdim=True)) / noise.std(1, keepdim=True)  # the moments exactly, not on average
+        noise = (noise - noise.mean(1, keepdim=True)) / noise.std(
+            1, keepdim=True
+        )  # the moments exactly, not on average
         noise = noise * flat.std(1, keepdim=True)
     return (noise * (flat.shape[1] > 1) + flat.mean(1, keepdim=True)).view_as(w_OIHW)
 

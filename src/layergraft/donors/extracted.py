@@ -96,7 +96,9 @@ class ExtractedDonor(LearnedDonorSpec):
             raise UserError(
                 f"{self._where(layer)} has no norm beside it that a stem needs (bn1 beside conv1, 1 beside 0); donor.kind=conv takes the convolution alone"
             )
-        return {f"{part}.{key}": tensor for part, under in (("conv", conv), ("norm", norm)) for key, tensor in under.items()}
+        return {
+            f"{part}.{key}": tensor for part, under in (("conv", conv), ("norm", norm)) for key, tensor in under.items()
+        }
 
 
 def is_layer(tensors: Mapping[str, Tensor]) -> bool:
@@ -118,12 +120,12 @@ def infer(where: str, tensors: Mapping[str, Tensor], place: Place) -> Form:
         return _block(tensors, place.site.stride, place)
     if "0.conv1.weight" in tensors:
         number = 1 + max(int(name.split(".")[0]) for name in tensors if name.split(".")[0].isdigit())
-        parts = [{name[len(f"{i}.") :]: t for name, t in tensors.items() if name.startswith(f"{i}.")} for i in range(number)]
+        parts = [
+            {name[len(f"{i}.") :]: t for name, t in tensors.items() if name.startswith(f"{i}.")} for i in range(number)
+        ]
         if all({"conv1.weight", "conv2.weight"} <= part.keys() for part in parts):
             return Stage(tuple(_block(part, 1 if i else place.site.stride, place) for i, part in enumerate(parts)))
-    raise UserError(
-        f"{where} is no convolution, stem, block or stage of blocks; its tensors: {listing(tensors)}"
-    )
+    raise UserError(f"{where} is no convolution, stem, block or stage of blocks; its tensors: {listing(tensors)}")
 
 
 def _conv(where: str, tensors: Mapping[str, Tensor], place: Place) -> Conv:
@@ -139,7 +141,11 @@ def _conv(where: str, tensors: Mapping[str, Tensor], place: Place) -> Conv:
 def _block(tensors: Mapping[str, Tensor], stride: int, place: Place) -> Block:
     bottleneck = "conv3.weight" in tensors
     first, second = tensors["conv1.weight"], tensors["conv2.weight"]
-    ins, width, outs = first.shape[1], first.shape[0], tensors["conv3.weight" if bottleneck else "conv2.weight"].shape[0]
+    ins, width, outs = (
+        first.shape[1],
+        first.shape[0],
+        tensors["conv3.weight" if bottleneck else "conv2.weight"].shape[0],
+    )
     own = place.site.blocks[0] if isinstance(place.site, Stage) else place.site
     if isinstance(own, Block) and own.shortcut == "none" and "downsample.0.weight" not in tensors:
         shortcut = "none"  # a file cannot tell: as the host has it

@@ -125,7 +125,9 @@ class Block:
         planes = self.out_channels // block.expansion
         # torchvision has int(planes * (base_width / 64)) * groups channels inside; the half keeps int() from rounding down
         per_group = (self.width // self.groups + 0.5) * 64 / planes if self.type == "bottleneck" else 64
-        built = block(self.in_channels, planes, self.stride, shortcut, self.groups, per_group, 1, NORM_LAYERS[self.norm])
+        built = block(
+            self.in_channels, planes, self.stride, shortcut, self.groups, per_group, 1, NORM_LAYERS[self.norm]
+        )
         initialise(built)
         return built
 
@@ -222,7 +224,9 @@ class Place:
             kernel_size, own.stride if stride is None else stride, padding, bias,
         )  # fmt: skip
 
-    def block(self, in_channels: int | None = None, out_channels: int | None = None, stride: int | None = None) -> Block:
+    def block(
+        self, in_channels: int | None = None, out_channels: int | None = None, stride: int | None = None
+    ) -> Block:
         """A residual block for this place, of the site's type where the site is a block, else a basic one."""
         own = self.site
         ins = own.in_channels if in_channels is None else in_channels

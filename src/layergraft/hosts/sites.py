@@ -52,7 +52,9 @@ def survey(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Site]:
 
     probe = copy.deepcopy(network).to("meta").eval()
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
-    given: list[tuple[Any, str]] = []  # what each convolution gave; kept, so that no other tensor can be the same object
+    given: list[
+        tuple[Any, str]
+    ] = []  # what each convolution gave; kept, so that no other tensor can be the same object
     norms: dict[str, str] = {}
 
     def kind_of(module: nn.Module) -> str | None:

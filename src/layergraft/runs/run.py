@@ -38,8 +38,8 @@ from layergraft.seeds import stream
 from layergraft.specs import RESULT_VERSION, Config, HostSpec, SurgerySpec, canonical
 from layergraft.store import RECORD, is_done, read_record, run_folder
 from layergraft.strategies import Plan, make_plan
-from layergraft.training.fit import Backend, Fitted, fit
 from layergraft.surgery import Grafted
+from layergraft.training.fit import Backend, Fitted, fit
 from layergraft.training.module import Diverged, check, norm_paths
 
 

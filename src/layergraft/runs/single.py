@@ -19,7 +19,6 @@ from layergraft.store import run_folder
 from layergraft.surgery.inspect import step_zero, watched
 from layergraft.training.fit import Backend
 
-
 TEXT_COLUMNS = ("path", "kind", "in", "out", "norm after it", "part", "gives")
 
 
@@ -105,8 +104,13 @@ def print_surgery(config: Config) -> None:
         if graft.adapter_paths:
             print(f"adapters {', '.join(graft.adapter_paths)}")
     print(f"fit {config.surgery.fit}, calibrate {config.surgery.calibrate}; parameters added: {grafted.num_added:+,}\n")
-    counts = {part: sum(run.network.get_parameter(name).numel() for name in names) for part, names in grafted.parts.items()}
-    print_table(("part", "tensors", "parameters"), [(part, str(len(grafted.parts[part])), f"{n:,}") for part, n in counts.items()])
+    counts = {
+        part: sum(run.network.get_parameter(name).numel() for name in names) for part, names in grafted.parts.items()
+    }
+    print_table(
+        ("part", "tensors", "parameters"),
+        [(part, str(len(grafted.parts[part])), f"{n:,}") for part, n in counts.items()],
+    )
     images, labels = calibration_images(config, run.data)
     paths = watched(sites_of(config, run.data), grafted, config.host.roles["head"])
     before, after = (step_zero(network, paths, images, labels) for network in (grafted.host, grafted.network))

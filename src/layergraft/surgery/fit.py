@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem, describe, form_of, matched_padding
+from layergraft.donors.forms import Conv, Form, Place, Stage, Stem, describe, form_of, matched_padding
 from layergraft.errors import UserError
 
 FITS = ("strict", "project", "slice", "tile", "sum", "average")
@@ -28,13 +28,14 @@ class Fitted:
 
 def fitted(donor: nn.Module, place: Place, fit: str) -> Fitted:
     """`donor`, which is changed in place, made to fit by `fit`. Raises UserError, with the fits that would work."""
+    form = form_of(donor)
     try:
         return _fitted(donor, place, fit)
     except UserError as error:
         others = [name for name in FITS if name != fit and _works(donor, place, name)]
         advice = f"surgery.fit={' or '.join(others)} would fit it" if others else "no surgery.fit would fit it"
         raise UserError(
-            f"the donor does not fit {place.path}: {error}. The donor is a {describe(form_of(donor))}; the site takes a {describe(place.site)}. {advice}"
+            f"the donor does not fit {place.path}: {error}. The donor is a {describe(form)}; the site takes a {describe(place.site)}. {advice}"
         ) from None
 
 
@@ -99,7 +100,9 @@ def resized(donor: nn.Module, form: Form, in_channels: int, out_channels: int, f
         if not isinstance(form, (Conv, Stem)) or outs[0] != outs[1]:
             raise UserError(f"{fit} is for convolutions and stems that differ in their input channels alone")
     elif any((new > old) if fit == "slice" else (new < old) for old, new in (ins, outs)):
-        raise UserError(f"{fit} makes channels {'fewer' if fit == 'slice' else 'more'}, not {'more' if fit == 'slice' else 'fewer'}")
+        raise UserError(
+            f"{fit} makes channels {'fewer' if fit == 'slice' else 'more'}, not {'more' if fit == 'slice' else 'fewer'}"
+        )
     if isinstance(form, Stage) or getattr(getattr(form, "conv", form), "groups", 1) > 1:
         raise UserError(f"{fit} is not for stages, nor for convolutions in groups")
     target = _target(form, in_channels, out_channels)
@@ -121,7 +124,9 @@ def _target(form: Form, ins: int, outs: int) -> Form:
         return dataclasses.replace(form, conv=_target(form.conv, ins, outs))
     width = outs if form.type == "basic" else max(1, math.ceil(form.width * outs / form.out_channels))
     if form.shortcut == "identity" and ins != outs:
-        raise UserError("a block whose skip is the identity keeps its channels: it cannot take and give different numbers")
+        raise UserError(
+            "a block whose skip is the identity keeps its channels: it cannot take and give different numbers"
+        )
     if form.type == "bottleneck" and outs % 4:
         raise UserError(f"a bottleneck gives a multiple of 4 channels, not {outs}")
     return dataclasses.replace(form, in_channels=ins, width=width, out_channels=outs)
@@ -139,7 +144,9 @@ def _resize(tensor: Tensor, shape: torch.Size, fit: str) -> Tensor:
         return _take(tensor, 1, new) * (old / new)
     grey = tensor.sum(1, keepdim=True).expand(-1, new, -1, -1) / new
     if fit == "average":
-        grey = grey * (tensor.flatten(1).norm(dim=1) / grey.flatten(1).norm(dim=1).clamp_min(1e-12))[:, None, None, None]
+        grey = (
+            grey * (tensor.flatten(1).norm(dim=1) / grey.flatten(1).norm(dim=1).clamp_min(1e-12))[:, None, None, None]
+        )
     return grey.contiguous()
 
 
@@ -171,5 +178,3 @@ def dropped_bias(donor: nn.Module) -> Tensor | None:
     bias = conv.bias.detach()
     conv.bias = None
     return bias
-
-

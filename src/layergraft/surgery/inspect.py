@@ -62,8 +62,13 @@ def watched(sites: dict[str, Site], grafted: Grafted, head: Sequence[str]) -> li
     first = min(order.index(graft.site.path) for graft in grafted.grafts)
     for graft in grafted.grafts:
         chosen |= {graft.site.path, *graft.replaced, *([graft.site.norm] if graft.site.norm else [])}
-        chosen |= {path for path, site in sites.items() if site.kind == BLOCK and graft.site.path.startswith(path + ".")}
-    last = {path: max(index for index, other in enumerate(order) if other == path or other.startswith(path + ".")) for path in order}
+        chosen |= {
+            path for path, site in sites.items() if site.kind == BLOCK and graft.site.path.startswith(path + ".")
+        }
+    last = {
+        path: max(index for index, other in enumerate(order) if other == path or other.startswith(path + "."))
+        for path in order
+    }
     chosen |= {path for path, site in sites.items() if site.kind == STAGE and last[path] >= first}
     return [path for path, _ in grafted.host.named_modules() if path in chosen]
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +66,9 @@ class Grafted:
     network: nn.Module
     host: nn.Module
     grafts: tuple[Graft, ...]
-    parts: Mapping[str, tuple[str, ...]]
-    """Part (donor, adapter, host before, host after, head) -> names of its parameters."""
+    image: tuple[int, int, int]
+    head: tuple[str, ...]
+    """Module paths of the host's classifier."""
     changed: frozenset[str] = frozenset()
     """Names in the host's state dict, outside of what was replaced, that surgery has given other values."""
 
@@ -77,6 +79,34 @@ class Grafted:
             "graft": [path for graft in self.grafts for path in graft.donor_paths],
             "adapter": [path for graft in self.grafts for path in graft.adapter_paths],
         }
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Part (donor, adapter, host before, host after, head) -> names of its parameters, every one in one part.
+
+        What acts before the first donor and what after is measured by a dry forward.
+        """
+        probe = copy.deepcopy(self.network).to("meta").eval()
+        order: list[str] = []
+        for path, module in probe.named_modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                module.register_forward_pre_hook(lambda module, args, path=path: order.append(path))
+        with torch.no_grad():
+            probe(torch.empty(2, *self.image, device="meta"))
+        donors, adapters = self.roles["graft"], self.roles["adapter"]
+        before = set(order[: min(order.index(path) for path in order if under(path, donors))])
+        parts: dict[str, list[str]] = {part: [] for part in PARTS}
+        for name, _ in self.network.named_parameters():
+            if under(name, adapters):
+                part = "adapter"
+            elif under(name, donors):
+                part = "donor"
+            elif under(name, self.head):
+                part = "head"
+            else:
+                part = "host before" if name.rpartition(".")[0] in before else "host after"
+            parts[part].append(name)
+        return {part: tuple(names) for part, names in parts.items()}
 
     @property
     def num_added(self) -> int:
@@ -140,14 +170,17 @@ def graft(
     """
     _require_apart([site for site, _ in donors])
     if spec.calibrate == "batch_norm" and not any(isinstance(m, nn.BatchNorm2d) for m in host.modules()):
-        raise UserError("surgery.calibrate=batch_norm: this host has no batch norm whose statistics could be re-estimated")
+        raise UserError(
+            "surgery.calibrate=batch_norm: this host has no batch norm whose statistics could be re-estimated"
+        )
     network = copy.deepcopy(host)
     grafts = []
     for number, (site, donor) in enumerate(donors):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(seed, "adapter", number))
-            grafts.append(_graft(network, site, copy.deepcopy(donor), place_of(host, site, spec, image), spec))
-    return Grafted(network, host, tuple(grafts), _parts(network, grafts, image, head)).with_changes()
+            layer = copy.deepcopy(donor).train(host.training)
+            grafts.append(_graft(network, site, layer, place_of(host, site, spec, image), spec))
+    return Grafted(network, host, tuple(grafts), image, tuple(head)).with_changes()
 
 
 def _require_apart(sites: Sequence[Site]) -> None:
@@ -242,43 +275,10 @@ def _bias(
         did.append("bias dropped")
         return
     if not isinstance(norm, nn.BatchNorm2d):
-        raise UserError(
-            f"surgery.bias=fold: no batch norm follows the donor at {path} directly; keep or drop the bias"
-        )
+        raise UserError(f"surgery.bias=fold: no batch norm follows the donor at {path} directly; keep or drop the bias")
     norm.running_mean -= bias
     did.append(f"bias folded into {name}")
 
 
 def _count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _parts(
-    network: nn.Module, grafts: Sequence[Graft], image: tuple[int, int, int], head: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
-    """Every parameter in one part. What acts before the first donor and what after is measured by a dry forward."""
-    probe = copy.deepcopy(network).to("meta").eval()
-    order: list[str] = []
-    for path, module in probe.named_modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            module.register_forward_pre_hook(lambda module, args, path=path: order.append(path))
-    with torch.no_grad():
-        probe(torch.empty(2, *image, device="meta"))
-
-    donors = [path for graft in grafts for path in graft.donor_paths]
-    adapters = [path for graft in grafts for path in graft.adapter_paths]
-    first = min((order.index(path) for path in order if under(path, donors)), default=len(order))
-    before = set(order[:first])
-    parts: dict[str, list[str]] = {part: [] for part in PARTS}
-    for name, _ in network.named_parameters():
-        owner = name.rpartition(".")[0]
-        if under(name, adapters):
-            part = "adapter"
-        elif under(name, donors):
-            part = "donor"
-        elif under(name, head):
-            part = "head"
-        else:
-            part = "host before" if owner in before else "host after"
-        parts[part].append(name)
-    return {part: tuple(names) for part, names in parts.items()}

@@ -1,0 +1,164 @@
+"""Calibration: statistics and adapters fitted to the host's activations, checked against what they should be."""
+
+import pytest
+import torch
+from torch import nn
+
+from layergraft import surgery
+from layergraft.donors.forms import Stem
+from layergraft.errors import UserError
+from layergraft.hosts import TorchvisionResNet
+from layergraft.hosts.sites import survey
+from layergraft.specs import SurgerySpec
+from layergraft.surgery.calibrate import passing, reconstruction_error, reestimate
+from surgery.test_operations import HOST, IMAGE, lived_in
+
+X = torch.randn(96, *IMAGE, generator=torch.Generator().manual_seed(1))
+
+
+def operated(host, path, donor, spec):
+    made = surgery.graft(host, [(survey(host, IMAGE)[path], donor)], spec, IMAGE)
+    return surgery.calibrated(made, X, spec)
+
+
+def outputs(network, path):
+    with torch.no_grad():
+        return torch.cat([made for _, made in passing(network, path, [X])])
+
+
+def test_re_estimation_restores_the_statistics_of_an_intact_host():
+    host = HOST.build(IMAGE, 5, seed=0)
+    with torch.no_grad():
+        reestimate(host, [X])  # what they are on these images
+        host.eval()
+        wanted, logits = {name: t.clone() for name, t in host.state_dict().items()}, host(X)
+        spoiled = lived_in(HOST)  # stale statistics; the weights of its convolutions are the host's
+        spoiled.load_state_dict({**wanted, **{n: t for n, t in spoiled.state_dict().items() if "running" in n}})
+        assert not torch.allclose(spoiled(X), logits, atol=0.1)
+        site = survey(spoiled, IMAGE)["layer1.0.conv1"]
+        made = surgery.graft(spoiled, [(site, spoiled.get_submodule(site.path))], SurgerySpec(calibrate="batch_norm"), IMAGE)
+        network = surgery.calibrated(made, X, SurgerySpec(calibrate="batch_norm")).network
+        for name, tensor in network.state_dict().items():
+            torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(network(X), logits, rtol=1e-4, atol=1e-5)
+    assert all(module.momentum == 0.1 for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_re_estimation_is_torchs_own_update_bn():
+    import torch.optim.swa_utils as swa
+
+    ours, theirs = lived_in(HOST), lived_in(HOST)
+    with torch.no_grad():
+        reestimate(ours, list(X.split(32)))
+    theirs.train()
+    swa.update_bn(X.split(32), theirs)
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_re_estimation_needs_a_batch_norm():
+    host = TorchvisionResNet("resnet18", width=4, norm="group").build(IMAGE, 5, seed=0)
+    with pytest.raises(UserError, match="this host has no batch norm"):
+        operated(host, "conv1", host.conv1, SurgerySpec(calibrate="batch_norm"))
+
+
+@pytest.mark.parametrize("operation", ["replace", "insert"])
+@pytest.mark.parametrize("path", ["conv1", "layer2.0.conv1", "layer2.0", "layer3"])
+def test_moments_are_the_intact_hosts(path, operation):
+    host = lived_in(HOST)
+    spec = SurgerySpec(operation, calibrate="moments")
+    place = surgery.place_of(host, survey(host, IMAGE)[path], spec, IMAGE)
+    donor = place.conv().build()
+    made = operated(host, path, donor, spec)
+    ours, wanted = outputs(made.network, path), outputs(host, path)
+    torch.testing.assert_close(ours.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours.std((0, 2, 3)), wanted.std((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    assert torch.equal(made.network.get_submodule(made.roles["graft"][0]).weight, donor.weight)  # the donor is as it was
+
+
+def test_moments_of_a_stem_are_matched_after_its_norm():
+    host = lived_in(HOST)
+    spec = SurgerySpec(calibrate="moments")
+    place = surgery.place_of(host, survey(host, IMAGE)["conv1"], spec, IMAGE)
+    made = operated(host, "conv1", Stem(place.conv(), "batch").build(), spec)
+    assert made.roles == {"graft": ["conv1", "bn1.norm"], "adapter": ["bn1.affine"]}
+    ours, wanted = outputs(made.network, "bn1"), outputs(host, "bn1")
+    torch.testing.assert_close(ours.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    assert torch.equal(made.undone()(X), host(X))
+
+
+@pytest.mark.parametrize("path, kind", [("conv1", "conv"), ("layer2.1.conv2", "stem"), ("layer3.0", "block")])
+def test_lsuv_gives_every_convolution_of_the_donor_unit_variance(path, kind):
+    host = lived_in(HOST)
+    spec = SurgerySpec(calibrate="lsuv")
+    place = surgery.place_of(host, survey(host, IMAGE)[path], spec, IMAGE)
+    donor = {"conv": place.conv, "stem": lambda: Stem(place.conv(), "batch"), "block": place.block}[kind]().build()
+    with torch.no_grad():
+        for parameter in donor.parameters():
+            parameter.mul_(7)
+    made = operated(host, path, donor, spec)
+    convs = [name for name, m in made.network.named_modules() if isinstance(m, nn.Conv2d)
+             and any(name == top or name.startswith(top + ".") for top in made.roles["graft"])]  # fmt: skip
+    assert len(convs) == {"conv": 1, "stem": 1, "block": 3}[kind]
+    for name in convs:
+        assert outputs(made.network, name).var().item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("host", [lived_in(HOST), lived_in(TorchvisionResNet("resnet50", width=4)), lived_in(TorchvisionResNet("resnet18", width=4, norm="group"))],
+                         ids=["resnet18", "resnet50", "group norm"])  # fmt: skip
+@pytest.mark.parametrize("operation", [SurgerySpec(fit="project"), SurgerySpec("insert", "before", fit="project"), SurgerySpec("parallel", gate=0.0, fit="project")],
+                         ids=lambda spec: spec.name)  # fmt: skip
+def test_least_squares_is_no_worse_than_identity_at_any_site(host, operation):
+    x = X[:24]
+    for path, site in survey(host, IMAGE).items():
+        place = surgery.place_of(host, site, operation, IMAGE)
+        ins, outs = max(1, place.site.in_channels - 1), place.site.out_channels + 2
+        donor = place.conv(in_channels=ins, out_channels=outs).build()
+        errors = {}
+        for start in ("identity", "least_squares"):
+            spec = SurgerySpec(**{**vars(operation), "start": start})
+            made = surgery.calibrated(surgery.graft(host, [(site, donor)], spec, IMAGE), x, spec)
+            errors[start] = reconstruction_error(made, made.grafts[0], x)
+        assert errors["least_squares"] <= errors["identity"] * (1 + 1e-4) + 1e-6, (path, errors)
+
+
+def test_least_squares_is_the_closed_form():
+    """A second implementation: torch.linalg.lstsq over all pixels."""
+    host = lived_in(HOST)
+    donor = nn.Conv2d(3, 7, 3, padding=1)
+    made = operated(host, "conv1", donor, SurgerySpec(fit="project"))
+    with torch.no_grad():
+        z, y = (t.transpose(0, 1).flatten(1).T.double() for t in (donor(X), host.conv1(X)))
+        wanted = torch.linalg.lstsq(z, y).solution.T
+    torch.testing.assert_close(made.network.conv1.after.weight[..., 0, 0].double(), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_least_squares_finds_an_exact_answer_where_there_is_one():
+    """The donor holds the site's own filters in another order and twice: a 1 x 1 convolution puts them right."""
+    host = lived_in(HOST)
+    donor = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+    own = host.layer1[0].conv1.weight
+    with torch.no_grad():
+        donor.weight.copy_(torch.cat([own.flip(0), own]))
+    made = operated(host, "layer1.0.conv1", donor, SurgerySpec(fit="project"))
+    assert reconstruction_error(made, made.grafts[0], X) < 1e-9
+    with torch.no_grad():
+        torch.testing.assert_close(made.network(X), host(X), rtol=1e-3, atol=1e-4)
+
+
+def test_a_stride_that_the_donor_lacks_is_taken_by_the_adapter():
+    host = lived_in(HOST)
+    site = survey(host, IMAGE)["layer2.0"]
+    donor = surgery.place_of(host, site, SurgerySpec(), IMAGE).block(stride=1).build()
+    made = operated(host, "layer2.0", donor, SurgerySpec(fit="project"))
+    assert made.network.layer2[0].after.stride == (2, 2) and made.network(X).shape == (96, 5)
+
+
+def test_the_host_is_left_as_it_was():
+    host = lived_in(HOST).train()
+    before = {name: tensor.clone() for name, tensor in host.state_dict().items()}
+    for calibrate in ("batch_norm", "moments", "lsuv"):
+        made = operated(host, "conv1", nn.Conv2d(3, 4, 3), SurgerySpec(fit="project", calibrate=calibrate))
+        assert made.network.training and host.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in host.state_dict().items())
+    assert not any(module._forward_hooks for module in [*host.modules(), *made.network.modules()])
