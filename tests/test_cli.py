@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import TINY
 from layergraft.cli import COMMANDS
@@ -190,3 +191,54 @@ def test_completion_in_a_real_bash():
     """
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.stdout.split() == ["donor=pca", "donor=permuted"], done.stderr
+
+
+def test_sites_prints_every_place_with_its_shapes(command):
+    code, out, err = command("sites", "host=resnet50", "host.width=8")
+    lines = out.splitlines()
+    assert code == 0 and not err and len(lines) == 1 + 53 + 16 + 4
+    assert lines[0].split() == ["path", "kind", "in", "out", "stride", "parameters", "depth", "norm", "after", "it"]
+    (row,) = [line for line in lines if line.startswith("layer2.0.conv2 ")]
+    assert row.split() == "layer2.0.conv2 conv 16 x 8 x 8 16 x 4 x 4 2 2,304 0.23 layer2.0.bn2".split()
+    assert "in a skip" in next(line for line in lines if line.startswith("layer2.0.downsample.0"))
+
+
+def test_surgery_is_read_before_any_training(command, tmp_path):
+    arguments = ["host=resnet8", "donor=random", "site=layer2.0", "surgery=parallel", "surgery.fit=project", "strategy=full",
+                 "exec.device=cpu", f"exec.outputs={tmp_path}"]  # fmt: skip
+    code, out, _ = command("surgery", *arguments)
+    assert code == 0 and "the donor stands beside layer2.0, behind a gate that starts at 0" in out
+    assert "adapters layer2.0.donor.after, layer2.0.gate" in out and "parameters added: +14,977" in out
+    parts = {
+        line[:12].strip(): int(line.split()[-1].replace(",", ""))
+        for line in out.splitlines()
+        if re.match(r"(donor|adapter|host|head)\b.* [\d,]+$", line)
+    }
+    assert parts["adapter"] == 32 * 32 + 1 and parts["head"] == 64 * 5 + 5
+    loss = re.search(r"loss     (\S+) -> (\S+)", out)
+    assert loss[1] == loss[2]  # behind a zero gate nothing has changed yet
+    assert not (tmp_path / "runs").exists()
+    code, out, _ = command("surgery", *arguments, "surgery.gate=1", "surgery.fit=strict")
+    loss = re.search(r"loss     (\S+) -> (\S+)", out)
+    assert code == 0 and loss[1] != loss[2] and re.search(r"^layer3 .*%$", out, re.MULTILINE)
+
+
+def test_donate_says_what_it_cut(command, tmp_path):
+    torch.save(
+        {"state_dict": {"model.conv1.weight": torch.randn(16, 1, 3, 3), "model.fc.weight": torch.zeros(2)}},
+        tmp_path / "net.ckpt",
+    )
+    code, out, err = command(
+        "donate",
+        "host=resnet20",
+        "donor=extracted",
+        f"donor.path={tmp_path / 'net.ckpt'}",
+        "strategy=freeze",
+        f"exec.outputs={tmp_path}",
+    )
+    assert (
+        code == 0
+        and out.startswith("conv3x3-1-16.extracted.")
+        and (tmp_path / "donors" / out.strip() / "donor.safetensors").exists()
+    )
+    assert "matched: weight (16, 1, 3, 3); 1 other tensors left; prefixes taken off: model." in err

@@ -19,8 +19,10 @@ from torch.nn import functional as F
 
 from layergraft.data.batches import Batches
 from layergraft.hosts import TorchvisionResNet
+from layergraft.hosts.sites import survey
+from layergraft.specs import SurgerySpec
 from layergraft.strategies import make_plan
-from layergraft.surgery import replace
+from layergraft.surgery import graft
 from layergraft.training.fit import Backend, fit
 from layergraft.training.module import norm_paths
 
@@ -34,7 +36,8 @@ def start(images):
     data = images(channels=3, size=32)
     torch.manual_seed(1)
     donor = nn.Conv2d(3, WIDTH, kernel_size=7, stride=2, padding=3)
-    network = replace(HOST.build((3, 32, 32), data.num_classes, seed=0), "conv1", donor)
+    host = HOST.build(data.shape, data.num_classes, seed=0)
+    network = graft(host, [(survey(host, data.shape)["conv1"], donor)], SurgerySpec(), data.shape).network
     return network, Batches.of(data, batch_size=10, shift=2, seed=0, device="cpu")
 
 

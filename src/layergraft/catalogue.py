@@ -14,8 +14,14 @@ layergraft train -m KEY=A,B ...         a sweep over every combination
 
 """
 TAIL = """
-Keys within a group: optim.lr=0.01, schedule.epochs=50, host.width=16, data.train_size=50, donor.data.classes=[7,8,9],
-strategy.phases.thaw.epoch=10, exec.outputs=DIR, exec.threads=4, exec.rerun=true, exec.traceback=true.
+Keys within a group, some of them (--cfg job prints all):
+  host.     width=16  norm=batch|group  skips=false  stem=imagenet|small  in_channels=3  weights=IMAGENET1K_V1|FILE
+  donor.    kind=conv|stem|block  kernel_size=7  k=3  data.classes=[7,8,9]  control=moments|permuted|covariance
+            path=FILE  layer=PATH (of donor=extracted)
+  surgery.  fit=strict|project|slice|tile|sum|average  start=least_squares|identity|random (of project)
+            bias=keep|drop|fold  calibrate=none|batch_norm|moments|lsuv  gate=0  where=before|after (of insert)
+  others    optim.lr=0.01  schedule.epochs=50  data.train_size=50  strategy.phases.thaw.epoch=10
+            exec.outputs=DIR  exec.threads=4  exec.rerun=true  exec.traceback=true
 """
 
 
@@ -48,8 +54,10 @@ def train_help(arguments: Sequence[str]) -> str:
     sections = groups([conf_dir(), *added])
     experiments = sections.pop("experiment", {})
     sections["site"] = {name: line for name, (_, line) in RELATIVE.items()}
-    sections["site"]["PATH"] = "any convolution of the host by its module path, such as layer3.0.conv1"
-    order = ["strategy", "site", "host", "donor", "data", "optim", "schedule", "exec"]
+    sections["site"]["0.0 to 1.0"] = "the one at this relative depth"
+    sections["site"]["PATH"] = "any convolution, block or stage by its module path: layer3.0.conv1, layer2.1, layer4"
+    sections["site"]["[A,B]"] = "several places at once; `layergraft sites host=resnet50` lists those of a host"
+    order = ["strategy", "site", "host", "donor", "surgery", "data", "optim", "schedule", "exec"]
     text = HEAD
     for group in [*order, *sorted(set(sections) - set(order))]:
         text += _section(f"{group}=", sections[group])

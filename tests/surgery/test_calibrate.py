@@ -36,7 +36,9 @@ def test_re_estimation_restores_the_statistics_of_an_intact_host():
         spoiled.load_state_dict({**wanted, **{n: t for n, t in spoiled.state_dict().items() if "running" in n}})
         assert not torch.allclose(spoiled(X), logits, atol=0.1)
         site = survey(spoiled, IMAGE)["layer1.0.conv1"]
-        made = surgery.graft(spoiled, [(site, spoiled.get_submodule(site.path))], SurgerySpec(calibrate="batch_norm"), IMAGE)
+        made = surgery.graft(
+            spoiled, [(site, spoiled.get_submodule(site.path))], SurgerySpec(calibrate="batch_norm"), IMAGE
+        )
         network = surgery.calibrated(made, X, SurgerySpec(calibrate="batch_norm")).network
         for name, tensor in network.state_dict().items():
             torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
@@ -73,7 +75,9 @@ def test_moments_are_the_intact_hosts(path, operation):
     ours, wanted = outputs(made.network, path), outputs(host, path)
     torch.testing.assert_close(ours.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(ours.std((0, 2, 3)), wanted.std((0, 2, 3)), rtol=1e-3, atol=1e-4)
-    assert torch.equal(made.network.get_submodule(made.roles["graft"][0]).weight, donor.weight)  # the donor is as it was
+    assert torch.equal(
+        made.network.get_submodule(made.roles["graft"][0]).weight, donor.weight
+    )  # the donor is as it was
 
 
 def test_moments_of_a_stem_are_matched_after_its_norm():

@@ -17,7 +17,9 @@ from layergraft.surgery.fit import FITS
 
 IMAGE = (3, 16, 16)
 channels = st.integers(1, 12)
-convs = st.builds(Conv, channels, channels, st.sampled_from([1, 3, 5, 7]), st.integers(1, 3), st.integers(0, 3), st.booleans())
+convs = st.builds(
+    Conv, channels, channels, st.sampled_from([1, 3, 5, 7]), st.integers(1, 3), st.integers(0, 3), st.booleans()
+)
 stems = st.builds(Stem, convs, st.sampled_from(sorted(NORM_LAYERS)))
 
 
@@ -27,7 +29,9 @@ def blocks(draw):
     outs = draw(channels) * (1 if kind == "basic" else 4)
     width = outs if kind == "basic" else draw(channels)
     skips = ["none", "conv"] + (["identity"] if (ins, stride) == (outs, 1) else []) + (["pad"] if outs >= ins else [])
-    return Block(kind, ins, width, outs, stride, draw(st.sampled_from(sorted(NORM_LAYERS))), draw(st.sampled_from(skips)))
+    return Block(
+        kind, ins, width, outs, stride, draw(st.sampled_from(sorted(NORM_LAYERS))), draw(st.sampled_from(skips))
+    )
 
 
 forms = st.one_of(convs, stems, blocks())
@@ -71,11 +75,15 @@ def test_whatever_fits_gives_the_hosts_shapes_and_whatever_does_not_says_so(spec
     try:
         made = surgery.graft(host, [(site, donor)], operation, IMAGE)
     except UserError as error:
-        assert str(error).startswith(f"the donor does not fit {site.path}: ") and describe(form).split(",")[0] in str(error)
+        assert str(error).startswith(f"the donor does not fit {site.path}: ") and describe(form).split(",")[0] in str(
+            error
+        )
         return
     after = survey(made.network, IMAGE)
     assert made.network(torch.empty(2, *IMAGE, device="meta")).shape == (2, 5)
-    for path, other in survey(host, IMAGE).items():  # wherever the host still has its own layers, they see what they saw
+    for path, other in survey(
+        host, IMAGE
+    ).items():  # wherever the host still has its own layers, they see what they saw
         if path in after and path not in made.grafts[0].replaced:
             assert (after[path].in_shape, after[path].out_shape) == (other.in_shape, other.out_shape)
     assert sum(len(names) for names in made.parts.values()) == len(list(made.network.parameters()))
@@ -84,7 +92,13 @@ def test_whatever_fits_gives_the_hosts_shapes_and_whatever_does_not_says_so(spec
 
 def fitted(donor, fit, ins=3, outs=4):
     """The donor as it is in the place of a 3 x 3 convolution from `ins` to `outs` channels."""
-    host = nn.Sequential(nn.Conv2d(ins, outs, 3, padding=1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(outs, 2))
+    host = nn.Sequential(
+        nn.Conv2d(ins, outs, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(outs, 2),
+    )
     site = survey(host, (ins, 8, 8))["0"]
     return surgery.graft(host, [(site, donor)], SurgerySpec(fit=fit), (ins, 8, 8), head=("4",)).network[0]
 
@@ -114,7 +128,9 @@ def test_a_colour_donor_summed_into_a_grey_host_answers_to_grey_images_as_before
 def test_equal_channels_give_an_equal_response(ins, outs, fit):
     donor = nn.Conv2d(ins, 4, 3, padding=1)
     x = grey_images(outs)
-    torch.testing.assert_close(fitted(donor, fit, ins=outs)(x), donor(x[:, :1].expand(-1, ins, -1, -1)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        fitted(donor, fit, ins=outs)(x), donor(x[:, :1].expand(-1, ins, -1, -1)), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("ins, new", [(1, 3), (3, 1), (4, 3)])
@@ -140,7 +156,9 @@ def test_a_tiled_block_computes_the_same_function_many_times():
     """Net2Net's widening: channels repeated on a repeated input give the donor's output, repeated."""
     block = Block("basic", 4, 4, 4, 1).build().eval()
     host = TorchvisionResNet("resnet18", width=8).build(IMAGE, 5, seed=0)
-    wide = surgery.graft(host, [(survey(host, IMAGE)["layer1.0"], block)], SurgerySpec(fit="tile"), IMAGE).network.layer1[0]
+    wide = surgery.graft(
+        host, [(survey(host, IMAGE)["layer1.0"], block)], SurgerySpec(fit="tile"), IMAGE
+    ).network.layer1[0]
     x = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(wide.eval()(x.repeat(1, 2, 1, 1)), block(x).repeat(1, 2, 1, 1), rtol=1e-4, atol=1e-5)
@@ -161,5 +179,8 @@ def test_a_donor_that_does_not_fit_is_refused_with_both_shapes_and_what_would_wo
     with pytest.raises(UserError) as refused:
         fitted(donor, "strict")
     text = str(refused.value)
-    assert describe(form_of(donor)) in text and "the site takes a conv, 3 -> 4 channels, stride 1, kernel 3 x 3, padding 1" in text
+    assert (
+        describe(form_of(donor)) in text
+        and "the site takes a conv, 3 -> 4 channels, stride 1, kernel 3 x 3, padding 1" in text
+    )
     assert text.endswith(advice) and "\n" not in text

@@ -26,7 +26,9 @@ SITE = "layer2.0"
 def trained(network, epochs, lr=5e-3):
     plan = make_plan(ALL_TRAINS, [n for n, _ in network.named_parameters()], norm_paths(network), {}, epochs)
     batches = Batches.of(DATA, 50, 1, 0, "cpu")
-    return fit(network.train(), plan, batches, optim=OptimSpec(lr=lr), schedule=ScheduleSpec("cosine", epochs), backend=CPU).test_acc
+    return fit(
+        network.train(), plan, batches, optim=OptimSpec(lr=lr), schedule=ScheduleSpec("cosine", epochs), backend=CPU
+    ).test_acc
 
 
 def accuracy(network):
@@ -44,7 +46,9 @@ def test_stale_then_re_estimated_then_fine_tuned():
     ladder = {}
     for calibrate in ("none", "batch_norm"):
         spec = SurgerySpec(calibrate=calibrate)
-        made = surgery.calibrated(surgery.graft(host, [(site, other.get_submodule(SITE))], spec, DATA.shape), images, spec)
+        made = surgery.calibrated(
+            surgery.graft(host, [(site, other.get_submodule(SITE))], spec, DATA.shape), images, spec
+        )
         ladder[calibrate] = accuracy(made.network)
     tuned = trained(made.network, 6, lr=2e-3)
     assert before > 93, before

@@ -28,7 +28,9 @@ def network(request):
     host = lived_in(HOST, IMAGE)
     site = survey(host, IMAGE)[path]
     place = surgery.place_of(host, site, spec, IMAGE)
-    donor = {"conv": lambda: place.conv(bias=True), "stem": lambda: Stem(place.conv(), "batch"), "block": place.block}[kind]().build()
+    donor = {"conv": lambda: place.conv(bias=True), "stem": lambda: Stem(place.conv(), "batch"), "block": place.block}[
+        kind
+    ]().build()
     made = surgery.graft(host, [(site, donor)], spec, IMAGE)
     return surgery.calibrated(made, torch.randn(16, *IMAGE), spec).network
 

@@ -147,7 +147,7 @@ def _made(
     if isinstance(spec, TrainedDonor):
         data = source_data(spec)
         network, layer = spec.network(spec.form(place), data.channels, data.num_classes)
-        metrics = _fit(network, data, spec, backend, folder)
+        metrics = _fit(network, data, spec, backend, folder, key_of(spec, place, backend))
         return layer, {"num_train": len(data.train), "metrics": metrics}
     if isinstance(spec, EndToEndDonor):
         return _end_to_end(spec, place, backend, outputs)
@@ -168,7 +168,7 @@ def _end_to_end(spec: EndToEndDonor, place: Place, backend: Backend, outputs: Pa
     folder = outputs / "donors" / label("network", spec.source(), f"seed{spec.seed}", digest(known))
 
     def make(unfinished: Path) -> None:
-        metrics = _fit(network, data, spec, backend, unfinished)
+        metrics = _fit(network, data, spec, backend, unfinished, folder.name)
         _save(network, unfinished / NETWORK)
         write_json(unfinished / PROVENANCE, {**known, "num_train": len(data.train), "metrics": metrics})
 
@@ -179,9 +179,9 @@ def _end_to_end(spec: EndToEndDonor, place: Place, backend: Backend, outputs: Pa
 
 
 def _fit(
-    network: nn.Module, data: ImageData, spec: TrainedDonor | EndToEndDonor, backend: Backend, folder: Path
+    network: nn.Module, data: ImageData, spec: TrainedDonor | EndToEndDonor, backend: Backend, folder: Path, key: str
 ) -> dict[str, float]:
-    """Train `network` in place on one thread and return its figures. Raises RunFailed where it diverges."""
+    """Train `network` in place on one thread and return its figures. Raises RunFailed, with `key`, where it diverges."""
     import torch
 
     from layergraft.data.batches import Batches
@@ -200,7 +200,7 @@ def _fit(
     try:
         fitted = fit(network, plan, batches, optim=spec.optim, schedule=spec.schedule, backend=backend, folder=folder)
     except Diverged as error:
-        raise RunFailed(f"the donor on {spec.source()} diverged: {error}") from error
+        raise RunFailed(f"the donor {key} diverged: {error}") from error
     finally:
         torch.set_num_threads(threads)
     return fitted.summary()

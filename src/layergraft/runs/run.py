@@ -81,7 +81,7 @@ def identity(config: Config, backend: Backend, fingerprint: str, donor_keys: Seq
     del body["exec"]
     body["precision"] = backend.precision
     body["host"]["weights"] = weights.fingerprint(config.host)
-    body["donor"] = list(donor_keys)  # a donor's key holds all that it is
+    body["donor"] = list(donor_keys)  # a donor's key holds all that it is, its file by content
     if isinstance(config.donor, NoDonor):
         body["site"] = body["surgery"] = None  # nothing goes anywhere: the arm is the same for every site
     return {"version": RESULT_VERSION, "config": body, "data": fingerprint}
@@ -172,6 +172,7 @@ def _grafted_skeleton(
 def _places(config: Config, data: ImageData) -> tuple[list[Site], list[Place]]:
     there, kind = sites_of(config, data), sites.BLOCK if config.donor.kind == "block" else sites.CONV
     where = [sites.resolve(there, site, config.host.name, kind) for site in config.sites]
+    surgery.require_apart(where)
     host = skeleton(config, data)
     return where, [surgery.place_of(host, site, config.surgery, data.shape) for site in where]
 

@@ -168,7 +168,7 @@ def graft(
     Adapters that start by least squares begin as identities, and `calibrated` fits them. Raises UserError for a donor
     that does not fit, a site given twice or inside another, a fold without a batch norm to fold into.
     """
-    _require_apart([site for site, _ in donors])
+    require_apart([site for site, _ in donors])
     if spec.calibrate == "batch_norm" and not any(isinstance(m, nn.BatchNorm2d) for m in host.modules()):
         raise UserError(
             "surgery.calibrate=batch_norm: this host has no batch norm whose statistics could be re-estimated"
@@ -183,7 +183,8 @@ def graft(
     return Grafted(network, host, tuple(grafts), image, tuple(head)).with_changes()
 
 
-def _require_apart(sites: Sequence[Site]) -> None:
+def require_apart(sites: Sequence[Site]) -> None:
+    """Raise UserError for a site that is given twice, or that lies inside another."""
     for index, site in enumerate(sites):
         for other in sites[:index]:
             if site.path == other.path:

@@ -1,0 +1,129 @@
+"""Runs with every kind of donor and surgery, from the config to the record."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import CPU, TINY
+from layergraft.hosts import CifarResNet
+from layergraft.runs.run import assemble, checked, execute
+from layergraft.store import run_folder
+
+HOST = ["host=resnet8", "host.width=4", "schedule.epochs=2", "optim.batch_size=25", "exec.device=cpu", "exec.threads=1"]
+EPOCHS = "donor.schedule.epochs=1"
+ARMS = {
+    "random block": ["donor=random", "donor.kind=block", "site=middle", "strategy=full"],
+    "random stage": ["donor=random", "site=layer2", "strategy=full"],
+    "trained stem": ["donor=trained", "donor.kind=stem", "site=early", EPOCHS],
+    "trained block": ["donor=trained", "site=layer3.0", "strategy=freeze", EPOCHS],
+    "moment matched": ["donor=moment_matched", "site=0.5", "strategy=freeze", EPOCHS],
+    "permuted": ["donor=permuted", "site=late", "strategy=freeze", EPOCHS],
+    "covariance": ["donor=covariance", "site=late", "strategy=freeze", EPOCHS],
+    "self": ["donor=self", "site=layer2.0.conv2", "strategy=freeze"],
+    "end to end": ["donor=end_to_end", "site=late", "strategy=low_lr", EPOCHS],
+    "gabor": ["donor=gabor", "site=early", "strategy=freeze"],
+    "pca": ["donor=pca", "site=early", "strategy=freeze"],
+    "whitening": ["donor=whitening", "site=early", "strategy=freeze"],
+    "extracted": ["donor=extracted", "donor.path=FILE", "site=layer2.0.conv1", "strategy=freeze"],
+    "two sites": ["donor=random", "site=[conv1,layer2.0]", "strategy=freeze"],
+    "two names": ["donor=random", "site=[early,late]", "strategy=freeze"],
+    "another kernel": ["donor=random", "donor.kind=conv", "site=layer1.0", "strategy=freeze", "surgery.bias=drop"],
+    "projected": ["donor=extracted", "donor.path=FILE", "donor.layer=conv1", "site=late", "strategy=freeze", "surgery.fit=project"],
+    "gated insert": ["donor=random", "site=layer1.0", "strategy=full", "surgery=insert", "surgery.gate=0", "surgery.calibrate=lsuv"],
+    "branch": ["donor=random", "site=layer2.0.conv1", "strategy=low_lr", "surgery=parallel"],
+    "moments": ["donor=random", "site=middle", "strategy=hybrid", "surgery.calibrate=moments"],
+    "re-estimated": ["donor=random", "site=middle", "strategy=freeze", "surgery.calibrate=batch_norm"],
+    "weights": ["donor=gabor", "site=early", "strategy=freeze", "host.weights=FILE"],
+    "self with weights": ["donor=self", "site=late", "strategy=freeze", "host.weights=FILE"],
+    "grey to colour": ["donor=random", "site=early", "strategy=freeze", "host.in_channels=3"],
+    "plain group norm": ["donor=random", "site=layer2.0", "strategy=freeze", "host.norm=group", "host.skips=false"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def arm(config, tmp_path):
+    """Function: the name of an arm -> its Config."""
+    save_file(CifarResNet("resnet8", width=4).build((1, 8, 8), 5, seed=7).state_dict(), tmp_path / "net.safetensors")
+
+    def make(name, *more):
+        overrides = [override.replace("FILE", str(tmp_path / "net.safetensors")) for override in ARMS[name]]
+        return config(*HOST, *overrides, f"exec.outputs={tmp_path / 'out'}", *more)
+
+    return make
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_kind_of_graft_trains_and_what_is_frozen_stays(name, arm):
+    config = arm(name)
+    start = assemble(config, CPU)
+    assert start.key == checked(config).key
+    record = execute(config)
+    assert record["status"] == "completed", record.get("traceback")
+    assert [change["site"] for change in record["surgery"]] == [graft.site.path for graft in start.grafted.grafts]
+    assert all(change["did"] for change in record["surgery"]) and len(record["donors"]) == len(record["surgery"])
+    state = load_file(run_folder(Path(config.exec.outputs), record["key"]) / "model.safetensors")
+    frozen = [path for path in start.grafted.roles["graft"]] if config.strategy.name == "freeze" else []
+    for tensor_name, tensor in start.network.state_dict().items():
+        if any(tensor_name == path or tensor_name.startswith(path + ".") for path in frozen):
+            assert torch.equal(state[tensor_name], tensor), tensor_name
+    moved = {n for n, _ in start.network.named_parameters() if not torch.equal(state[n], start.network.state_dict()[n])}
+    assert {*start.grafted.parts["adapter"], *start.grafted.parts["head"]} <= moved
+
+
+def test_the_key_follows_surgery_and_the_content_of_files(arm, tmp_path):
+    def key(name, *more):
+        return checked(arm(name, *more)).key
+
+    base = key("extracted")
+    other = {
+        key("extracted", "surgery.bias=drop"),
+        key("extracted", "surgery.calibrate=batch_norm"),
+        key("projected"),
+        key("weights"),
+    }
+    assert base not in other and len(other) == 4
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes((tmp_path / "net.safetensors").read_bytes())
+    assert key("weights") == key("weights", f"host.weights={copy}")
+    assert key("extracted").rpartition(".")[2] == key("extracted", f"donor.path={copy}").rpartition(".")[2]
+    save_file(CifarResNet("resnet8", width=4).build((1, 8, 8), 5, seed=8).state_dict(), tmp_path / "copy.safetensors")
+    assert key("weights") != key("weights", f"host.weights={copy}")
+
+
+def test_self_is_the_layer_of_a_host_that_was_trained_on_the_target(arm):
+    run = assemble(arm("self"), CPU)
+    metrics = run.donors[0].provenance["metrics"]
+    assert run.donors[0].provenance["network"].startswith("network.resnet8-digits.seed0.") and metrics["test/acc"] > 0
+    init = CifarResNet("resnet8", width=4).build((1, 8, 8), 5, seed=0)
+    assert not torch.equal(run.network.layer2[0].conv2.weight, init.layer2[0].conv2.weight)
+    assert torch.equal(
+        run.network.layer2[0].conv1.weight, init.layer2[0].conv1.weight
+    )  # the rest is the run's own start
+
+
+def test_self_of_a_host_with_weights_changes_nothing(arm):
+    run = assemble(arm("self with weights"), CPU)
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(run.network.eval()(x), run.grafted.host.eval()(x))
+
+
+def test_adapters_learn_even_where_the_layers_around_them_are_frozen(config, tmp_path):
+    overrides = [
+        "donor=random",
+        "strategy=hybrid",
+        "site=layer1.0.conv1",
+        "surgery.calibrate=moments",
+        f"exec.outputs={tmp_path}",
+    ]
+    plan = checked(config(*TINY[:2], *overrides)).plan
+    assert plan.groups["graft"] == ["layer1.0.conv1.donor.weight"]
+    assert {"layer1.0.conv1.affine.weight", "layer1.0.conv1.affine.bias"} <= set(plan.groups["rest"])
+
+
+def test_donors_of_several_sites_are_shared_with_runs_of_one(config, tmp_path):
+    common = [*TINY, "strategy=freeze", f"exec.outputs={tmp_path}"]
+    both = checked(config(*common, "site=[early,late]")).donor_keys
+    assert both == tuple(checked(config(*common, f"site={site}")).donor_keys[0] for site in ("early", "late"))
