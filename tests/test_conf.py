@@ -55,13 +55,13 @@ def test_help_names_every_choice():
     for group, names in GROUPS.items():
         assert f"{group}=" in text
         for name, line in names.items():
-            assert f"  {name:<14} {line}\n" in text
+            assert f"  {name:<16} {line}\n" in text
 
 
 def test_help_names_the_choices_of_an_added_folder(tmp_path):
     (tmp_path / "strategy").mkdir()
     (tmp_path / "strategy" / "mine.yaml").write_text("# all my own\nname: mine\n")
-    assert "mine           all my own" in train_help(["--config-dir", str(tmp_path)])
+    assert "mine             all my own" in train_help(["--config-dir", str(tmp_path)])
 
 
 def test_the_quick_composition_is_hydras():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,9 +30,14 @@ def groups(folders: Sequence[Path]) -> dict[str, dict[str, str]]:
     """Group -> choice -> its line."""
     found: dict[str, dict[str, str]] = {}
     for folder in folders:
-        for path in sorted(folder.glob("*/*.yaml")):
+        for path in sorted(folder.glob("*/*.yaml"), key=_naturally):
             found.setdefault(path.parent.name, {})[path.stem] = line_of(path)
     return found
+
+
+def _naturally(path: Path) -> list[str | int]:
+    """resnet20 before resnet110."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def line_of(path: Path) -> str:
@@ -61,10 +67,10 @@ def train_help(arguments: Sequence[str]) -> str:
     text = HEAD
     for group in [*order, *sorted(set(sections) - set(order))]:
         text += _section(f"{group}=", sections[group])
-    text += "seed=\n  NUMBER         of everything drawn by chance; 'seed=range(3)' in a sweep\n"
+    text += "seed=\n  NUMBER           of everything drawn by chance; 'seed=range(3)' in a sweep\n"
     text += "precision=\n  auto, float32, bf16_mixed\n"
     return text + _section("+experiment=", experiments) + TAIL
 
 
 def _section(title: str, choices: dict[str, str]) -> str:
-    return title + "\n" + "".join(f"  {name:<14} {line}\n" for name, line in choices.items())
+    return title + "\n" + "".join(f"  {name:<16} {line}\n" for name, line in choices.items())
