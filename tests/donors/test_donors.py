@@ -164,3 +164,14 @@ def test_a_donor_whose_training_breaks_off_leaves_nothing(tmp_path, monkeypatch)
     with pytest.raises(RuntimeError, match="out of cheese"):
         obtain(trained(), PLACE, CPU, tmp_path)
     assert not [path for path in (tmp_path / "donors").iterdir() if path.is_dir()]
+
+
+def test_a_donor_sees_images_with_the_channels_of_the_hosts(tmp_path):
+    """A grey source for a host of colour images: repeated, not lifted by a layer of its own; and the key knows."""
+    grey, colour = (Place("conv1", Conv(n, 4, 3, 1, 1), (n, 8, 8)) for n in (1, 3))
+    deep = [dataclasses.replace(place, site=SITE) for place in (grey, colour)]
+    assert len({key_of(trained(), place, CPU) for place in (grey, colour, *deep)}) == 4
+    donor = obtain(trained(), colour, CPU, tmp_path)
+    assert donor.form.in_channels == 3 and donor.provenance["image"] == [3, 8, 8]
+    own = obtain(trained(in_channels=1), colour, CPU, tmp_path)  # a grey donor, to be fitted
+    assert own.form.in_channels == 1 and own.provenance["image"] == [1, 8, 8]

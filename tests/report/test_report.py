@@ -145,3 +145,25 @@ def test_tensorboard_has_curves_and_hparams(sweep, name):
     (start,) = [v for k, v in events.summary_metadata.items() if k == "_hparams_/session_start_info"]
     for axis in (b"strategy", b"site", b"host", b"donor", b"seed"):
         assert axis in start.plugin_data.content
+
+
+def test_swept_surgery_tells_arms_apart_and_scratch_has_none(sweep):
+    records = read_sweep(sweep / "sweeps" / "small")
+    for number, record in enumerate(records):
+        record["config"]["surgery"]["calibrate"] = ["none", "moments"][number % 2]
+    runs = contrasts.with_arms(tidy(records))
+    assert [name for name in runs if "." in name] == ["surgery.calibrate"]
+    assert {arm for arm in runs.arm if arm.startswith("hybrid")} == {
+        "hybrid, trained, surgery.calibrate=none",
+        "hybrid, trained, surgery.calibrate=moments",
+    }
+    assert [arm for arm in runs.arm.unique() if arm.startswith("scratch")] == ["scratch"]
+
+
+def test_what_a_donor_takes_over_from_the_run_is_no_axis(sweep):
+    records = read_sweep(sweep / "sweeps" / "small")
+    for number, record in enumerate(records):
+        record["config"]["host"]["width"] = [4, 8][number % 2]
+        if "seed" in record["config"]["donor"]:
+            record["config"]["donor"]["host"] = dict(record["config"]["host"])  # as donor=self has it
+    assert [name for name in tidy(records) if "." in name] == ["host.width"]

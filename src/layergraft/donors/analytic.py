@@ -15,7 +15,7 @@ from layergraft.specs import MISSING, DataSpec, LearnedDonorSpec, register, requ
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from layergraft.data.images import Split
+    from layergraft.data.images import ImageData, Split
 
 NUM_PATCHES = 50_000
 EPSILON = 5e-4  # added to the patches' variances before whitening (Jordan 2024, 94% on CIFAR-10 in 3.29 s, section 3.2)
@@ -94,7 +94,7 @@ class PatchDonor(LearnedDonorSpec):
 
     def form(self, place: Place) -> Form:
         """Raises UserError where the patches have too few components."""
-        data = self.data.load(self.seed)
+        data = self.images(place)
         conv = place.conv(in_channels=data.channels, kernel_size=self.kernel_size)
         size, most = conv.kernel_size, 2 * data.channels * conv.kernel_size**2
         require(
@@ -104,11 +104,16 @@ class PatchDonor(LearnedDonorSpec):
         require(size <= min(data.shape[1:]), f"donor={self.name}: patches of {size} pixels are larger than the images")
         return conv
 
+    def images(self, place: Place) -> ImageData:
+        """With the channels of the host's images."""
+        data = self.data.load(self.seed)
+        return data.with_channels(place.image[0]) if 1 in (data.channels, place.image[0]) else data
+
     def make(self, place: Place) -> nn.Module:
         import torch
 
         form = self.form(place)
-        patches = patches_of(self.data.load(self.seed).train, form.kernel_size, self.seed)
+        patches = patches_of(self.images(place).train, form.kernel_size, self.seed)
         values, vectors = torch.linalg.eigh(torch.cov(patches.T).reshape(patches.shape[1], patches.shape[1]))
         vectors = vectors.flip(1).T  # the largest first, a row each
         vectors *= vectors.gather(

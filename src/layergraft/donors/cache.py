@@ -53,8 +53,11 @@ def require_batch(where: str, optim: OptimSpec, data: ImageData) -> None:
     require(optim.batch_size <= have, f"{where}.batch_size is {optim.batch_size}, but there are {have} training images")
 
 
-def source_data(spec: AnyDonor) -> ImageData | None:
-    """The images that `spec` learns from; None where it needs none. Raises UserError where it cannot learn from them."""
+def source_data(spec: AnyDonor, place: Place) -> ImageData | None:
+    """The images that `spec` learns from; None where it needs none. Raises UserError where it cannot learn from them.
+
+    They have the channels of the host's images (grey repeated, colours averaged) unless `spec` names its own.
+    """
     if not hasattr(spec, "data"):
         return None
     try:
@@ -66,12 +69,15 @@ def source_data(spec: AnyDonor) -> ImageData | None:
 
         check(spec.optim, spec.schedule)
         require_batch("donor.optim", spec.optim, data)
-    return data.with_channels(spec.host.in_channels) if isinstance(spec, EndToEndDonor) else data
+    if isinstance(spec, EndToEndDonor):
+        return data.with_channels(spec.host.in_channels)
+    own = getattr(spec, "in_channels", None)
+    return data if own is not None or 1 not in (data.channels, place.image[0]) else data.with_channels(place.image[0])
 
 
 def identity(spec: AnyDonor, place: Place, backend: Backend) -> dict[str, Any]:
     """All that decides a donor's weights. Raises UserError where it cannot be made."""
-    data = source_data(spec)
+    data = source_data(spec, place)
     fields = canonical(spec)
     known: dict[str, Any] = {"version": RESULT_VERSION, "spec": fields, "form": to_json(spec.form(place))}
     if isinstance(spec, ExtractedDonor):
@@ -85,7 +91,7 @@ def identity(spec: AnyDonor, place: Place, backend: Backend) -> dict[str, Any]:
         fields["layer"] = spec.layer or place.path
         fields["host"]["weights"] = weights.fingerprint(spec.host)
     if data is not None:
-        known |= {"data": data.fingerprint, "precision": backend.precision}
+        known |= {"data": data.fingerprint, "image": list(data.shape), "precision": backend.precision}
     return known
 
 
@@ -145,7 +151,7 @@ def _made(
         plain = obtain(replace(spec, control=Control.none), place, backend, outputs)
         return controlled(plain.layer, spec.control, spec.seed), {"control_of": plain.provenance["key"]}
     if isinstance(spec, TrainedDonor):
-        data = source_data(spec)
+        data = source_data(spec, place)
         network, layer = spec.network(spec.form(place), data.channels, data.num_classes)
         metrics = _fit(network, data, spec, backend, folder, key_of(spec, place, backend))
         return layer, {"num_train": len(data.train), "metrics": metrics}
@@ -159,10 +165,10 @@ def _end_to_end(spec: EndToEndDonor, place: Place, backend: Backend, outputs: Pa
     """The network is kept beside the donors under a key of its own, so that every site cuts from the same."""
     from safetensors.torch import load_file
 
-    data = source_data(spec)
+    data = source_data(spec, place)
     network = spec.network(data.shape, data.num_classes)
     if not spec.is_trained:
-        return spec.cut(network, data.shape, place), {"network": spec.host.weights}
+        return spec.cut(network, data, place), {"network": spec.host.weights}
     fields = canonical(replace(spec, layer=None, kind=None, name="network"))
     known = {"version": RESULT_VERSION, "spec": fields, "data": data.fingerprint, "precision": backend.precision}
     folder = outputs / "donors" / label("network", spec.source(), f"seed{spec.seed}", digest(known))
@@ -175,7 +181,7 @@ def _end_to_end(spec: EndToEndDonor, place: Place, backend: Backend, outputs: Pa
     once(folder, make)
     network.load_state_dict(load_file(folder / NETWORK))
     metrics = json.loads((folder / PROVENANCE).read_text())["metrics"]
-    return spec.cut(network, data.shape, place), {"network": folder.name, "metrics": metrics}
+    return spec.cut(network, data, place), {"network": folder.name, "metrics": metrics}
 
 
 def _fit(

@@ -18,6 +18,7 @@ from layergraft.specs import MISSING, DataSpec, HostSpec, LearnedDonorSpec, Opti
 if TYPE_CHECKING:
     from torch import nn
 
+    from layergraft.data.images import ImageData
     from layergraft.hosts.sites import Site
 
 
@@ -49,11 +50,11 @@ class EndToEndDonor(LearnedDonorSpec):
 
     def form(self, place: Place) -> Form:
         """Raises UserError where the network has no such layer."""
-        from layergraft.hosts.blocks import blank
+        from layergraft.hosts.skeletons import skeleton
 
         data = self.data.load(self.seed).with_channels(self.host.in_channels)
-        network = blank(lambda: self.host.build(data.shape, data.num_classes, 0))
-        site = self.site(network, data.shape, place)
+        network = skeleton(self.host, data.shape, data.num_classes)
+        site = self.site(data, place)
         own = form_of(network.get_submodule(site.path))
         if self.kind == Stem.kind:
             if not isinstance(own, Conv) or site.norm is None:
@@ -63,18 +64,19 @@ class EndToEndDonor(LearnedDonorSpec):
             raise UserError(f"{site.path} of {self.host.name} is a {own.kind}, but donor.kind={self.kind}")
         return own
 
-    def site(self, network: nn.Module, image: tuple[int, int, int], place: Place) -> Site:
-        from layergraft.hosts.sites import survey
+    def site(self, data: ImageData, place: Place) -> Site:
+        """Where in the network the layer is."""
+        from layergraft.hosts.skeletons import sites_of
 
-        sites = survey(network, image)
+        sites = sites_of(self.host, data.shape, data.num_classes)
         wanted = self.layer or place.path
         if wanted not in sites:
             raise unknown(f"layer of {self.host.name} in donor.layer:", wanted, sites)
         return sites[wanted]
 
-    def cut(self, network: nn.Module, image: tuple[int, int, int], place: Place) -> nn.Module:
+    def cut(self, network: nn.Module, data: ImageData, place: Place) -> nn.Module:
         """The layer out of the trained `network`."""
-        site = self.site(network, image, place)
+        site = self.site(data, place)
         layer = network.get_submodule(site.path)
         if self.kind != Stem.kind:
             return layer

@@ -21,7 +21,7 @@ def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
     whatever else was swept but the site and the seed. A host without a donor that learns in full is `scratch`.
     """
     swept = list(runs.columns[len(AXES) + 2 : runs.columns.get_loc("test/acc")])  # after key, status and the axes
-    of_arm = [name for name in swept if name.startswith(("strategy.", "donor."))]
+    of_arm = [name for name in swept if name.startswith(("strategy.", "donor.", "surgery."))]
     of_setting = [name for name in swept if name not in of_arm]
 
     def label(row: pd.Series, names: Sequence[str]) -> str:

@@ -40,11 +40,18 @@ def tidy(records: list[dict[str, Any]]) -> pd.DataFrame:
     done = [record for record in records if record["status"] == "completed"]
     if not done:
         raise UserError("no run of this sweep was completed, so there is nothing to report")
-    flat = pd.DataFrame([_flat(record["config"]) for record in done])
+    flat = pd.DataFrame([_flat(_of_the_arm(record["config"])) for record in done])
     rows = pd.DataFrame([{"key": r["key"], "status": r["status"], **r["axes"]} for r in done])
     for name in _extra_axes(flat, rows):
         rows[name] = flat[name]
     return pd.concat([rows, pd.DataFrame([record["metrics"] for record in done])], axis=1)
+
+
+def _of_the_arm(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config less what does not act in it: without a donor there is no surgery."""
+    if config["donor"]["name"] != "none":
+        return config
+    return {name: value for name, value in config.items() if name != "surgery"}
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -61,14 +68,18 @@ def _extra_axes(flat: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
     """The keys that were swept beside the axes: they differ between runs that the axes do not tell apart."""
     extra = []
     told = {*AXES, *(f"{axis}.name" for axis in ("strategy", "host", "donor", "data"))}
-    if "donor.seed" in flat and flat["donor.seed"].dropna().eq(rows.seed[flat["donor.seed"].notna()]).all():
-        told.add("donor.seed")
+    for name in flat:
+        twin = name.removeprefix("donor.")  # what a donor takes over from the run (its seed, a self donor's host)
+        if twin != name and twin in flat and flat[name].dropna().eq(flat[twin][flat[name].notna()]).all():
+            told.add(name)
     for name in flat:
         root = name.split(".")[0]
         if root == "exec" or name in told:
             continue
         named = [axis for axis in ("strategy", "host", "donor", "data") if axis == root]
         filled = flat[name].astype("string").fillna("null")
-        if filled.groupby([rows[axis] for axis in named] if named else [0] * len(rows)).nunique().max() > 1:
+        if root == "surgery":
+            filled = filled[rows.donor != "none"]
+        if filled.groupby([rows[axis] for axis in named] if named else [0] * len(filled)).nunique().max() > 1:
             extra.append(name)
     return extra

@@ -31,11 +31,11 @@ from layergraft.donors import NoDonor
 from layergraft.donors.cache import Donor, key_of, obtain, require_batch
 from layergraft.donors.forms import Form, Place
 from layergraft.files import digest, label, write_atomic, write_json
-from layergraft.hosts import sites, weights
+from layergraft.hosts import sites, skeletons, weights
 from layergraft.hosts.blocks import blank
 from layergraft.hosts.sites import Site
 from layergraft.seeds import stream
-from layergraft.specs import RESULT_VERSION, Config, HostSpec, SurgerySpec, canonical
+from layergraft.specs import RESULT_VERSION, Config, SurgerySpec, canonical
 from layergraft.store import RECORD, is_done, read_record, run_folder
 from layergraft.strategies import Plan, make_plan
 from layergraft.surgery import Grafted
@@ -128,12 +128,7 @@ def checked(config: Config) -> Assembled:
     """
     backend = Backend.resolve(config.exec.device, config.precision)
     data = _data(config)
-    return _put_together(config, backend, data, skeleton(config, data), None)
-
-
-def skeleton(config: Config, data: ImageData) -> nn.Module:
-    """The host of this run on torch's meta device. Raises UserError for weights that do not match it."""
-    return _skeleton(type(config.host), json.dumps(canonical(config.host)), data.shape, data.num_classes)
+    return _put_together(config, backend, data, _skeleton(config, data), None)
 
 
 def _data(config: Config) -> ImageData:
@@ -142,23 +137,13 @@ def _data(config: Config) -> ImageData:
     return data
 
 
-# Checks run on torch's meta device. The runs of a sweep differ by seed and strategy more than by shape, so both are kept.
-@lru_cache(maxsize=64)
-def _skeleton(kind: type[HostSpec], fields: str, image: tuple[int, int, int], num_classes: int) -> nn.Module:
-    spec = kind(**json.loads(fields))
-    host = blank(lambda: spec.build(image, num_classes, seed=0))
-    weights.matching(spec, host)
-    return host
-
-
-@lru_cache(maxsize=64)
-def _survey(kind: type[HostSpec], fields: str, image: tuple[int, int, int], num_classes: int) -> dict[str, Site]:
-    return sites.survey(_skeleton(kind, fields, image, num_classes), image)
-
-
 def sites_of(config: Config, data: ImageData) -> dict[str, Site]:
     """Every site of this run's host."""
-    return _survey(type(config.host), json.dumps(canonical(config.host)), data.shape, data.num_classes)
+    return skeletons.sites_of(config.host, data.shape, data.num_classes)
+
+
+def _skeleton(config: Config, data: ImageData) -> nn.Module:
+    return skeletons.skeleton(config.host, data.shape, data.num_classes)
 
 
 @lru_cache(maxsize=256)
@@ -173,7 +158,7 @@ def _places(config: Config, data: ImageData) -> tuple[list[Site], list[Place]]:
     there, kind = sites_of(config, data), sites.BLOCK if config.donor.kind == "block" else sites.CONV
     where = [sites.resolve(there, site, config.host.name, kind) for site in config.sites]
     surgery.require_apart(where)
-    host = skeleton(config, data)
+    host = _skeleton(config, data)
     return where, [surgery.place_of(host, site, config.surgery, data.shape) for site in where]
 
 
@@ -193,7 +178,7 @@ def _put_together(
         donor_keys = tuple(key_of(config.donor, place, backend) for place in places)
         forms = tuple(config.donor.form(place) for place in places)
         checked = _grafted_skeleton(
-            skeleton(config, data), tuple(where), forms, json.dumps(canonical(config.surgery)), data.shape
+            _skeleton(config, data), tuple(where), forms, json.dumps(canonical(config.surgery)), data.shape
         )
         grafted = checked
         if donor_at is not None:
@@ -298,6 +283,7 @@ def _hparams(config: Config) -> dict[str, str | int]:
     """The axes for TensorBoard's HParams tab, which shows the first five by the alphabet: the data set comes last."""
     named = axes(config)
     named["target data"] = named.pop("data")
+    named["surgery"] = "-" if isinstance(config.donor, NoDonor) else f"{config.surgery.name}, {config.surgery.fit}"
     return named
 
 

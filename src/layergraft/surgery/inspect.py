@@ -25,11 +25,10 @@ class Statistics:
     zeros: int = 0
 
     def add(self, x: Tensor) -> None:
-        wide = x.detach().double()
-        self.count += wide.numel()
-        self.total += wide.sum().item()
-        self.squares += wide.square().sum().item()
-        self.zeros += int((wide == 0).sum())
+        self.count += x.numel()
+        self.total += x.sum(dtype=torch.float64).item()
+        self.squares += x.square().sum(dtype=torch.float64).item()
+        self.zeros += int((x == 0).sum())
 
     @property
     def mean(self) -> float:
