@@ -23,20 +23,33 @@ class Digits(DataSpec):
 
     def load(self, seed: int) -> ImageData:
         """The three splits; `seed` draws which images are in a few-shot training split, nothing else."""
-        from sklearn.model_selection import train_test_split
-
-        whole = _read()
-        # Split before classes are chosen: a donor of some classes then never learns on test images of a host of others.
-        rest, test = train_test_split(np.arange(len(whole)), test_size=1 / 2, stratify=whole.y_N, random_state=0)
-        pool, val = train_test_split(rest, test_size=1 / 3, stratify=whole.y_N[rest], random_state=0)
-        train, val, test = (keep_classes(whole.take(index), self) for index in (pool, val, test))
+        train, val, test = (keep_classes(split, self) for split in _splits())
         return ImageData(
             train=few_shot(train, self, seed),
             val=val,
             test=test,
             num_classes=int(test.y_N.max()) + 1,
-            fingerprint=fingerprint(whole),
+            fingerprint=_fingerprint(),
         )
+
+
+@lru_cache(maxsize=1)
+def _splits() -> tuple[Split, Split, Split]:
+    """What there is to train on, validation and test, of all classes.
+
+    Split before classes are chosen: a donor of some classes then never learns on test images of a host of others.
+    """
+    from sklearn.model_selection import train_test_split
+
+    whole = _read()
+    rest, test = train_test_split(np.arange(len(whole)), test_size=1 / 2, stratify=whole.y_N, random_state=0)
+    pool, val = train_test_split(rest, test_size=1 / 3, stratify=whole.y_N[rest], random_state=0)
+    return whole.take(pool), whole.take(val), whole.take(test)
+
+
+@lru_cache(maxsize=1)
+def _fingerprint() -> str:
+    return fingerprint(_read())
 
 
 @lru_cache(maxsize=1)
