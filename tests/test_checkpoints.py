@@ -97,6 +97,28 @@ def test_a_truncated_file(suffix, tmp_path):
             read(str(path))
 
 
+def test_damage_anywhere_is_a_clear_error_or_harmless(tmp_path):
+    """Old-format files, one byte changed: torch raises nearly anything."""
+    path = tmp_path / "a.pt"
+    torch.save(LAYER, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    failed = 0
+    for number in range(150):
+        data = bytearray(whole)
+        data[int(torch.randint(0, len(data), (), generator=generator))] ^= int(
+            torch.randint(1, 256, (), generator=generator)
+        )
+        damaged = tmp_path / f"{number}.pt"
+        damaged.write_bytes(data)
+        try:
+            read(str(damaged))
+        except UserError as error:
+            failed += 1
+            assert "\n" not in str(error)
+    assert failed > 20
+
+
 def test_what_is_no_checkpoint(tmp_path):
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "text.pt").write_text("hello there, this is no checkpoint")

@@ -6,7 +6,6 @@ A pickle that wants to run code is refused, never run. Nothing here builds a net
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -110,7 +109,7 @@ def _torch(path: str):
                 f"{path} is refused: reading it would run code ({why}); save the state dict alone, or as safetensors"
             ) from None
         raise UserError(f"{path} is not a checkpoint, or is cut short: {_first(error)}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file can make torch raise nearly anything
         raise UserError(f"{path} is not a checkpoint, or is cut short: {_first(error)}") from None
 
 
@@ -145,10 +144,10 @@ def _strip(path: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
 
 
 def require_finite(where: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raise UserError where a tensor holds NaN or Inf."""
+    """Raise UserError where a tensor holds NaN or Inf, or values that float32 cannot hold."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            bad = int((~tensor.isfinite()).sum())
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            bad = int((~tensor.float().isfinite()).sum())
             raise UserError(f"{where}: {name} has {bad} values of {tensor.numel()} that are NaN or Inf")
 
 
@@ -166,8 +165,14 @@ def require_match(where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str
         for name in wanted
         if name in tensors and tensors[name].shape != wanted[name].shape
     ]
+    types = [
+        f"{name} is {tensors[name].dtype}"
+        for name in wanted
+        if name in tensors and wanted[name].is_floating_point() and not tensors[name].is_floating_point()
+    ]
     said = [f"{what}: {listing(names)}" for what, names in
-            (("missing", missing), ("not part of it", extra), ("of another shape", shapes)) if names]  # fmt: skip
+            (("missing", missing), ("not part of it", extra), ("of another shape", shapes),
+             ("not floating-point numbers", types)) if names]  # fmt: skip
     if said:
         raise UserError(f"{where} does not match: {'; '.join(said)}")
     import torch

@@ -21,7 +21,7 @@ from omegaconf import MISSING, OmegaConf
 
 from layergraft.errors import UserError, unknown
 
-RESULT_VERSION = 1  # raise it when the code changes so that the same config gives other numbers
+RESULT_VERSION = 2  # raise it when the code changes so that the same config gives other numbers
 
 
 def register(group: str, name: str):

@@ -133,6 +133,8 @@ def test_what_cannot_be_trained_is_said_before():
         key_of(trained(kernel_size=5), BLOCK, CPU)
     with pytest.raises(UserError, match="layer1 is a stage, and donor=trained trains a single layer"):
         key_of(trained(), place_at(TorchvisionResNet("resnet18", width=4), "layer1"), CPU)
+    with pytest.raises(UserError, match="donor: a conv, 4 -> 8 .* cannot be trained on images of 8 x 8 pixels"):
+        key_of(trained(kernel_size=11, padding=0), PLACE, CPU)
     with pytest.raises(UserError, match="a kernel of 4 x 4 has no padding .* kernels of odd size have"):
         key_of(trained(kernel_size=4), PLACE, CPU)
 

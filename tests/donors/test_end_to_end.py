@@ -60,3 +60,10 @@ def test_a_host_with_weights_gives_its_own_layer_untrained(tmp_path):
     donor = obtain(own, place_at(HOST, "layer2.0.conv2", GREY), CPU, tmp_path)
     assert torch.equal(donor.layer.weight, network.layer2[0].conv2.weight)
     assert not list((tmp_path / "donors").glob("network.*")) and "metrics" not in donor.provenance
+    own.schedule = ScheduleSpec(epochs=1)  # of no effect, since nothing is trained
+    assert (
+        obtain(own, place_at(HOST, "layer2.0.conv2", GREY), CPU, tmp_path).provenance["key"] == donor.provenance["key"]
+    )
+    own.tune = True
+    tuned = obtain(own, place_at(HOST, "layer2.0.conv2", GREY), CPU, tmp_path)
+    assert not torch.equal(tuned.layer.weight, donor.layer.weight) and tuned.provenance["metrics"]

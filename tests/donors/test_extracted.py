@@ -98,6 +98,11 @@ BAD = {
         "layer1.0",
         r"bn2.weight \(3,\) where \(4,\)",
     ),
+    "no statistics": (
+        lambda s: [s.pop(n) for n in list(s) if "running" in n or "tracked" in n],
+        "layer1.0",
+        "missing: bn1.running_mean",
+    ),
     "nan": (
         lambda s: s["conv1.weight"].view(-1)[:1].fill_(torch.inf),
         "conv1",

@@ -1,5 +1,7 @@
 """Hosts with trained weights: torchvision's by name, through its own loading, or a file."""
 
+import os
+
 import pytest
 import torch
 import torchvision
@@ -25,11 +27,37 @@ def test_torchvisions_weights_by_name_through_its_own_loading(tmp_path, monkeypa
     x = torch.randn(2, *IMAGE)
     with torch.no_grad():
         assert torch.equal(ours.eval()(x), theirs.eval()(x))
-    assert fingerprint(spec) == fingerprint(TorchvisionResNet("resnet18", weights="DEFAULT")) == name
+    assert fingerprint(spec) == fingerprint(TorchvisionResNet("resnet18", weights="DEFAULT"))
     few = pretrained(spec, IMAGE, 5, seed=0)  # another number of classes: the trunk is theirs, the head is new
     fresh = TorchvisionResNet("resnet18").build(IMAGE, 5, seed=0)
     assert torch.equal(few.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
     assert torch.equal(few.fc.weight, fresh.fc.weight)
+
+
+def test_what_lies_in_torchvisions_cache_is_read_as_data(tmp_path, monkeypatch):
+    """Somebody has put it there, as the error without a network says to."""
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "boom"),)
+
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    spec = TorchvisionResNet("resnet18", weights="DEFAULT")
+    torch.save({"x": Bomb()}, file)
+    with pytest.raises(UserError, match="is refused: reading it would run code"):
+        pretrained(spec, IMAGE, 5, seed=0)
+    assert not (tmp_path / "boom").exists()
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save(state, file)
+    file.write_bytes(file.read_bytes()[:-99])
+    with pytest.raises(UserError, match="cut short"):
+        pretrained(spec, IMAGE, 5, seed=0)
+    state["fc.bias"][3] = torch.nan
+    torch.save(state, file)
+    with pytest.raises(UserError, match="fc.bias has 1 values of 1000 that are NaN or Inf"):
+        pretrained(spec, IMAGE, 5, seed=0)
 
 
 def test_without_a_network_the_error_says_which_file_to_put_where(tmp_path, monkeypatch):
@@ -80,6 +108,8 @@ def test_a_file_of_ones_own(file):
         (lambda s: s.update({"layer9.weight": torch.zeros(1)}), "not part of it: layer9.weight"),
         (lambda s: s.update({"bn1.weight": torch.zeros(9)}), r"of another shape: bn1.weight \(9,\) where \(4,\) is needed"),
         (lambda s: s["conv1.weight"].view(-1)[:2].fill_(torch.nan), "conv1.weight has 2 values of 108 that are NaN or Inf"),
+        (lambda s: s.update({"bn1.weight": torch.zeros(4, dtype=torch.int8)}), "not floating-point numbers: bn1.weight is torch.int8"),
+        (lambda s: s.update({"conv1.weight": torch.full((4, 3, 3, 3), 1e300, dtype=torch.float64)}), "conv1.weight has 108 values of 108"),
         (lambda s: s.update({"conv1.weight": torch.zeros(4, 1, 3, 3)}), "takes images of 1 channels and is given 3; host.in_channels=1"),
     ],
 )  # fmt: skip

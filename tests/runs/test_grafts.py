@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import CPU, TINY
+from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
-from layergraft.runs.run import assemble, checked, execute
+from layergraft.runs.run import assemble, checked, execute, obtain_donors
 from layergraft.store import run_folder
 
 HOST = ["host=resnet8", "host.width=4", "schedule.epochs=2", "optim.batch_size=25", "exec.device=cpu", "exec.threads=1"]
@@ -90,6 +91,43 @@ def test_the_key_follows_surgery_and_the_content_of_files(arm, tmp_path):
     assert key("extracted").rpartition(".")[2] == key("extracted", f"donor.path={copy}").rpartition(".")[2]
     save_file(CifarResNet("resnet8", width=4).build((1, 8, 8), 5, seed=8).state_dict(), tmp_path / "copy.safetensors")
     assert key("weights") != key("weights", f"host.weights={copy}")
+
+
+def test_controls_are_made_of_the_very_donor_that_they_control(config, tmp_path):
+    def donor(name):
+        return obtain_donors(config(*TINY, "strategy=freeze", f"donor={name}", f"exec.outputs={tmp_path}"))[
+            0
+        ].provenance
+
+    trained = donor("trained")["key"]
+    assert {donor(name)["control_of"] for name in ("moment_matched", "permuted", "covariance")} == {trained}
+    assert len([path for path in (tmp_path / "donors").iterdir() if path.is_dir()]) == 4
+
+
+def test_what_does_not_act_is_not_in_the_key(config):
+    def key(*more):
+        return checked(config(*TINY, "strategy=freeze", *more)).key
+
+    base = key()
+    for idle in ("surgery.images=7", "surgery.start=random", "surgery.where=before", "site=[early]"):
+        assert key(idle) == base
+    assert len({key("surgery.calibrate=moments", f"surgery.images={n}") for n in (7, 8)} | {base}) == 3
+
+
+def test_an_extracted_donor_is_checked_before_any_run(arm, tmp_path):
+    config = arm("extracted", "donor.layer=layer2.0", "site=layer2.0")
+    state = load_file(tmp_path / "net.safetensors")
+    state.pop("layer2.0.bn2.weight")
+    save_file(state, tmp_path / "net.safetensors")
+    with pytest.raises(UserError, match="missing: bn2.weight"):
+        checked(config)
+
+
+def test_end_to_end_is_trained_on_the_source_even_in_a_host_with_weights(arm):
+    own, end_to_end = (
+        assemble(arm("self with weights", *more), CPU).network for more in ([], ["donor=end_to_end", EPOCHS])
+    )
+    assert not torch.equal(own.layer3[0].conv2.weight, end_to_end.layer3[0].conv2.weight)
 
 
 def test_self_is_the_layer_of_a_host_that_was_trained_on_the_target(arm):

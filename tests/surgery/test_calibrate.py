@@ -7,10 +7,10 @@ from torch import nn
 from layergraft import surgery
 from layergraft.donors.forms import Stem
 from layergraft.errors import UserError
-from layergraft.hosts import TorchvisionResNet
+from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
 from layergraft.specs import SurgerySpec
-from layergraft.surgery.calibrate import passing, reconstruction_error, reestimate
+from layergraft.surgery.calibrate import measuring, passing, reconstruction_error, reestimate
 from surgery.test_operations import HOST, IMAGE, lived_in
 
 X = torch.randn(96, *IMAGE, generator=torch.Generator().manual_seed(1))
@@ -22,7 +22,7 @@ def operated(host, path, donor, spec):
 
 
 def outputs(network, path):
-    with torch.no_grad():
+    with measuring(network), torch.no_grad():
         return torch.cat([made for _, made in passing(network, path, [X])])
 
 
@@ -166,3 +166,100 @@ def test_the_host_is_left_as_it_was():
         assert made.network.training and host.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in host.state_dict().items())
     assert not any(module._forward_hooks for module in [*host.modules(), *made.network.modules()])
+
+
+def training_output(network, path):
+    """What the module at `path` gives in training's first step."""
+    seen = []
+    handle = network.get_submodule(path).register_forward_hook(
+        lambda module, args, output: seen.append(output.detach())
+    )
+    network.train()(X)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("options", [{"calibrate": "moments"}, {"calibrate": "lsuv"}, {"fit": "project"}], ids=str)
+def test_in_an_untrained_deep_host_a_graft_keeps_the_scale_that_training_sees(options):
+    """Its norms have no statistics yet: measured in evaluation mode, activations would grow from block to block."""
+    host, spec = CifarResNet("resnet56", width=4).build(IMAGE, 5, seed=0), SurgerySpec(**options)
+    path = "layer3.8"
+    place = surgery.place_of(host, survey(host, IMAGE)[path], spec, IMAGE)
+    donor = Stem(place.conv(), "batch").build() if options.get("calibrate") == "moments" else place.conv().build()
+    before = {name: tensor.clone() for name, tensor in host.state_dict().items()}
+    made = operated(host, path, donor, spec)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in host.state_dict().items())
+    if options.get("calibrate") == "lsuv":
+        assert training_output(made.network, path).var().item() == pytest.approx(1, abs=0.2)
+    else:
+        ratio = training_output(made.network, path).std() / training_output(host, path).std()
+        assert 0.5 < ratio < 2
+
+
+def test_a_folded_bias_and_moments_are_as_good_as_a_kept_bias():
+    host, donor = lived_in(HOST), nn.Conv2d(3, 4, 3, padding=1)
+    nn.init.constant_(donor.bias, 2.0)
+    kept, folded = (
+        operated(host, "conv1", donor, SurgerySpec(bias=bias, calibrate="moments")) for bias in ("keep", "fold")
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(folded.network(X), kept.network(X), rtol=1e-3, atol=1e-4)
+
+
+def test_lsuv_looks_past_a_bias():
+    donor = nn.Conv2d(3, 4, 3, padding=1)
+    with torch.no_grad():
+        donor.bias.copy_(torch.tensor([3.0, -3.0, 3.0, -3.0]))
+    made = operated(lived_in(HOST), "conv1", donor, SurgerySpec(calibrate="lsuv")).network
+    assert (outputs(made, "conv1") - donor.bias[:, None, None]).var().item() == pytest.approx(1, abs=0.1)
+    assert 0.1 < made.conv1.weight.norm() / donor.weight.norm() < 10
+
+
+def test_sites_are_calibrated_in_the_order_in_which_they_act():
+    host, spec = lived_in(HOST), SurgerySpec(calibrate="lsuv")
+    sites = survey(host, IMAGE)
+    donors = {
+        path: surgery.place_of(host, sites[path], spec, IMAGE).conv().build() for path in ("conv1", "layer1.0.conv1")
+    }
+    first, second = (
+        surgery.calibrated(
+            surgery.graft(host, [(sites[path], donors[path]) for path in order], spec, IMAGE), X, spec
+        ).network
+        for order in (["conv1", "layer1.0.conv1"], ["layer1.0.conv1", "conv1"])
+    )
+    assert torch.equal(first.layer1[0].conv1.weight, second.layer1[0].conv1.weight)
+    assert outputs(second, "layer1.0.conv1").var().item() == pytest.approx(1, abs=0.1)
+
+
+def test_adapters_are_fitted_to_the_statistics_that_the_donor_will_have():
+    host = lived_in(HOST)
+    donor = surgery.place_of(host, survey(host, IMAGE)["layer2.0"], SurgerySpec(), IMAGE).block().build()
+    for module in donor.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.running_mean, 3.0)  # stale
+    errors = {
+        calibrate: operated(host, "layer2.0", donor, SurgerySpec(fit="project", calibrate=calibrate))
+        for calibrate in ("none", "batch_norm")
+    }
+    none, anew = (reconstruction_error(made, made.grafts[0], X) for made in errors.values())
+    assert anew < 0.9 * none and anew < 0.6
+
+
+def test_least_squares_leaves_noise_alone():
+    """A donor of 3 filters for 8 channels: directions that only rounding fills must not get huge weights."""
+    made = operated(lived_in(HOST), "conv1", nn.Conv2d(3, 8, 1, bias=False), SurgerySpec(fit="project"))
+    assert made.network.conv1.after.weight.abs().max() < 100
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert reconstruction_error(made, made.grafts[0], X) < 1.05
+
+
+def test_a_small_rest_counts_as_what_it_is():
+    """130 images are two batches of 65, not one of 128 and one of 2 that weighs as much."""
+    spec = SurgerySpec(calibrate="batch_norm")
+    host = lived_in(HOST)
+    images = torch.randn(130, *IMAGE)
+    made = surgery.graft(host, [(survey(host, IMAGE)["conv1"], host.conv1)], spec, IMAGE)
+    ours = surgery.calibrated(made, images, spec).network.bn1.running_var
+    with torch.no_grad():
+        wanted = torch.stack([host.conv1(half).transpose(0, 1).flatten(1).var(1) for half in images.split(65)]).mean(0)
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-6)

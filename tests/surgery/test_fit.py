@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from conftest import place_at
 from layergraft import surgery
 from layergraft.donors.forms import Block, Conv, Stage, Stem, describe, form_of, from_json, to_json
 from layergraft.errors import UserError
@@ -124,7 +125,9 @@ def test_a_colour_donor_summed_into_a_grey_host_answers_to_grey_images_as_before
     torch.testing.assert_close(fitted(donor, "sum", ins=1)(x), donor(x.expand(-1, ins, -1, -1)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("ins, outs, fit", [(4, 3, "sum"), (3, 4, "sum"), (3, 6, "tile"), (1, 4, "tile")])
+@pytest.mark.parametrize(
+    "ins, outs, fit", [(4, 3, "sum"), (3, 4, "sum"), (3, 6, "tile"), (1, 4, "tile"), (3, 4, "tile"), (3, 5, "tile")]
+)
 def test_equal_channels_give_an_equal_response(ins, outs, fit):
     donor = nn.Conv2d(ins, 4, 3, padding=1)
     x = grey_images(outs)
@@ -140,12 +143,54 @@ def test_average_keeps_the_response_to_noise(ins, new):
     torch.testing.assert_close(layer.weight.flatten(1).norm(dim=1), donor.weight.flatten(1).norm(dim=1))
 
 
+def test_average_does_not_blow_up_what_cancels_out():
+    donor = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    with torch.no_grad():
+        donor.weight[:, 2] = -donor.weight[:, 0] - donor.weight[:, 1]  # a filter for colour alone
+    assert fitted(donor, "average", ins=1).weight.abs().max() < 1e-5
+
+
+def test_a_resized_donor_is_in_the_hosts_mode():
+    host = TorchvisionResNet("resnet18", width=8).build(IMAGE, 5, seed=0).eval()
+    block = Block("basic", 4, 4, 4, 1).build()
+    made = surgery.graft(host, [(survey(host, IMAGE)["layer1.0"], block)], SurgerySpec(fit="tile"), IMAGE).network
+    assert not any(module.training for module in made.modules())
+
+
+@pytest.mark.parametrize("module", [nn.Sequential(), nn.Linear(3, 4), nn.Sequential(nn.ReLU()), nn.Identity()])
+def test_what_is_no_layer_is_refused(module):
+    with pytest.raises(UserError, match="must be a convolution, stem .*, block or stage of blocks"):
+        fitted(module, "strict")
+
+
+@pytest.mark.parametrize(
+    "spec, path, wanted",
+    [
+        (TorchvisionResNet("resnet18", width=8, norm="group"), "layer1.0.conv1", ("basic", "group", "identity")),
+        (TorchvisionResNet("resnet18", width=8, norm="group", skips=False), "layer2", ("basic", "group", "none")),
+        (TorchvisionResNet("resnet50", width=8), "layer2", ("bottleneck", "batch", "conv")),
+        (CifarResNet("resnet20"), "layer2", ("basic", "batch", "pad")),
+        (CifarResNet("resnet20"), "layer2.0.conv1", ("basic", "batch", "pad")),
+    ],
+)
+def test_a_block_for_a_place_is_like_the_hosts(spec, path, wanted):
+    block = place_at(spec, path, IMAGE).block()
+    assert (block.type, block.norm, block.shortcut) == wanted
+    assert form_of(block.build()) == block
+
+
+def test_a_convolution_for_a_grouped_site_is_grouped():
+    place = place_at(TorchvisionResNet("resnext50_32x4d", width=16), "layer1.0.conv2", IMAGE)
+    assert place.conv() == place.site and place.conv().groups == 32 and place.conv(out_channels=5).groups == 1
+
+
 def test_slice_and_tile_take_channels_in_turn_and_keep_the_scale():
     donor = nn.Conv2d(2, 3, 3, padding=1)
     tiled = fitted(donor, "tile", ins=3, outs=7)
     for out in range(7):
         for channel in range(3):
-            torch.testing.assert_close(tiled.weight[out, channel], donor.weight[out % 3, channel % 2] * 2 / 3)
+            copies = 2 if channel % 2 == 0 else 1  # of the donor's channel among the three
+            torch.testing.assert_close(tiled.weight[out, channel], donor.weight[out % 3, channel % 2] / copies)
         assert tiled.bias[out] == donor.bias[out % 3]
     large = nn.Conv2d(6, 8, 3, padding=1)
     sliced = fitted(large, "slice", ins=3, outs=4)

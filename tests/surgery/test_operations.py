@@ -160,6 +160,7 @@ OPERATIONS = [
     SurgerySpec("insert", "before", fit="project", start="random"),
     SurgerySpec("insert", "after", gate=0.0, fit="project", start="identity"),
     SurgerySpec("parallel", gate=0.1, fit="project", start="identity"),
+    SurgerySpec("insert", "after", calibrate="batch_norm"),
 ]
 
 

@@ -51,7 +51,10 @@ class GaborDonor(LearnedDonorSpec):
     def make(self, place: Place) -> nn.Module:
         form = self.form(place)
         return filled(
-            form, gabor_bank(form.out_channels, form.kernel_size)[:, None].expand(-1, form.in_channels, -1, -1)
+            form,
+            gabor_bank(form.out_channels, form.kernel_size)[:, None].expand(
+                -1, form.in_channels // form.groups, -1, -1
+            ),
         )
 
 
@@ -150,7 +153,7 @@ def filled(form: Conv, filters: Tensor, scaled: bool = True) -> nn.Conv2d:
 
     layer = form.build()
     if scaled:
-        norm = math.sqrt(2 * form.in_channels / form.out_channels)  # He's normal, fan out
+        norm = math.sqrt(2 * form.in_channels / form.groups / form.out_channels)  # He's normal, fan out
         filters = filters * (norm / filters.flatten(1).norm(dim=1).clamp_min(1e-12))[:, None, None, None]
     with torch.no_grad():
         layer.weight.copy_(filters)

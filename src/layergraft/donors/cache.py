@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from layergraft.donors.analytic import GaborDonor, PatchDonor
 from layergraft.donors.controls import controlled
 from layergraft.donors.end_to_end import EndToEndDonor
 from layergraft.donors.extracted import ExtractedDonor
-from layergraft.donors.forms import Form, Place, from_json, to_json
+from layergraft.donors.forms import Form, Place, describe, from_json, to_json
 from layergraft.donors.random import RandomDonor
 from layergraft.donors.trained import TrainedDonor
 from layergraft.errors import RunFailed, UserError
@@ -75,10 +76,30 @@ def source_data(spec: AnyDonor, place: Place) -> ImageData | None:
     return data if own is not None or 1 not in (data.channels, place.image[0]) else data.with_channels(place.image[0])
 
 
+@lru_cache(maxsize=256)
+def _dry_run(form: Form, k: int, image: tuple[int, int, int], num_classes: int) -> None:
+    """Raise UserError where the single-layer network cannot take such images."""
+    import torch
+
+    from layergraft.hosts.blocks import blank
+
+    network = blank(lambda: TrainedDonor(k=k).network(form, image[0], num_classes)[0])
+    try:
+        network(torch.empty(2, *image, device="meta"))
+    except RuntimeError as error:
+        raise UserError(
+            f"donor: a {describe(form)} cannot be trained on images of {image[1]} x {image[2]} pixels: {str(error).splitlines()[0]}"
+        ) from None
+
+
 def identity(spec: AnyDonor, place: Place, backend: Backend) -> dict[str, Any]:
     """All that decides a donor's weights. Raises UserError where it cannot be made."""
     data = source_data(spec, place)
+    if isinstance(spec, TrainedDonor):
+        _dry_run(spec.form(place), spec.k, data.shape, data.num_classes)
     fields = canonical(spec)
+    if not isinstance(spec, PatchDonor):
+        fields["name"] = type(spec).__name__  # what a YAML calls it changes nothing
     known: dict[str, Any] = {"version": RESULT_VERSION, "spec": fields, "form": to_json(spec.form(place))}
     if isinstance(spec, ExtractedDonor):
         facts = spec.facts(place)
@@ -90,6 +111,10 @@ def identity(spec: AnyDonor, place: Place, backend: Backend) -> dict[str, Any]:
     if isinstance(spec, EndToEndDonor):
         fields["layer"] = spec.layer or place.path
         fields["host"]["weights"] = weights.fingerprint(spec.host)
+        if not spec.is_trained:  # then its data and its training say nothing
+            for name in ("data", "optim", "schedule", *(["seed"] if spec.control is Control.none else [])):
+                del fields[name]
+            return known
     if data is not None:
         known |= {"data": data.fingerprint, "image": list(data.shape), "precision": backend.precision}
     return known
@@ -169,7 +194,8 @@ def _end_to_end(spec: EndToEndDonor, place: Place, backend: Backend, outputs: Pa
     network = spec.network(data.shape, data.num_classes)
     if not spec.is_trained:
         return spec.cut(network, data, place), {"network": spec.host.weights}
-    fields = canonical(replace(spec, layer=None, kind=None, name="network"))
+    fields = canonical(replace(spec, layer=None, kind=None, name="network", control=Control.none))
+    fields["host"]["weights"] = weights.fingerprint(spec.host)
     known = {"version": RESULT_VERSION, "spec": fields, "data": data.fingerprint, "precision": backend.precision}
     folder = outputs / "donors" / label("network", spec.source(), f"seed{spec.seed}", digest(known))
 

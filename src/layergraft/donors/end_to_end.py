@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 @register("donor", "end_to_end")
 @dataclass
 class EndToEndDonor(LearnedDonorSpec):
-    """The layer of a network; a network with `host.weights` is taken as it is, any other is trained first."""
+    """The layer of a network, which is trained first unless it comes with `host.weights` and is not to be tuned."""
 
     name: str = "end_to_end"
     data: DataSpec = MISSING
     host: HostSpec = MISSING
     optim: OptimSpec = MISSING
     schedule: ScheduleSpec = MISSING
+    tune: bool = False
+    """Train a network that comes with weights, too, from those on."""
     layer: str | None = None
     """The module path in the network; null: the site's own path. A stem is named by its convolution."""
 
@@ -40,7 +42,8 @@ class EndToEndDonor(LearnedDonorSpec):
 
     @property
     def is_trained(self) -> bool:
-        return self.host.weights is None
+        """Whether the network is trained here, rather than taken with its weights as it is."""
+        return self.host.weights is None or self.tune
 
     def network(self, image: tuple[int, int, int], num_classes: int) -> nn.Module:
         """The network before it is trained, or with the weights it comes with."""

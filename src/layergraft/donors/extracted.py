@@ -36,13 +36,9 @@ class ExtractedDonor(LearnedDonorSpec):
         return self._cut(place)[1]
 
     def make(self, place: Place) -> nn.Module:
-        from layergraft.hosts.blocks import blank
-
-        layer, form, tensors = self._cut(place)
-        where = f"{self._where(layer)} ({form.kind})"
-        ready = checkpoints.require_match(where, tensors, blank(form.build).state_dict())
+        _, form, tensors = self._cut(place)
         built = form.build()
-        built.load_state_dict(ready)
+        built.load_state_dict(tensors)
         return built
 
     def facts(self, place: Place) -> dict[str, object]:
@@ -71,7 +67,10 @@ class ExtractedDonor(LearnedDonorSpec):
         form = infer(self._where(layer), tensors, place)
         if self.kind not in (None, form.kind):
             raise UserError(f"{self._where(layer)} is a {form.kind}, but donor.kind={self.kind}")
-        return layer, form, tensors
+        from layergraft.hosts.blocks import blank
+
+        where = f"{self._where(layer)} ({form.kind})"
+        return layer, form, checkpoints.require_match(where, tensors, blank(form.build).state_dict())
 
     def _layer(self, file: checkpoints.Checkpoint, place: Place) -> str:
         modules = file.modules()
@@ -115,7 +114,7 @@ def infer(where: str, tensors: Mapping[str, Tensor], place: Place) -> Form:
         return _conv(where, tensors, place)
     if "conv.weight" in tensors:
         parts = {name.removeprefix("conv."): t for name, t in tensors.items() if name.startswith("conv.")}
-        return Stem(_conv(where, parts, place), "batch" if "norm.running_mean" in tensors else "group")
+        return Stem(_conv(where, parts, place), _norm("norm", tensors, place))
     if {"conv1.weight", "conv2.weight"} <= tensors.keys():
         return _block(tensors, place.site.stride, place)
     if "0.conv1.weight" in tensors:
@@ -138,6 +137,11 @@ def _conv(where: str, tensors: Mapping[str, Tensor], place: Place) -> Conv:
     return Conv(**{**vars(conv), "groups": groups})
 
 
+def _norm(name: str, tensors: Mapping[str, Tensor], place: Place) -> str:
+    """batch or group. Where a file has no statistics, only a host with group norm tells that none are missing."""
+    return "group" if place.norm == "group" and f"{name}.running_mean" not in tensors else "batch"
+
+
 def _block(tensors: Mapping[str, Tensor], stride: int, place: Place) -> Block:
     bottleneck = "conv3.weight" in tensors
     first, second = tensors["conv1.weight"], tensors["conv2.weight"]
@@ -155,5 +159,5 @@ def _block(tensors: Mapping[str, Tensor], stride: int, place: Place) -> Block:
         shortcut = "identity" if (ins, stride) == (outs, 1) else "pad"
     return Block(
         "bottleneck" if bottleneck else "basic", ins, width, outs, stride,
-        "batch" if "bn1.running_mean" in tensors else "group", shortcut, max(1, width // max(1, second.shape[1])),
+        _norm("bn1", tensors, place), shortcut, max(1, width // max(1, second.shape[1])),
     )  # fmt: skip

@@ -170,14 +170,24 @@ def describe(form: Form) -> str:
 
 
 def form_of(module: nn.Module) -> Form:
-    """The form of a host's convolution, block or stage, or of a stem that `Stem.build` made."""
+    """The form of a convolution, block or stage of blocks, or of a stem that `Stem.build` made.
+
+    Raises UserError for any other module.
+    """
     from torch import nn
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 
     if isinstance(module, nn.Conv2d):
         return Conv.of(module)
-    if not isinstance(module, nn.Sequential):
+    if isinstance(module, (BasicBlock, Bottleneck)):
         return Block.of(module)
-    if isinstance(module[0], nn.Conv2d):
+    parts = list(module) if isinstance(module, nn.Sequential) else []
+    is_stem = len(parts) > 1 and isinstance(parts[0], nn.Conv2d)
+    if not parts or not (is_stem or all(isinstance(part, (BasicBlock, Bottleneck)) for part in parts)):
+        raise UserError(
+            f"a donor that is a {type(module).__name__}: it must be a convolution, stem (convolution, norm, ReLU), block or stage of blocks"
+        )
+    if is_stem:
         return Stem(Conv.of(module[0]), "batch" if isinstance(module[1], nn.BatchNorm2d) else "group")
     return Stage(tuple(Block.of(block) for block in module))
 
@@ -208,7 +218,9 @@ class Place:
     site: Form
     image: tuple[int, int, int]
     norm: str = "batch"
-    """What the host normalises with there: batch or group."""
+    """What the host normalises with: batch or group."""
+    shortcut: str = "conv"
+    """What the host's blocks have where sizes change: conv, pad or none."""
 
     def conv(self, in_channels: int | None = None, out_channels: int | None = None, kernel_size: int | None = None,
              stride: int | None = None, padding: int | None = None, bias: bool = False) -> Conv:  # fmt: skip
@@ -216,29 +228,32 @@ class Place:
         own = self.site.conv if isinstance(self.site, Stem) else self.site
         if not isinstance(own, Conv):
             own = Conv(own.in_channels, own.out_channels, 3, own.stride, 1)
+        in_channels = own.in_channels if in_channels is None else in_channels
+        out_channels = own.out_channels if out_channels is None else out_channels
+        same = (in_channels, out_channels) == (own.in_channels, own.out_channels)
         kernel_size = own.kernel_size if kernel_size is None else kernel_size
         padding = matched_padding(kernel_size, own) if padding is None else padding
-        return Conv(
-            own.in_channels if in_channels is None else in_channels,
-            own.out_channels if out_channels is None else out_channels,
-            kernel_size, own.stride if stride is None else stride, padding, bias,
-        )  # fmt: skip
+        stride = own.stride if stride is None else stride
+        return Conv(in_channels, out_channels, kernel_size, stride, padding, bias, own.groups if same else 1)
 
     def block(
         self, in_channels: int | None = None, out_channels: int | None = None, stride: int | None = None
     ) -> Block:
-        """A residual block for this place, of the site's type where the site is a block, else a basic one."""
-        own = self.site
-        ins = own.in_channels if in_channels is None else in_channels
-        outs = own.out_channels if out_channels is None else out_channels
-        step = own.stride if stride is None else stride
+        """A block for this place, of the site's type where the site has blocks, else a basic one, with the host's norm
+        and skips."""
+        own = self.site.blocks[0] if isinstance(self.site, Stage) else self.site
+        ins = self.site.in_channels if in_channels is None else in_channels
+        outs = self.site.out_channels if out_channels is None else out_channels
+        step = self.site.stride if stride is None else stride
         if isinstance(own, Block) and (ins, outs, step) == (own.in_channels, own.out_channels, own.stride):
             return own
-        model = own if isinstance(own, Block) else Block("basic", ins, outs, outs, step)
+        model = own if isinstance(own, Block) else Block("basic", ins, outs, outs, step, self.norm)
         width = outs if model.type == "basic" else max(1, model.width * outs // own.out_channels)
-        shortcut = "identity" if (ins, step) == (outs, 1) else "conv"
-        return dataclasses.replace(model, in_channels=ins, width=width, out_channels=outs, stride=step,
-                                   shortcut="none" if model.shortcut == "none" else shortcut)  # fmt: skip
+        changes = "conv" if self.shortcut == "pad" and outs < ins else self.shortcut
+        shortcut = "identity" if (ins, step) == (outs, 1) and changes != "none" else changes
+        return dataclasses.replace(
+            model, in_channels=ins, width=width, out_channels=outs, stride=step, shortcut=shortcut
+        )
 
 
 def matched_padding(kernel_size: int, own: Conv) -> int:

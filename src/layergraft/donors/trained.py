@@ -4,13 +4,13 @@ The network that trains it has a single functional layer: (a 3 x 3 convolution t
 input channels, where it takes more than the image has) - the layer - an auxiliary head. A convolution is followed by
 batch norm and ReLU there; a residual block always stands on a lifting stem, so that stem, block and head are a ResNet
 of one block. The head is the one of greedy layerwise training: k - 1 times [3 x 3 convolution, batch norm, ReLU],
-average pooling to 2 x 2, a linear classifier.
+average pooling to 2 x 2, batch norm, a linear classifier.
 Source: Belilovsky, Eickenberg, Oyallon, Greedy Layerwise Learning Can Scale to ImageNet, 2019, section 3.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem
@@ -67,11 +67,6 @@ class TrainedDonor(LearnedDonorSpec):
             if (self.in_channels, self.out_channels, self.stride) == (None, None, None):
                 return chosen_form(kind, place)
             return place.block(self.in_channels, self.out_channels, self.stride)
-        own = place.site
-        if isinstance(own, Conv) and own.groups > 1 and (self.in_channels, self.out_channels) == (None, None):
-            grouped = replace(own, bias=self.bias)
-            if self.kernel_size is None and self.stride is None and self.padding is None:
-                return grouped if kind == Conv.kind else Stem(grouped, place.norm)
         conv = place.conv(
             self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, bias=self.bias
         )
@@ -100,5 +95,5 @@ class TrainedDonor(LearnedDonorSpec):
             for _ in range(self.k - 1):
                 body += conv_bn_relu(width, HEAD_WIDTH)
                 width = HEAD_WIDTH
-            head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, num_classes)]
+            head = [nn.AdaptiveAvgPool2d(2), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(4 * width, num_classes)]
             return nn.Sequential(*lift, *body, *head), layer

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from layergraft.hosts.blocks import blank
 from layergraft.hosts.sites import Site, survey
-from layergraft.hosts.weights import matching
+from layergraft.hosts.weights import fingerprint, matching
 from layergraft.specs import HostSpec, canonical
 
 if TYPE_CHECKING:
@@ -22,16 +22,16 @@ Image = tuple[int, int, int]
 
 def skeleton(spec: HostSpec, image: Image, num_classes: int) -> nn.Module:
     """The host of `spec`, the same object for the same arguments. Raises UserError for weights that do not match it."""
-    return _skeleton(type(spec), json.dumps(canonical(spec)), image, num_classes)
+    return _skeleton(type(spec), json.dumps(canonical(spec)), fingerprint(spec), image, num_classes)
 
 
 def sites_of(spec: HostSpec, image: Image, num_classes: int) -> dict[str, Site]:
     """Every site of the host of `spec` by path."""
-    return _sites(type(spec), json.dumps(canonical(spec)), image, num_classes)
+    return _sites(type(spec), json.dumps(canonical(spec)), fingerprint(spec), image, num_classes)
 
 
 @lru_cache(maxsize=64)
-def _skeleton(kind: type[HostSpec], fields: str, image: Image, num_classes: int) -> nn.Module:
+def _skeleton(kind: type[HostSpec], fields: str, weights: str | None, image: Image, num_classes: int) -> nn.Module:
     spec = kind(**json.loads(fields))
     host = blank(lambda: spec.build(image, num_classes, seed=0))
     matching(spec, host)
@@ -39,5 +39,5 @@ def _skeleton(kind: type[HostSpec], fields: str, image: Image, num_classes: int)
 
 
 @lru_cache(maxsize=64)
-def _sites(kind: type[HostSpec], fields: str, image: Image, num_classes: int) -> dict[str, Site]:
-    return survey(_skeleton(kind, fields, image, num_classes), image)
+def _sites(kind: type[HostSpec], fields: str, weights: str | None, image: Image, num_classes: int) -> dict[str, Site]:
+    return survey(_skeleton(kind, fields, weights, image, num_classes), image)

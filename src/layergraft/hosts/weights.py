@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layergraft import checkpoints
@@ -14,12 +15,8 @@ if TYPE_CHECKING:
 
 
 def fingerprint(spec: HostSpec) -> str | None:
-    """What names the content of `spec.weights`: the file torchvision loads, or the hash of one's own; None without."""
-    if spec.weights is None:
-        return None
-    if spec.weights_name() is None:
-        return checkpoints.read(spec.weights).digest
-    return _file_name(_torchvision(spec))
+    """The hash of the content of `spec.weights`; None without."""
+    return None if spec.weights is None else _file(spec).digest
 
 
 def pretrained(spec: HostSpec, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
@@ -40,12 +37,8 @@ def matching(spec: HostSpec, network: nn.Module) -> dict[str, Tensor] | None:
     if spec.weights is None:
         return None
     where = f"host.weights={spec.weights}"
-    if spec.weights_name() is None:
-        file = checkpoints.read(spec.weights)
-        tensors = dict(file.tensors)
-        checkpoints.require_finite(where, tensors)
-    else:
-        tensors = dict(_downloaded(_torchvision(spec)))
+    tensors = dict(_file(spec).tensors)
+    checkpoints.require_finite(where, tensors)
     wanted = network.state_dict()
     heads = [name for name in wanted if name.split(".")[0] in spec.roles["head"]]
     if any(name not in tensors or tensors[name].shape != wanted[name].shape for name in heads):
@@ -73,19 +66,19 @@ def _torchvision(spec: HostSpec):
         ) from None
 
 
-def _file_name(weights) -> str:
-    return weights.url.rsplit("/", 1)[-1]
-
-
-def _downloaded(weights) -> dict[str, Tensor]:
-    from urllib.error import URLError
-
+def _file(spec: HostSpec) -> checkpoints.Checkpoint:
+    """The file of weights, torchvision's downloaded first. Whatever lies there is read as data, never as code."""
+    if spec.weights_name() is None:
+        return checkpoints.read(spec.weights)
     import torch
 
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError) as error:
-        folder = f"{torch.hub.get_dir()}/checkpoints"
-        raise UserError(
-            f"cannot download {weights} ({getattr(error, 'reason', error)}); without a network, put {_file_name(weights)} into {folder}, or give a file by host.weights=FILE"
-        ) from None
+    weights = _torchvision(spec)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    if not path.exists():
+        try:
+            weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except OSError as error:  # URLError is one
+            raise UserError(
+                f"cannot download {weights} ({getattr(error, 'reason', error)}); without a network, put {path.name} into {path.parent}, or give a file by host.weights=FILE"
+            ) from None
+    return checkpoints.read(str(path))

@@ -82,6 +82,12 @@ def identity(config: Config, backend: Backend, fingerprint: str, donor_keys: Seq
     body["precision"] = backend.precision
     body["host"]["weights"] = weights.fingerprint(config.host)
     body["donor"] = list(donor_keys)  # a donor's key holds all that it is, its file by content
+    body["site"] = config.sites
+    operation = body["surgery"]
+    looks = operation["calibrate"] != "none" or (operation["fit"], operation["start"]) == ("project", "least_squares")
+    acts = {"where": operation["name"] == "insert", "start": operation["fit"] == "project", "images": looks}
+    for name in (name for name, does in acts.items() if not does):
+        del operation[name]
     if isinstance(config.donor, NoDonor):
         body["site"] = body["surgery"] = None  # nothing goes anywhere: the arm is the same for every site
     return {"version": RESULT_VERSION, "config": body, "data": fingerprint}
@@ -106,7 +112,8 @@ def assemble(config: Config, backend: Backend) -> Assembled:
     device = torch.device(backend.device)
     run.grafted.host.to(device)
     run.network.to(device)
-    grafted = surgery.calibrated(run.grafted, calibration_images(config, data)[0].to(device), config.surgery)
+    with backend.arithmetic():
+        grafted = surgery.calibrated(run.grafted, calibration_images(config, data)[0].to(device), config.surgery)
     grafted.host.cpu()
     grafted.network.cpu()
     return replace(run, donors=tuple(donors), grafted=grafted, network=grafted.network)

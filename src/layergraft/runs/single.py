@@ -114,7 +114,9 @@ def print_surgery(config: Config) -> None:
     images, labels = calibration_images(config, run.data)
     paths = watched(sites_of(config, run.data), grafted, config.host.roles["head"])
     before, after = (step_zero(network, paths, images, labels) for network in (grafted.host, grafted.network))
-    print(f"\nstep 0 on {len(labels)} training images, in evaluation mode: the host as it is, and with the donor")
+    print(
+        f"\nstep 0 on {len(labels)} training images, in evaluation mode (norms without statistics take the batch's): the host, then with the donor"
+    )
     rows = []
     for path in paths:
         old, new = before.activations[path], after.activations[path]

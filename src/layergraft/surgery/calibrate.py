@@ -19,39 +19,60 @@ from layergraft.surgery.operations import Graft, Grafted
 
 BATCH = 128  # images at a time, which is what batch norm's re-estimated statistics are of
 PIECE = 16  # images at a time where activations are widened to float64
+RANK_TOLERANCE = 1e-10  # directions with less than this share of the power are rounding noise of float32 activations
 
 
 def calibrated(grafted: Grafted, images_NCHW: Tensor, spec: SurgerySpec) -> Grafted:
     """`grafted` with its network, which is changed in place, fitted to what host and network do with these images.
 
-    Networks and images lie on one device. The host is run in evaluation mode, as it is at step 0.
+    Networks and images lie on one device. Both are run as `measuring` has it. Grafts are fitted in the order in which
+    they act, each on what the ones before it now give.
     """
-    batches = [batch for batch in images_NCHW.split(BATCH) if len(batch) > 1]
-    with _evaluating(grafted.host), _evaluating(grafted.network), torch.no_grad():
-        if spec.fit == "project" and spec.start == "least_squares":
-            for graft in grafted.grafts:
-                fit_adapters(grafted, graft, batches)
-        if spec.calibrate == "moments":
-            for graft in grafted.grafts:
-                match_moments(grafted, graft, batches)
-        elif spec.calibrate == "lsuv":
-            for graft in grafted.grafts:
+    # Batches of nearly one size: a small rest would count as much as a full batch in the statistics of batch norm.
+    batches = images_NCHW.tensor_split(-(-len(images_NCHW) // BATCH))
+    order = {path: index for index, (path, _) in enumerate(grafted.host.named_modules())}
+    grafts = sorted(grafted.grafts, key=lambda graft: order[graft.site.path])
+    anew = spec.calibrate == "batch_norm"  # the statistics will be the batches', so adapters are fitted to those
+    with measuring(grafted.host), measuring(grafted.network, anew=anew), torch.no_grad():
+        for graft in grafts:
+            if spec.calibrate == "lsuv":
                 for path in graft.donor_paths:
                     unit_variance(grafted.network, grafted.network.get_submodule(path), batches)
-        elif spec.calibrate == "batch_norm":
+            if spec.fit == "project" and spec.start == "least_squares":
+                fit_adapters(grafted, graft, batches)
+            if spec.calibrate == "moments":
+                match_moments(grafted, graft, batches)
+    if anew:
+        with measuring(grafted.network), torch.no_grad():
             reestimate(grafted.network, batches)
     return grafted.with_changes()
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def measuring(network: nn.Module, anew: bool = False) -> Iterator[None]:
+    """Evaluation mode, but a batch norm whose statistics are still those it was born with, or any for `anew`, takes
+    the batch's, as in training's first step: without statistics, activations would grow from block to block.
+
+    Nothing is moved: statistics, counts and modes are afterwards what they were.
+    """
     modes = {module: module.training for module in network.modules()}
     network.eval()
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and (anew or _is_new(m))]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.training, norm.momentum = True, 0.0
     try:
         yield
     finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
         for module, mode in modes.items():
             module.training = mode
+
+
+def _is_new(norm: nn.BatchNorm2d) -> bool:
+    return not norm.running_mean.any() and bool((norm.running_var == 1).all())
 
 
 class _Found(Exception):
@@ -78,7 +99,10 @@ def passing(network: nn.Module, path: str, batches: Sequence[Tensor]) -> Iterato
 
 
 def reestimate(network: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Batch norm's running statistics anew: the mean over the batches of what each layer sees in training."""
+    """Batch norm's running statistics anew: the mean over the batches of what each layer sees in training.
+
+    Modes are left in evaluation.
+    """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -129,7 +153,10 @@ def targets(host: nn.Module, graft: Graft, batches: Sequence[Tensor]) -> Iterato
 
 
 def match_moments(grafted: Grafted, graft: Graft, batches: Sequence[Tensor]) -> None:
-    """Set the affine adapter so that the chain's output has the mean and deviation, by channel, of the intact host's."""
+    """Set the affine adapter so that the chain's output has the mean and deviation, by channel, of the intact host's.
+
+    A branch beside the host's layer is so given that layer's moments, before its gate.
+    """
     wanted, has = _Moments(), _Moments()
     owner = graft.chain
     affine = grafted.network.get_submodule(f"{owner}.affine")
@@ -144,14 +171,16 @@ def match_moments(grafted: Grafted, graft: Graft, batches: Sequence[Tensor]) -> 
 
 
 def unit_variance(network: nn.Module, donor: nn.Module, batches: Sequence[Tensor]) -> None:
-    """LSUV over the donor's convolutions, in the order in which they act: weights scaled until outputs have variance 1."""
+    """LSUV over the donor's convolutions, in the order in which they act: weights scaled until what they give, less a
+    bias, has variance 1."""
     named = {module: path for path, module in network.named_modules()}
     for conv in (module for module in donor.modules() if isinstance(module, nn.Conv2d)):
         for _ in range(10):
             seen = _Moments()
             for _, output in passing(network, named[conv], batches):
-                seen.add(output.flatten()[None, None])  # over all channels together
-            variance = seen.variance.item()
+                seen.add(output if conv.bias is None else output - conv.bias[:, None, None])  # what the weights do
+            # Over all channels together: the mean of the squares less the square of the mean.
+            variance = (seen.squares.mean() / seen.count - seen.mean.mean().square()).item()
             if abs(variance - 1) < 0.1 or variance == 0:
                 break
             conv.weight.div_(variance**0.5)
@@ -173,7 +202,7 @@ class _LeastSquares:
             self.square += y_CP.square().sum().item()
 
     def solve(self) -> Tensor:
-        return self.cross @ torch.linalg.pinv(self.gram, hermitian=True)
+        return self.cross @ torch.linalg.pinv(self.gram, rtol=RANK_TOLERANCE, hermitian=True)
 
     def error(self, w_OI: Tensor) -> float:
         """Sum of squares of y - W z, as a share of that of y."""
@@ -217,7 +246,7 @@ def _problem(host: nn.Module, graft: Graft, chain: nn.Module, batches: Sequence[
 def reconstruction_error(grafted: Grafted, graft: Graft, images_NCHW: Tensor) -> float:
     """How far what the chain gives is from the intact host: the sum of squares as a share of the host's."""
     chain = grafted.network.get_submodule(graft.chain)
-    with _evaluating(grafted.host), _evaluating(grafted.network), torch.no_grad():
+    with measuring(grafted.host), measuring(grafted.network), torch.no_grad():
         left = square = 0.0
         for given, target in targets(grafted.host, graft, images_NCHW.split(BATCH)):
             left += (chain(given) - target).double().square().sum().item()

@@ -89,11 +89,13 @@ def _match_stride(donor: nn.Module, place: Place) -> list[str]:
 def resized(donor: nn.Module, form: Form, in_channels: int, out_channels: int, fit: str) -> nn.Module:
     """`donor` with other numbers of channels, its response's scale kept.
 
-    slice takes the first channels, tile repeats them in turn; in both, weights over input channels are multiplied by
-    (channels before) / (channels now), so that equal inputs give an equal response (timm's adapt_input_conv). sum and
-    average act on input channels alone, which all get the same weights: sum the donor's sum over its channels (equal
-    channels give the donor's response), average their mean, each filter scaled back to its norm (uncorrelated
-    channels give a response of the same variance). Raises UserError where the fit is not for this donor.
+    tile repeats channels in turn; the weights over an input channel are shared out among its copies, so that equal
+    inputs give the donor's response (Chen et al. 2016, Net2Net). slice takes the first channels, and multiplies weights
+    over input channels by (channels before) / (channels now), as timm's adapt_input_conv does. sum and average act on
+    input channels alone, which all get the same weights: sum the donor's sum over its channels (equal channels give the
+    donor's response), average the same, each filter then scaled back to its norm (uncorrelated channels give a response
+    of the same variance), but for filters whose channels cancel out to less than a thousandth, where only rounding is
+    left to scale. Raises UserError where the fit is not for this donor.
     """
     ins, outs = (form.in_channels, in_channels), (form.out_channels, out_channels)
     if fit in ("sum", "average"):
@@ -114,7 +116,7 @@ def resized(donor: nn.Module, form: Form, in_channels: int, out_channels: int, f
     new.load_state_dict(state, assign=True)
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(donor.get_parameter(name).requires_grad)
-    return new
+    return new.train(donor.training)
 
 
 def _target(form: Form, ins: int, outs: int) -> Form:
@@ -140,13 +142,15 @@ def _resize(tensor: Tensor, shape: torch.Size, fit: str) -> Tensor:
     if tensor.ndim == 1 or tensor.shape[1] == shape[1]:
         return tensor.contiguous()
     old, new = tensor.shape[1], shape[1]
-    if fit in ("slice", "tile"):
+    if fit == "slice":
         return _take(tensor, 1, new) * (old / new)
+    if fit == "tile":
+        copies = torch.tensor([new // old + (channel % old < new % old) for channel in range(new)])
+        return _take(tensor, 1, new) / copies.to(tensor)[None, :, None, None]
     grey = tensor.sum(1, keepdim=True).expand(-1, new, -1, -1) / new
     if fit == "average":
-        grey = (
-            grey * (tensor.flatten(1).norm(dim=1) / grey.flatten(1).norm(dim=1).clamp_min(1e-12))[:, None, None, None]
-        )
+        norm, left = tensor.flatten(1).norm(dim=1), grey.flatten(1).norm(dim=1)
+        grey = grey * torch.where(left < 1e-3 * norm, 1.0, norm / left.clamp_min(1e-30))[:, None, None, None]
     return grey.contiguous()
 
 
@@ -157,7 +161,7 @@ def _take(tensor: Tensor, dim: int, number: int) -> Tensor:
 
 
 def start_identity(adapter: nn.Conv2d) -> None:
-    """Each output channel is the input channel of its number, in turn where there are fewer outputs or inputs."""
+    """Each output channel is the input channel of its number; those that have none start at zero."""
     with torch.no_grad():
         adapter.weight.zero_()
         outs, ins = adapter.weight.shape[:2]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layergraft.hosts.sites import BLOCK, STAGE, Site
-from layergraft.surgery.calibrate import BATCH
+from layergraft.surgery.calibrate import BATCH, measuring
 from layergraft.surgery.operations import Grafted
 
 
@@ -45,7 +45,7 @@ class Statistics:
 
 @dataclass
 class StepZero:
-    """One network in evaluation mode, before it is trained."""
+    """One network before it is trained, run as `calibrate.measuring` has it."""
 
     activations: dict[str, Statistics] = field(default_factory=dict)
     """Module path -> statistics of what it gives."""
@@ -80,16 +80,13 @@ def step_zero(network: nn.Module, paths: Sequence[str], x_NCHW: Tensor, y_N: Ten
         return lambda module, args, output: result.activations[path].add(output)
 
     handles = [network.get_submodule(path).register_forward_hook(record(path)) for path in paths]
-    training = network.training
-    network.eval()
     correct = 0
-    with torch.no_grad():
+    with measuring(network), torch.no_grad():
         for x, y in zip(x_NCHW.split(BATCH), y_N.split(BATCH), strict=True):
             logits = network(x)
             result.loss += F.cross_entropy(logits, y, reduction="sum").item() / len(y_N)
             correct += int((logits.argmax(1) == y).sum())
     result.accuracy = 100 * correct / len(y_N)
-    network.train(training)
     for handle in handles:
         handle.remove()
     return result

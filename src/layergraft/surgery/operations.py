@@ -14,8 +14,9 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from layergraft.donors.forms import Conv, Place, Stem, describe, form_of
+from layergraft.donors.forms import Block, Conv, Place, Stem, describe, form_of
 from layergraft.errors import UserError
 from layergraft.hosts.sites import Site
 from layergraft.seeds import stream
@@ -70,7 +71,7 @@ class Grafted:
     head: tuple[str, ...]
     """Module paths of the host's classifier."""
     changed: frozenset[str] = frozenset()
-    """Names in the host's state dict, outside of what was replaced, that surgery has given other values."""
+    """Names in the host's state dict that surgery has given other values where the host's own layers still stand."""
 
     @property
     def roles(self) -> dict[str, list[str]]:
@@ -117,25 +118,27 @@ class Grafted:
         """The network with the host's own layers back in their places.
 
         What the host had and surgery changed (layers, statistics) is the host's again; what has been trained since
-        elsewhere stays as it is now.
+        elsewhere, the host's layer beside or before a donor too, stays as it is now.
         """
-        network = copy.deepcopy(self.network)
-        for graft in self.grafts:
-            for path in graft.replaced:
-                network.set_submodule(path, copy.deepcopy(self.host.get_submodule(path)))
+        network = self._without_donors()
         own = self.host.state_dict()
         network.load_state_dict({**network.state_dict(), **{name: own[name] for name in self.changed}})
         return network
 
+    def _without_donors(self) -> nn.Module:
+        network = copy.deepcopy(self.network)
+        for graft in self.grafts:
+            for path in graft.replaced:
+                kept = getattr(network.get_submodule(path), "host", None)  # of an insert or a branch
+                own = copy.deepcopy(self.host.get_submodule(path)) if kept is None else kept
+                network.set_submodule(path, own)
+        return network
+
     def with_changes(self) -> Grafted:
         """The same, `changed` read off anew."""
-        now = self.network.state_dict()
-        replaced = [path for graft in self.grafts for path in graft.replaced]
-        names = {
-            name
-            for name, tensor in self.host.state_dict().items()
-            if not under(name, replaced) and not tensor.is_meta and not torch.equal(now[name], tensor)
-        }
+        now = self._without_donors().state_dict()
+        own = self.host.state_dict().items()
+        names = {name for name, tensor in own if not tensor.is_meta and not torch.equal(now[name], tensor)}
         return replace(self, changed=frozenset(names))
 
 
@@ -148,10 +151,12 @@ def place_of(host: nn.Module, site: Site, spec: SurgerySpec, image: tuple[int, i
     """What a donor finds at `site` under this surgery."""
     module = host.get_submodule(site.path)
     norm = "group" if any(isinstance(part, nn.GroupNorm) for part in host.modules()) else "batch"
+    blocks = [Block.of(part) for part in host.modules() if isinstance(part, (BasicBlock, Bottleneck))]
+    shortcut = next((block.shortcut for block in blocks if block.shortcut != "identity"), "conv")
     if spec.name != "insert":
-        return Place(site.path, form_of(module), image, norm)
+        return Place(site.path, form_of(module), image, norm, shortcut)
     channels = (site.in_shape if spec.where == "before" else site.out_shape)[0]
-    return Place(site.path, Conv(channels, channels, 3, 1, 1), image, norm)
+    return Place(site.path, Conv(channels, channels, 3, 1, 1), image, norm, shortcut)
 
 
 def graft(
@@ -205,13 +210,13 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
             (start_random if spec.start == "random" else start_identity)(adapter)
     alone = fit.after is None
     follows = site.norm if spec.name == "replace" and alone else None  # the norm that takes what the donor gives
-    _bias(network, fit.donor, follows, spec, path, did)
     affine = None
     if spec.calibrate == "moments":
         channels = place.site.out_channels
         affine = nn.Conv2d(channels, channels, 1, groups=channels, device=device)
         nn.init.ones_(affine.weight)
         nn.init.zeros_(affine.bias)
+    _bias(network, fit.donor, affine, follows, spec, path, did)
     around = {"before": fit.before, "donor": fit.donor, "after": fit.after, "affine": affine}
     around = {name: module for name, module in around.items() if module is not None}
 
@@ -259,22 +264,30 @@ def _gate_words(spec: SurgerySpec) -> str:
 
 
 def _bias(
-    network: nn.Module, donor: nn.Module, follows: str | None, spec: SurgerySpec, path: str, did: list[str]
+    network: nn.Module,
+    donor: nn.Module,
+    affine: nn.Conv2d | None,
+    follows: str | None,
+    spec: SurgerySpec,
+    path: str,
+    did: list[str],
 ) -> None:
     """What becomes of the donor's bias. BN(x + b) with mean m is BN(x) with mean m - b, in training and in evaluation."""
-    if spec.bias == "keep":
-        return
-    form = form_of(donor)
-    if isinstance(form, Stem):
-        norm, name = donor.norm, "its own norm"
-    else:
-        norm, name = (network.get_submodule(follows), follows) if follows else (None, "")
-    bias = dropped_bias(donor)
+    bias = dropped_bias(donor) if spec.bias != "keep" else None
     if bias is None:
         return
     if spec.bias == "drop":
         did.append("bias dropped")
         return
+    if isinstance(form_of(donor), Stem):
+        norm, name = donor.norm, "its own norm"
+    elif affine is not None:
+        with torch.no_grad():
+            affine.bias.add_(bias)
+        did.append("bias folded into the affine adapter")
+        return
+    else:
+        norm, name = (network.get_submodule(follows), follows) if follows else (None, "")
     if not isinstance(norm, nn.BatchNorm2d):
         raise UserError(f"surgery.bias=fold: no batch norm follows the donor at {path} directly; keep or drop the bias")
     norm.running_mean -= bias

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,6 +47,16 @@ class Backend:
         if precision is Precision.auto:
             precision = Precision.bf16_mixed if name == "cuda" else Precision.float32
         return cls(name, precision.name)
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Within, float32 on CUDA is float32: cuDNN's default would make convolutions 10-bit (TF32)."""
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = before and self.precision != "float32"
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
 
 
 @dataclass
@@ -100,8 +111,6 @@ def fit(
     """
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if backend.device == "cuda" and backend.precision == "float32":
-        torch.backends.cudnn.allow_tf32 = False  # its default would make convolutions 10-bit
     module = PlannedModule(network, plan, optim, schedule)
     logger = EventsLogger(folder) if folder is not None else None
     trainer = pl.Trainer(
@@ -116,7 +125,7 @@ def fit(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), backend.arithmetic():
         # The batches are made on the device: there are no workers to add, and nothing is logged within an epoch.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
