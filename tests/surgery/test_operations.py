@@ -190,10 +190,10 @@ def test_undo_after_training_keeps_what_was_trained_elsewhere():
     made = graft(host, ["layer1.0.conv1"], [nn.Conv2d(4, 4, 3, padding=1)], SurgerySpec("parallel", gate=0.0))
     with torch.no_grad():
         made.network.fc.weight.add_(1)
+        made.network.layer1[0].conv1.host.weight.add_(1)
     undone = made.undone()
-    assert torch.equal(undone.fc.weight, host.fc.weight + 1) and torch.equal(
-        undone.layer1[0].conv1.weight, host.layer1[0].conv1.weight
-    )
+    assert torch.equal(undone.fc.weight, host.fc.weight + 1)
+    assert torch.equal(undone.layer1[0].conv1.weight, host.layer1[0].conv1.weight + 1)  # it stood beside the donor
 
 
 def test_every_parameter_is_in_one_part():
