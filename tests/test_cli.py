@@ -20,7 +20,8 @@ BAD = {
     "+experiment=quikstart": "unknown experiment 'quikstart'; did you mean 'quickstart'?",
     "site=erly": "unknown site in resnet18: 'erly'; did you mean 'early'? There are: early, middle, late, 0.0 to 1.0, conv1",
     "site=layer4.2.conv1": "unknown site in resnet18: 'layer4.2.conv1'; did you mean 'layer4.1.conv1'?",
-    "donor.kernel_size=4": "a kernel of 4 x 4 has no padding that gives as many pixels as the site's 3 x 3 with padding 1",
+    "donor.control=permute": "unknown donor.control 'permute'; did you mean 'permuted'?",
+    "donor.data=digit": "donor.data is a group of keys, not a name; data@donor.data=digit chooses one",
     "donor.out_channels=32": "the donor does not fit conv1: it takes 1 channels and gives 32, where 1 and 64 are needed. The donor is a conv, 1 -> 32",
     "donor.kind=stme": "unknown donor.kind 'stme'; did you mean 'stem'?",
     "donor=extracted": "donor.path is not set",
@@ -53,9 +54,9 @@ BAD = {
     "schedule.name=cosin": "did you mean 'cosine'?",
     "schedule.epochs=0": "schedule.epochs is 0",
     "exec=cuda": "torch sees no CUDA device here; exec=auto or exec=cpu does without",
-    "exec.device=gpu": "exec.device: Invalid value 'gpu', expected one of [auto, cuda, cpu]",
+    "exec.device=gpu": "unknown exec.device 'gpu'; did you mean 'cpu'? There are: auto, cuda, cpu",
     "exec.sweep=../../etc": "exec.sweep is '../../etc'",
-    "precision=fp16": "precision: Invalid value 'fp16', expected one of [auto, float32, bf16_mixed]",
+    "precision=fp16": "unknown precision 'fp16'. There are: auto, float32, bf16_mixed",
     "seed=-1": "seed is -1",
     "seed=many": "seed: Value 'many'",
     "data.train_size=1000": "data.train_size is 1000, which takes 200 images of class 0 of digits",
@@ -109,8 +110,13 @@ def test_a_traceback_where_it_is_asked_for(command, monkeypatch):
 
 
 def test_a_donor_that_cannot_be_is_not_trained(command, tmp_path):
-    for bad in (["donor.out_channels=5"], ["strategy=hybrid", "strategy.phases.thaw.epoch=9"]):
-        code, out, err = command("donate", *TINY, *bad, f"exec.outputs={tmp_path}/o")
+    commands = [
+        ("train", "donor.out_channels=5"),
+        ("train", "strategy.phases.thaw.epoch=9"),
+        ("donate", "donor.data.classes=[5]"),
+    ]
+    for name, bad in commands:
+        code, out, err = command(name, *TINY, bad, f"exec.outputs={tmp_path}/o")
         assert code == 2 and out == "" and err.count("\n") == 1
     assert not list(tmp_path.rglob("*.safetensors"))
     code, _, err = command("donate", *TINY, "donor.optim.lr=1e30", f"exec.outputs={tmp_path}/o")
@@ -196,8 +202,9 @@ def test_completion_in_a_real_bash():
 def test_sites_prints_every_place_with_its_shapes(command):
     code, out, err = command("sites", "host=resnet50", "host.width=8")
     lines = out.splitlines()
-    assert code == 0 and not err and len(lines) == 1 + 53 + 16 + 4
-    assert lines[0].split() == ["path", "kind", "in", "out", "stride", "parameters", "depth", "norm", "after", "it"]
+    assert code == 0 and not err and len(lines) == 3 + 1 + 53 + 16 + 4
+    assert lines[0].startswith("resnet50, width 8: ") and "middle layer3.0.conv3" in lines[1]
+    assert lines[3].split() == ["path", "kind", "in", "out", "stride", "parameters", "depth", "norm", "after", "it"]
     (row,) = [line for line in lines if line.startswith("layer2.0.conv2 ")]
     assert row.split() == "layer2.0.conv2 conv 16 x 8 x 8 16 x 4 x 4 2 2,304 0.23 layer2.0.bn2".split()
     assert "in a skip" in next(line for line in lines if line.startswith("layer2.0.downsample.0"))
@@ -208,18 +215,18 @@ def test_surgery_is_read_before_any_training(command, tmp_path):
                  "exec.device=cpu", f"exec.outputs={tmp_path}"]  # fmt: skip
     code, out, _ = command("surgery", *arguments)
     assert code == 0 and "the donor stands beside layer2.0, behind a gate that starts at 0" in out
-    assert "adapters layer2.0.donor.after, layer2.0.gate" in out and "parameters added: +14,977" in out
+    assert "adapters  layer2.0.donor.after, layer2.0.gate" in out and "parameters added: +14,977" in out
     parts = {
-        line[:12].strip(): int(line.split()[-1].replace(",", ""))
-        for line in out.splitlines()
-        if re.match(r"(donor|adapter|host|head)\b.* [\d,]+$", line)
+        match[1].strip(): int(match[2].replace(",", ""))
+        for match in re.finditer(r"^(\S.{11}) *\d+ tensors +([\d,]+)", out, re.MULTILINE)
     }
-    assert parts["adapter"] == 32 * 32 + 1 and parts["head"] == 64 * 5 + 5
-    loss = re.search(r"loss     (\S+) -> (\S+)", out)
+    assert parts["adapter"] == 32 * 32 + 1 and parts["head"] == 64 * 5 + 5 and len(parts) == 5
+    assert "layer2.0.donor differs from the intact host by " in out
+    loss = re.search(r"loss +host (\S+), grafted (\S+)", out)
     assert loss[1] == loss[2]  # behind a zero gate nothing has changed yet
     assert not (tmp_path / "runs").exists()
     code, out, _ = command("surgery", *arguments, "surgery.gate=1", "surgery.fit=strict")
-    loss = re.search(r"loss     (\S+) -> (\S+)", out)
+    loss = re.search(r"loss +host (\S+), grafted (\S+)", out)
     assert code == 0 and loss[1] != loss[2] and re.search(r"^layer3 .*%$", out, re.MULTILINE)
 
 
@@ -242,3 +249,36 @@ def test_donate_says_what_it_cut(command, tmp_path):
         and (tmp_path / "donors" / out.strip() / "donor.safetensors").exists()
     )
     assert "matched: weight (16, 1, 3, 3); 1 other tensors left; prefixes taken off: model." in err
+
+
+def test_a_pipe_that_closes_is_no_error():
+    program = Path(sys.executable).with_name("layergraft")
+    done = subprocess.run(["bash", "-c", f"{program} sites host=resnet110 | head -1"], capture_output=True, text=True)
+    assert done.stdout.startswith("resnet110, width 16: 1,72") and done.stderr == ""
+
+
+def test_a_donors_key_changes_the_donor_alone(config):
+    mine = config("donor=self", "donor.schedule.epochs=3", "donor.optim.lr=0.5", "schedule.epochs=7", "strategy=freeze")
+    assert (mine.schedule.epochs, mine.donor.schedule.epochs) == (7, 3)
+    assert (mine.optim.lr, mine.donor.optim.lr, mine.donor.optim.batch_size) == (1e-3, 0.5, mine.optim.batch_size)
+    assert mine.donor.host == mine.host and mine.donor.host is not mine.host and mine.donor.data == mine.data
+    other = config("donor=end_to_end", "+host@donor.host=resnet20", "donor.host.width=8", "strategy=freeze")
+    assert (other.host.name, other.donor.host.name, other.donor.host.width) == ("resnet18", "resnet20", 8)
+
+
+def test_self_takes_over_every_field_of_the_runs_optimizer_and_schedule(config):
+    from layergraft.specs import canonical
+
+    mine = config(
+        "donor=self",
+        "optim=sgd",
+        "optim.momentum=0.3",
+        "optim.weight_decay=0.2",
+        "optim.batch_size=7",
+        "schedule=cosine",
+        "schedule.epochs=9",
+        "strategy=freeze",
+    )
+    assert canonical(mine.donor.optim) == canonical(mine.optim) and canonical(mine.donor.schedule) == canonical(
+        mine.schedule
+    )

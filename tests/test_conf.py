@@ -26,7 +26,7 @@ WITH = {
 @pytest.mark.parametrize("group, name", CHOICES)
 def test_every_choice_composes_and_is_a_run(group, name, config, tmp_path):
     extra = WITH.get((group, name), [])
-    save_file({"weight": torch.zeros(64, 1, 3, 3)}, tmp_path / "donor.safetensors")
+    save_file({"weight": torch.ones(64, 1, 3, 3)}, tmp_path / "donor.safetensors")
     extra = extra and [override.replace("DONOR", str(tmp_path / "donor.safetensors")) for override in extra]
     if extra is None:
         assert config(f"{group}={name}").exec.device.name == "cuda"

@@ -23,7 +23,7 @@ ARROWS = {
     "training": {"strategies"},
     "donors": {"checkpoints", "data", "hosts", "strategies", "training"},
     "surgery": {"hosts", "donors"},
-    "runs": {"data", "donors", "hosts", "surgery", "strategies", "training", "store"},
+    "runs": {"explain", "data", "donors", "hosts", "surgery", "strategies", "training", "store"},
     "report": {"store", "stats"},
     "catalogue": {"hosts", "runs"},
     "explain": set(),

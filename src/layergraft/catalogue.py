@@ -16,10 +16,11 @@ layergraft train -m KEY=A,B ...         a sweep over every combination
 """
 TAIL = """
 Keys within a group, some of them (--cfg job prints all):
-  host.     width=16  norm=batch|group  skips=false  stem=imagenet|small  in_channels=3  weights=IMAGENET1K_V1|FILE
+  host.     width=16  norm=batch|group  skips=false  in_channels=3  stem=imagenet|small (of torchvision's)
+             weights=IMAGENET1K_V1|FILE
   donor.    kind=conv|stem|block  kernel_size=7  k=3  data.classes=[7,8,9]  control=moments|permuted|covariance
             path=FILE  layer=PATH (of donor=extracted)
-  surgery.  fit=strict|project|slice|tile|sum|average  start=least_squares|identity|random (of project)
+  surgery.  images=512  fit=strict|project|slice|tile|sum|average  start=least_squares|identity|random (of project)
             bias=keep|drop|fold  calibrate=none|batch_norm|moments|lsuv  gate=0  where=before|after (of insert)
   others    optim.lr=0.01  schedule.epochs=50  data.train_size=50  strategy.phases.thaw.epoch=10
             exec.outputs=DIR  exec.threads=4  exec.rerun=true  exec.traceback=true

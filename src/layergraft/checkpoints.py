@@ -54,6 +54,8 @@ def read(path: str) -> Checkpoint:
     Raises UserError for a file that is missing, empty, cut short, not a checkpoint, or that would run code.
     """
     file = Path(path)
+    if not path or file.is_dir():
+        raise UserError(f"{f'{path} is a folder' if path else 'the path is empty'}; a file of weights is needed")
     if not file.is_file():
         near = sorted(str(other) for other in file.parent.glob(f"*{file.suffix}")) if file.parent.is_dir() else []
         raise UserError(
@@ -108,9 +110,9 @@ def _torch(path: str):
             raise UserError(
                 f"{path} is refused: reading it would run code ({why}); save the state dict alone, or as safetensors"
             ) from None
-        raise UserError(f"{path} is not a checkpoint, or is cut short: {_first(error)}") from None
+        raise UserError(f"{path} is no checkpoint, or is cut short{_detail(error)}") from None
     except Exception as error:  # a damaged file can make torch raise nearly anything
-        raise UserError(f"{path} is not a checkpoint, or is cut short: {_first(error)}") from None
+        raise UserError(f"{path} is no checkpoint, or is cut short{_detail(error)}") from None
 
 
 def _cause(message: str) -> str:
@@ -121,8 +123,11 @@ def _cause(message: str) -> str:
     return message.splitlines()[0]
 
 
-def _first(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+def _detail(error: BaseException) -> str:
+    """torch's own words where they say something; never its advice to load the file in the unsafe way."""
+    text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    first = text.strip().split("\n")[0].split(". ")[0].split("; ")[0]
+    return f" ({first})" if " " in first and "eights only" not in first else ""
 
 
 def _strip(path: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -144,8 +149,10 @@ def _strip(path: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
 
 
 def require_finite(where: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raise UserError where a tensor holds NaN or Inf, or values that float32 cannot hold."""
+    """Raise UserError where a tensor is empty, or holds NaN, Inf or values that float32 cannot hold."""
     for name, tensor in tensors.items():
+        if not tensor.numel():
+            raise UserError(f"{where}: {name} has the shape {tuple(tensor.shape)}: it is empty")
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
             bad = int((~tensor.float().isfinite()).sum())
             raise UserError(f"{where}: {name} has {bad} values of {tensor.numel()} that are NaN or Inf")

@@ -22,6 +22,7 @@ USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
         COMMANDS[command](rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `layergraft sites | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with the runs that are left", file=sys.stderr)
         sys.exit(INTERRUPTED)

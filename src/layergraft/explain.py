@@ -77,8 +77,17 @@ def _omegaconf(error: OmegaConfBaseException) -> str:
     if isinstance(error, UNKNOWN_KEY):
         return _unknown_key(error)
     if isinstance(error, MissingMandatoryValue):
+        if error.full_key in ("donor.host", "donor.data"):
+            return f"{error.full_key} is not set whole; +{error.full_key[6:]}@{error.full_key}=NAME chooses one"
         return f"{error.full_key} is not set; give {error.full_key}=VALUE"
     message = _first_line(error)
+    choice = re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", message)
+    if choice:
+        return str(unknown(error.full_key or "value", choice[1], choice[2].split(", ")))
+    group = re.match(r"Invalid type assigned: str is not a subclass of (\w+)Spec. value: (.*)", message)
+    if group and error.full_key:
+        kind = group[1].lower()
+        return f"{error.full_key} is a group of keys, not a name; {kind}@{error.full_key}={group[2]} chooses one"
     where = f"{error.full_key}: " if error.full_key and error.full_key not in message else ""
     return f"{where}{message}"
 

@@ -108,6 +108,12 @@ BAD = {
         "conv1",
         "weight has 1 values of 588 that are NaN",
     ),
+    "empty": (
+        lambda s: s.update({"conv1.weight": torch.zeros(0, 3, 7, 7)}),
+        "conv1",
+        r"weight has the shape \(0, 3, 7, 7\): it is empty",
+    ),
+    "zero": (lambda s: s["conv1.weight"].zero_(), "conv1", "is empty: all weights of its convolutions are zero"),
     "linear": (lambda s: None, "fc", r"is no square 2-D convolution: its weight has the shape \(5, 128\)"),
     "norm": (lambda s: None, "bn1", "is no square 2-D convolution"),
     "unknown": (lambda s: None, "layer1.9", "unknown layer of .* in donor.layer: 'layer1.9'; did you mean 'layer1.2'"),
@@ -127,8 +133,19 @@ def test_a_file_that_will_not_do(what, source, tmp_path):
     assert not (tmp_path / "donors").exists() or not [p for p in (tmp_path / "donors").iterdir() if p.is_dir()]
 
 
+def test_a_layer_saved_alone_needs_no_name(tmp_path):
+    torch.save(torch.nn.Conv2d(3, 4, 7).state_dict(), tmp_path / "layer.pt")
+    with pytest.raises(UserError, match="holds a single layer, not conv1; leave donor.layer out"):
+        obtain(
+            ExtractedDonor(path=str(tmp_path / "layer.pt"), layer="conv1"),
+            place_at(HOST, "conv1", IMAGE),
+            CPU,
+            tmp_path,
+        )
+
+
 def test_where_no_layer_is_named_and_none_is_at_the_site(tmp_path):
-    torch.save({"a.weight": torch.zeros(1, 1, 1, 1), "b.weight": torch.zeros(1)}, tmp_path / "net.pt")
+    torch.save({"a.weight": torch.ones(1, 1, 1, 1), "b.weight": torch.zeros(1)}, tmp_path / "net.pt")
     with pytest.raises(UserError, match="has no conv1, where the donor goes; donor.layer=PATH names another: a, b"):
         obtain(ExtractedDonor(path=str(tmp_path / "net.pt")), place_at(HOST, "conv1", IMAGE), CPU, tmp_path)
     with pytest.raises(UserError, match="has no norm beside it that a stem needs"):

@@ -164,3 +164,20 @@ def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
     done = statuses.count("completed")
     code, _, err = command("train", *SWEEP, f"exec.outputs={outputs}", "schedule.epochs=30")
     assert code == 0 and f"{done} of 14 runs are in the store already" in err and "14 of 14 runs completed" in err
+
+
+def test_a_key_of_some_donors_is_about_those(tmp_path, command):
+    arguments = ["-m", "donor=trained,random", "donor.schedule.epochs=1", "donor.optim.lr=0.01", "strategy=freeze", "host=resnet8", "host.width=4",
+                 "schedule.epochs=1", "optim.batch_size=25", "exec.device=cpu", "exec.sweep=mixed"]  # fmt: skip
+    code, _, err = command("train", *arguments, f"exec.outputs={tmp_path}")
+    assert code == 0 and "2 of 2 runs completed" in err
+    donors = {
+        r["axes"]["donor"]: r["config"]["donor"]
+        for r in (read_record(tmp_path / "runs" / key) for key in keys(tmp_path))
+    }
+    assert donors["trained"]["schedule"]["epochs"] == 1 and "schedule" not in donors["random"]
+    code, _, err = command("train", *arguments, "donor.schedul.epochs=1", f"exec.outputs={tmp_path}")
+    assert code == 2 and "unknown key in donor: 'schedul'; did you mean 'schedule'?" in err
+    neither = ["donor=gabor,random" if override.startswith("donor=") else override for override in arguments]
+    code, _, err = command("train", *neither, f"exec.outputs={tmp_path}")
+    assert code == 2 and "unknown key in donor: 'schedule'" in err and "[in the run donor=gabor " in err

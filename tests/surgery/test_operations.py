@@ -274,10 +274,30 @@ def test_a_folded_bias_is_a_kept_bias(mode, kind):
         assert folded.get_submodule(path).bias is None and kept.get_submodule(path).bias is not None
 
 
+def test_a_bias_of_a_link_between_convolution_and_norm_can_be_folded():
+    host, donor = lived_in(HOST), nn.Conv2d(4, 4, 3, padding=1)
+    kept, folded = (
+        graft(host, ["conv1"], [donor], SurgerySpec("insert", "after", bias=bias)).network for bias in ("keep", "fold")
+    )
+    x = torch.randn(4, *IMAGE)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), kept(x), rtol=0, atol=1e-5)
+
+
+def test_what_was_done_is_a_table():
+    made = graft(lived_in(HOST), ["conv1"], [nn.Conv2d(1, 4, 3)], SurgerySpec(fit="project", start="identity"))
+    lines = str(made).splitlines()
+    assert (
+        lines[0] == "site      conv1: conv, 3 x 32 x 32 -> 4 x 32 x 32"
+        and "adapters  conv1.before, conv1.after" in lines
+    )
+    assert "parameters added: -49" in lines and len([line for line in lines if " tensors " in line]) == 5
+
+
 def test_a_fold_needs_a_batch_norm():
     for host, spec in (
         (lived_in(TorchvisionResNet("resnet18", width=4, norm="group")), SurgerySpec(bias="fold")),
-        (lived_in(HOST), SurgerySpec("insert", bias="fold")),
+        (lived_in(HOST), SurgerySpec("insert", bias="fold", gate=0.0)),
         (lived_in(HOST), SurgerySpec(bias="fold", fit="project", start="identity")),
     ):
         with pytest.raises(UserError, match="surgery.bias=fold: no batch norm follows the donor at conv1 directly"):

@@ -73,7 +73,7 @@ class LayergraftSweeper(BasicSweeper):
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
         composer = Composer(self.hydra_context.config_loader, self.config)
-        cells = self.cells(arguments)
+        cells = composer.without_foreign(self.cells(arguments))
         print(f"checking {len(cells)} runs before the first starts", file=sys.stderr)
         jobs = sweep.distinct(sweep.plan(composer, cells))
         folder.mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,7 @@ class PatchDonor(LearnedDonorSpec):
         require(self.name in ("pca", "whitening"), f"{at}.name is {self.name}; it must be pca or whitening")
 
     def source(self) -> str:
-        return self.data.name
+        return f"{self.name}-{self.data.name}"
 
     def form(self, place: Place) -> Form:
         """Raises UserError where the patches have too few components."""

@@ -98,6 +98,9 @@ def identity(spec: AnyDonor, place: Place, backend: Backend) -> dict[str, Any]:
     if isinstance(spec, TrainedDonor):
         _dry_run(spec.form(place), spec.k, data.shape, data.num_classes)
     fields = canonical(spec)
+    if isinstance(spec, TrainedDonor):
+        for name in ("kind", "in_channels", "out_channels", "kernel_size", "stride", "padding", "bias"):
+            del fields[name]  # resolved in the form
     if not isinstance(spec, PatchDonor):
         fields["name"] = type(spec).__name__  # what a YAML calls it changes nothing
     known: dict[str, Any] = {"version": RESULT_VERSION, "spec": fields, "form": to_json(spec.form(place))}

@@ -64,6 +64,9 @@ class ExtractedDonor(LearnedDonorSpec):
         if self.kind == Stem.kind and "conv.weight" not in tensors:
             tensors = self._with_norm(file, layer, tensors)
         checkpoints.require_finite(self._where(layer), tensors)
+        weights = [tensor for tensor in tensors.values() if tensor.ndim == 4]
+        if weights and not any(weight.any() for weight in weights):
+            raise UserError(f"{self._where(layer)} is empty: all weights of its convolutions are zero")
         form = infer(self._where(layer), tensors, place)
         if self.kind not in (None, form.kind):
             raise UserError(f"{self._where(layer)} is a {form.kind}, but donor.kind={self.kind}")
@@ -75,6 +78,8 @@ class ExtractedDonor(LearnedDonorSpec):
     def _layer(self, file: checkpoints.Checkpoint, place: Place) -> str:
         modules = file.modules()
         if self.layer is not None:
+            if self.layer not in modules and is_layer(file.tensors):
+                raise UserError(f"{self.path} holds a single layer, not {self.layer}; leave donor.layer out")
             if self.layer not in modules:
                 raise unknown(f"layer of {self.path} in donor.layer:", self.layer, modules)
             return self.layer

@@ -232,7 +232,7 @@ class Place:
         out_channels = own.out_channels if out_channels is None else out_channels
         same = (in_channels, out_channels) == (own.in_channels, own.out_channels)
         kernel_size = own.kernel_size if kernel_size is None else kernel_size
-        padding = matched_padding(kernel_size, own) if padding is None else padding
+        padding = matched_padding(kernel_size, own)[0] if padding is None else padding
         stride = own.stride if stride is None else stride
         return Conv(in_channels, out_channels, kernel_size, stride, padding, bias, own.groups if same else 1)
 
@@ -256,14 +256,14 @@ class Place:
         )
 
 
-def matched_padding(kernel_size: int, own: Conv) -> int:
-    """The padding by which a kernel of this size gives as many pixels as `own` does.
+def matched_padding(kernel_size: int, own: Conv) -> tuple[int, int]:
+    """The pixels of padding (top and left, bottom and right) by which a kernel of this size gives as many as `own` does.
 
-    Raises UserError where no whole number of pixels does.
+    Raises UserError where it would take less than none.
     """
-    twice = 2 * own.padding + kernel_size - own.kernel_size
-    if twice < 0 or twice % 2:
+    total = 2 * own.padding + kernel_size - own.kernel_size
+    if total < 0:
         raise UserError(
-            f"a kernel of {kernel_size} x {kernel_size} has no padding that gives as many pixels as the site's {own.kernel_size} x {own.kernel_size} with padding {own.padding}; kernels of {own.kernel_size % 2 and 'odd' or 'even'} size have"
+            f"a kernel of {kernel_size} x {kernel_size} gives more pixels than the site's {own.kernel_size} x {own.kernel_size} with padding {own.padding}, even without any"
         )
-    return twice // 2
+    return total // 2, total - total // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,26 @@ def matching(spec: HostSpec, network: nn.Module) -> dict[str, Tensor] | None:
         raise UserError(
             f"{where} takes images of {channels} channels and is given {wanted[first].shape[1]}; host.in_channels={channels} repeats or averages the images' channels"
         )
+    if first in tensors and tensors[first].ndim == 4:
+        _require_kind(where, tensors, wanted)
     return checkpoints.require_match(f"{where} in {spec.name}", tensors, wanted)
+
+
+def _require_kind(where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise UserError, with the key that cures it, where host and file differ in width, stem or norm as a whole."""
+    theirs, ours = tensors["conv1.weight"].shape, wanted["conv1.weight"].shape
+    if theirs[0] != ours[0]:
+        raise UserError(
+            f"{where} is of a network of width {theirs[0]}, the host's is {ours[0]}; host.width={theirs[0]}"
+        )
+    if theirs[2] != ours[2]:
+        stem = "imagenet" if theirs[2] == 7 else "small"
+        raise UserError(
+            f"{where} has a stem of {theirs[2]} x {theirs[2]}, the host one of {ours[2]} x {ours[2]}; host.stem={stem}"
+        )
+    if ("bn1.running_mean" in tensors) != ("bn1.running_mean" in wanted):
+        norm = "batch" if "bn1.running_mean" in tensors else "group"
+        raise UserError(f"{where} is of a network with {norm} norm; host.norm={norm}")
 
 
 def _torchvision(spec: HostSpec):

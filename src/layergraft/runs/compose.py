@@ -11,6 +11,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import layergraft.data  # noqa: F401  each registers its specs
@@ -43,6 +44,12 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
 
 def _built(composed: DictConfig) -> Config:
     _refuse_added(composed, "")
+    for name in ("data", "host"):
+        # What a donor leaves unset is the run's own: a copy, since an interpolation would let an override of the
+        # donor's key change the run's.
+        kind = OmegaConf.get_type(composed, "donor")
+        if name in [field.name for field in dataclasses.fields(kind)] and OmegaConf.is_missing(composed.donor, name):
+            composed.donor[name] = copy.deepcopy(composed[name])
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     validate(config)
@@ -74,6 +81,31 @@ class Composer:
         self.composed: dict[tuple[str, ...], DictConfig] = {}
 
     def __call__(self, overrides: Sequence[str]) -> Config:
+        composed, values = self._chosen(overrides)
+        config = copy.deepcopy(composed)
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        return _built(config)
+
+    def without_foreign(self, cells: Sequence[Sequence[str]], group: str = "donor") -> list[list[str]]:
+        """`cells` less the values of `group` that the kind chosen in a cell does not have and that of another has.
+
+        `donor=trained,random donor.k=3` is about the trained donors. What no cell's kind has stays, to be refused.
+        """
+
+        def lacks(config: DictConfig, key: str) -> bool:
+            parent, _, last = key.rpartition(".")
+            node = OmegaConf.select(config, parent)
+            return key.startswith(f"{group}.") and (node is None or last not in node)
+
+        foreign = []
+        for overrides in cells:
+            config, values = self._chosen(overrides)
+            foreign.append({o.input_line for o in values if lacks(config, o.key_or_group)})
+        nowhere = set.intersection(*foreign) if foreign else set()
+        return [[o for o in cell if o not in gone - nowhere] for cell, gone in zip(cells, foreign, strict=True)]
+
+    def _chosen(self, overrides: Sequence[str]) -> tuple[DictConfig, list[Override]]:
+        """The composition of the groups that `overrides` choose, and the overrides that are to set values in it."""
         parsed = self.parser.parse_overrides(list(overrides))
         values = [o for o in parsed if not self.loader.repository.group_exists(o.key_or_group)]
         groups = tuple(o.input_line for o in parsed if o not in values)
@@ -81,6 +113,4 @@ class Composer:
             whole = self.loader.load_sweep_config(self.master, list(groups))
             HydraConfig.instance().set_config(whole)
             self.composed[groups] = _without_hydra(whole)
-        config = copy.deepcopy(self.composed[groups])
-        ConfigLoaderImpl._apply_overrides_to_config(values, config)
-        return _built(config)
+        return self.composed[groups], values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -107,8 +108,15 @@ class Pool:
                 yield index, outcome
 
 
+def _unraisable(unraisable: Any) -> None:
+    """Ctrl-C that lands in somebody's `__del__` is printed by Python and lost; the pool sends another."""
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
+
+
 def _work(connection: Connection, environment: dict[str, str]) -> None:
     os.environ.update(environment)  # before CUDA starts: it reads CUDA_VISIBLE_DEVICES once
+    sys.unraisablehook = _unraisable
     try:
         while True:
             function, task = connection.recv()

@@ -11,15 +11,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from layergraft.donors import NoDonor
+from layergraft.donors.cache import Donor
 from layergraft.donors.forms import describe
 from layergraft.errors import RunFailed, UserError
+from layergraft.hosts import sites
+from layergraft.hosts.skeletons import skeleton
 from layergraft.runs.run import assemble, calibration_images, checked, execute, obtain_donors, outputs_of, sites_of
 from layergraft.specs import Config
 from layergraft.store import run_folder
+from layergraft.surgery.calibrate import reconstruction_error
 from layergraft.surgery.inspect import step_zero, watched
 from layergraft.training.fit import Backend
 
-TEXT_COLUMNS = ("path", "kind", "in", "out", "norm after it", "part", "gives")
+TEXT_COLUMNS = ("path", "kind", "in", "out", "norm after it", "output of")
 
 
 class _EpochBar(pl.Callback):
@@ -63,27 +67,44 @@ def donate_one(config: Config) -> None:
     """Make the donors of this run, or find them; print their keys, and what is known of them."""
     if isinstance(config.donor, NoDonor):
         raise UserError("donor=none is no donor, so there is nothing to store; `layergraft train --help` lists donors")
-    checked(config)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for donor in obtain_donors(config):
-        known = donor.provenance
-        print(known["key"])
-        console.print(f"{describe(donor.form)}; in {outputs_of(config) / 'donors' / known['key']}", markup=False)
-        if "metrics" in known:
-            console.print(f"{known['metrics']['test/acc']:.1f}% on its own task", markup=False)
-        if "matched" in known:
-            matched = ", ".join(f"{name} {tuple(shape)}" for name, shape in known["matched"].items())
-            prefixes = f"; prefixes taken off: {', '.join(known['stripped'])}" if known["stripped"] else ""
-            console.print(f"matched: {matched}; {known['num_others']} other tensors left{prefixes}", markup=False)
+        print(donor.provenance["key"])
+        for line in about(donor):
+            console.print(line, markup=False)
+        console.print(f"in {outputs_of(config) / 'donors' / donor.provenance['key']}", markup=False)
+
+
+def about(donor: Donor) -> list[str]:
+    """What a donor is and where it comes from, in lines."""
+    known = donor.provenance
+    lines = [describe(donor.form)]
+    if "metrics" in known:
+        lines.append(f"{known['metrics']['test/acc']:.1f}% on its own task")
+    if "matched" in known:
+        matched = ", ".join(f"{name} {tuple(shape)}" for name, shape in known["matched"].items())
+        prefixes = f"; prefixes taken off: {', '.join(known['stripped'])}" if known["stripped"] else ""
+        lines.append(
+            f"layer {known['layer'] or '(the whole file)'} of {known['file']}; stride and padding are the site's"
+        )
+        lines.append(f"matched: {matched}; {known['num_others']} other tensors left{prefixes}")
+    return lines
 
 
 def print_sites(config: Config) -> None:
     """Every site of the host for the data's images, a line each."""
     data = config.data.load(config.seed).with_channels(config.host.in_channels)
+    found = sites_of(config, data)
+    total = sum(p.numel() for p in skeleton(config.host, data.shape, data.num_classes).parameters())
+    relative = [f"{name} {sites.resolve(found, name, config.host.name).path}" for name in sites.RELATIVE]
+    print(
+        f"{config.host.name}, width {config.host.width}: {total:,} parameters; shapes for images of {_shape(data.shape)}"
+    )
+    print(f"for convolutions: {', '.join(relative)}\n")
     rows = [
         (site.path, site.kind, _shape(site.in_shape), _shape(site.out_shape), str(site.stride), f"{site.num_parameters:,}",
          "in a skip" if site.depth is None else f"{site.depth:.2f}", site.norm or "-")
-        for site in sites_of(config, data).values()
+        for site in found.values()
     ]  # fmt: skip
     print_table(("path", "kind", "in", "out", "stride", "parameters", "depth", "norm after it"), rows)
 
@@ -91,39 +112,33 @@ def print_sites(config: Config) -> None:
 def print_surgery(config: Config) -> None:
     """What this run's surgery does, before any training: the operation, the parts, step-0 activations and loss."""
     checked(config)
-    run = assemble(config, Backend.resolve(config.exec.device, config.precision))
+    backend = Backend.resolve(config.exec.device, config.precision)
+    run = assemble(config, backend)
     grafted = run.grafted
     if grafted is None:
         raise UserError("donor=none puts nothing in, so there is no surgery to show")
+    print(grafted)
     for graft, donor in zip(grafted.grafts, run.donors, strict=True):
-        site = graft.site
-        print(f"site     {site.path}: {site.kind}, {_shape(site.in_shape)} -> {_shape(site.out_shape)}")
-        print(f"donor    {graft.donor} ({donor.provenance['key']})")
-        for step in graft.did:
-            print(f"         {step}")
-        if graft.adapter_paths:
-            print(f"adapters {', '.join(graft.adapter_paths)}")
-    print(f"fit {config.surgery.fit}, calibrate {config.surgery.calibrate}; parameters added: {grafted.num_added:+,}\n")
-    counts = {
-        part: sum(run.network.get_parameter(name).numel() for name in names) for part, names in grafted.parts.items()
-    }
-    print_table(
-        ("part", "tensors", "parameters"),
-        [(part, str(len(grafted.parts[part])), f"{n:,}") for part, n in counts.items()],
-    )
+        print(f"\ndonor at {graft.site.path}: {donor.provenance['key']}")
+        print("".join(f"  {line}\n" for line in about(donor)), end="")
+    print(f"\nfit {config.surgery.fit}, bias {config.surgery.bias}, calibrate {config.surgery.calibrate}")
     images, labels = calibration_images(config, run.data)
+    if config.surgery.fit == "project":
+        for graft in grafted.grafts:
+            left = reconstruction_error(grafted, graft, images)
+            print(f"{graft.chain} differs from the intact host by {100 * left:.2g}% of its output's power")
     paths = watched(sites_of(config, run.data), grafted, config.host.roles["head"])
     before, after = (step_zero(network, paths, images, labels) for network in (grafted.host, grafted.network))
-    print(
-        f"\nstep 0 on {len(labels)} training images, in evaluation mode (norms without statistics take the batch's): the host, then with the donor"
-    )
+    print(f"\nstep 0 on {len(labels)} training images, in evaluation mode (norms without statistics take the batch's)")
+    changed = {path for graft in grafted.grafts for path in graft.replaced}
     rows = []
     for path in paths:
         old, new = before.activations[path], after.activations[path]
-        rows.append((path, f"{old.mean:.3g}", f"{new.mean:.3g}", f"{old.deviation:.3g}", f"{new.deviation:.3g}",
-                     f"{100 * old.share_zero:.0f}%", f"{100 * new.share_zero:.0f}%"))  # fmt: skip
-    print_table(("gives", "mean", "then", "deviation", "then", "zeros", "then"), rows)
-    print(f"\nloss     {before.loss:.4f} -> {after.loss:.4f}\naccuracy {before.accuracy:.1f}% -> {after.accuracy:.1f}%")
+        rows.append((path + " *" * (path in changed), f"{old.mean:.3g}", f"{new.mean:.3g}", f"{old.deviation:.3g}",
+                     f"{new.deviation:.3g}", f"{100 * old.share_zero:.0f}%", f"{100 * new.share_zero:.0f}%"))  # fmt: skip
+    print_table(("output of", "mean: host", "grafted", "deviation: host", "grafted", "zeros: host", "grafted"), rows)
+    print(f"\nloss      host {before.loss:.4f}, grafted {after.loss:.4f}")
+    print(f"accuracy  host {before.accuracy:.1f}%, grafted {after.accuracy:.1f}%")
 
 
 def _shape(shape: tuple[int, ...]) -> str:

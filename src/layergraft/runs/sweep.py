@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from layergraft.donors.cache import PROVENANCE
 from layergraft.errors import UserError
+from layergraft.explain import explain
 from layergraft.files import write_json
 from layergraft.runs.compose import Composer
 from layergraft.runs.pool import Failed, Pool
@@ -46,8 +47,11 @@ def plan(composer: Composer, cells: Iterable[Sequence[str]]) -> list[Job]:
         try:
             config = composer(overrides)
             run = checked(config)
-        except UserError as error:
-            raise UserError(f"{error} [in the run {' '.join(overrides)}]") from error
+        except Exception as error:
+            line = explain(error)
+            if line is None:
+                raise
+            raise UserError(f"{line} [in the run {' '.join(overrides)}]") from error
         jobs.append(Job(tuple(overrides), config, run.key, run.donor_keys))
     return jobs
 

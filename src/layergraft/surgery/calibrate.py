@@ -238,7 +238,11 @@ def _problem(host: nn.Module, graft: Graft, chain: nn.Module, batches: Sequence[
     problem = _LeastSquares()
     stride = chain.after.stride[0]
     for given, target in targets(host, graft, batches):
-        z = chain.donor(chain.before(given) if hasattr(chain, "before") else given)
+        z = given
+        for name, module in chain.named_children():
+            if name == "after":
+                break
+            z = module(z)
         problem.add(z[:, :, ::stride, ::stride], target)
     return problem
 

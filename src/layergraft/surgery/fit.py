@@ -21,6 +21,8 @@ class Fitted:
     """A donor that fits, with what was put around it and what was done to it."""
 
     donor: nn.Module
+    pad: nn.ZeroPad2d | None
+    """In front of a kernel of even size where the site's is odd, or the reverse: a pixel more below and to the right."""
     before: nn.Conv2d | None
     after: nn.Conv2d | None
     did: list[str]
@@ -50,7 +52,8 @@ def _works(donor: nn.Module, place: Place, fit: str) -> bool:
 
 
 def _fitted(donor: nn.Module, place: Place, fit: str) -> Fitted:
-    did = _match_stride(donor, place)
+    did: list[str] = []
+    pad = _match_stride(donor, place, did)
     form = form_of(donor)
     ins, outs = (form.in_channels, place.site.in_channels), (form.out_channels, place.site.out_channels)
     stride = place.site.stride // form.stride if place.site.stride % form.stride == 0 else 0
@@ -59,40 +62,45 @@ def _fitted(donor: nn.Module, place: Place, fit: str) -> Fitted:
             raise UserError(f"its stride of {form.stride} is more than the site's {place.site.stride}")
         before = nn.Conv2d(ins[1], ins[0], 1, bias=False) if ins[0] != ins[1] else None
         after = nn.Conv2d(outs[0], outs[1], 1, stride, bias=False)
-        return Fitted(donor, before, after, did)
+        return Fitted(donor, pad, before, after, did)
     if stride != 1:
         raise UserError(f"its stride is {form.stride}, the site's {place.site.stride}")
     if fit == "strict" or (ins[0] == ins[1] and outs[0] == outs[1]):
         if ins[0] != ins[1] or outs[0] != outs[1]:
             raise UserError(f"it takes {ins[0]} channels and gives {outs[0]}, where {ins[1]} and {outs[1]} are needed")
-        return Fitted(donor, None, None, did)
+        return Fitted(donor, pad, None, None, did)
     did.append(f"channels {ins[0]} -> {outs[0]} made {ins[1]} -> {outs[1]} by {fit}")
-    return Fitted(resized(donor, form, ins[1], outs[1], fit), None, None, did)
+    return Fitted(resized(donor, form, ins[1], outs[1], fit), pad, None, None, did)
 
 
-def _match_stride(donor: nn.Module, place: Place) -> list[str]:
-    """Give a convolution or stem the site's stride, and the padding that keeps the site's size: neither is a weight."""
+def _match_stride(donor: nn.Module, place: Place, did: list[str]) -> nn.ZeroPad2d | None:
+    """Give a convolution or stem the site's stride, and the padding that keeps the site's size: neither is a weight.
+
+    The padding comes back as a module where it is not the same on all sides.
+    """
     form = form_of(donor)
     conv = {Conv: donor, Stem: donor[0] if isinstance(form, Stem) else None}.get(type(form))
     if conv is None:
-        return []
+        return None
     own = place.conv()
-    padding = matched_padding(conv.kernel_size[0], own)
-    did = []
-    for name, value in (("stride", own.stride), ("padding", padding)):
+    low, high = matched_padding(conv.kernel_size[0], own)
+    pad = nn.ZeroPad2d((low, high, low, high)) if low != high else None
+    if pad is not None:
+        did.append(f"padding {conv.padding[0]} made {low} above and left, {high} below and right")
+        conv.padding = (0, 0)
+    for name, value in (("stride", own.stride), ("padding", low if pad is None else 0)):
         if getattr(conv, name) != (value, value):
             did.append(f"{name} {getattr(conv, name)[0]} made {value}")
             setattr(conv, name, (value, value))
-    return did
+    return pad
 
 
 def resized(donor: nn.Module, form: Form, in_channels: int, out_channels: int, fit: str) -> nn.Module:
     """`donor` with other numbers of channels, its response's scale kept.
 
     tile repeats channels in turn; the weights over an input channel are shared out among its copies, so that equal
-    inputs give the donor's response (Chen et al. 2016, Net2Net). slice takes the first channels, and multiplies weights
-    over input channels by (channels before) / (channels now), as timm's adapt_input_conv does. sum and average act on
-    input channels alone, which all get the same weights: sum the donor's sum over its channels (equal channels give the
+    inputs give the donor's response (Chen et al. 2016, Net2Net). slice takes the first channels with
+    their weights as they are. sum and average act on input channels alone, which all get the same weights: sum the donor's sum over its channels (equal channels give the
     donor's response), average the same, each filter then scaled back to its norm (uncorrelated channels give a response
     of the same variance), but for filters whose channels cancel out to less than a thousandth, where only rounding is
     left to scale. Raises UserError where the fit is not for this donor.
@@ -143,7 +151,7 @@ def _resize(tensor: Tensor, shape: torch.Size, fit: str) -> Tensor:
         return tensor.contiguous()
     old, new = tensor.shape[1], shape[1]
     if fit == "slice":
-        return _take(tensor, 1, new) * (old / new)
+        return _take(tensor, 1, new).contiguous()
     if fit == "tile":
         copies = torch.tensor([new // old + (channel % old < new % old) for channel in range(new)])
         return _take(tensor, 1, new) / copies.to(tensor)[None, :, None, None]

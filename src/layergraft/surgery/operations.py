@@ -62,7 +62,7 @@ class Graft:
 
 @dataclass(frozen=True)
 class Grafted:
-    """A new network, the host that it was made of, and what was done."""
+    """A new network, the host that it was made of, and what was done; printed, the table of it."""
 
     network: nn.Module
     host: nn.Module
@@ -108,6 +108,20 @@ class Grafted:
                 part = "host before" if name.rpartition(".")[0] in before else "host after"
             parts[part].append(name)
         return {part: tuple(names) for part, names in parts.items()}
+
+    def __str__(self) -> str:
+        lines = []
+        for graft in self.grafts:
+            site = graft.site
+            shapes = " -> ".join(" x ".join(map(str, shape)) for shape in (site.in_shape, site.out_shape))
+            lines += [f"site      {site.path}: {site.kind}, {shapes}", f"donor     {graft.donor}"]
+            lines += [f"          {step}" for step in graft.did]
+            lines += [f"adapters  {', '.join(graft.adapter_paths)}"] if graft.adapter_paths else []
+        lines.append(f"parameters added: {self.num_added:+,}")
+        for part, names in self.parts.items():
+            number = sum(self.network.get_parameter(name).numel() for name in names)
+            lines.append(f"{part:<12}{len(names):>4} tensors {number:>12,} parameters")
+        return "\n".join(lines)
 
     @property
     def num_added(self) -> int:
@@ -208,8 +222,9 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
         if adapter is not None:
             adapter.to(device)
             (start_random if spec.start == "random" else start_identity)(adapter)
-    alone = fit.after is None
-    follows = site.norm if spec.name == "replace" and alone else None  # the norm that takes what the donor gives
+    links = spec.name == "insert" and spec.where == "after" and spec.gate is None
+    # The norm that takes what the donor gives.
+    follows = site.norm if fit.after is None and (spec.name == "replace" or links) else None
     affine = None
     if spec.calibrate == "moments":
         channels = place.site.out_channels
@@ -217,14 +232,14 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
         nn.init.ones_(affine.weight)
         nn.init.zeros_(affine.bias)
     _bias(network, fit.donor, affine, follows, spec, path, did)
-    around = {"before": fit.before, "donor": fit.donor, "after": fit.after, "affine": affine}
+    around = {"before": fit.before, "pad": fit.pad, "donor": fit.donor, "after": fit.after, "affine": affine}
     around = {name: module for name, module in around.items() if module is not None}
 
-    if isinstance(form, Stem) and follows is not None:
+    if isinstance(form, Stem) and spec.name == "replace" and follows is not None:
         # The host's convolution and norm make room for the donor's; the ReLU after them is the host's.
-        network.set_submodule(path, fit.donor.conv)
+        network.set_submodule(path, fit.donor.conv if fit.pad is None else _row(pad=fit.pad, donor=fit.donor.conv))
         network.set_submodule(follows, fit.donor.norm if affine is None else _row(norm=fit.donor.norm, affine=affine))
-        donors = (path, follows if affine is None else f"{follows}.norm")
+        donors = (path if fit.pad is None else f"{path}.donor", follows if affine is None else f"{follows}.norm")
         adapters = () if affine is None else (f"{follows}.affine",)
         did.append(f"{path} and {follows} make room for the stem's convolution and norm")
         return Graft(site, place, describe(form), tuple(did), donors, adapters, follows, None, (path, follows))
@@ -245,7 +260,7 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
         start = f"{path}.donor" if spec.gate is None else f"{path}.donor.donor"
         did.append(f"the donor is inserted {spec.where} {path}{_gate_words(spec)}")
     donors = (start if len(around) == 1 else f"{start}.donor",)
-    adapters = tuple(f"{start}.{name}" for name in around if name != "donor")
+    adapters = tuple(f"{start}.{name}" for name in around if name not in ("pad", "donor"))
     if spec.gate is not None:
         adapters += (f"{start.removesuffix('.donor')}.gate",)
     if fit.after is not None:
