@@ -152,9 +152,12 @@ def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
         "schedule.epochs=30",
     ]
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list(outputs.glob("runs/*/record.json")):
+    while True:  # until one run has ended and another is training
+        ended = {path.parent for path in outputs.glob("runs/*/record.json")}
+        if ended and {path.parent for path in outputs.glob("runs/*/events.*")} - ended:
+            break
         assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C: the parent and its workers get it
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.splitlines()[-1].startswith("interrupted; the same command goes on")
