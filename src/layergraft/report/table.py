@@ -80,6 +80,9 @@ def _extra_axes(flat: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
         filled = flat[name].astype("string").fillna("null")
         if root == "surgery":
             filled = filled[rows.donor != "none"]
-        if filled.groupby([rows[axis] for axis in named] if named else [0] * len(filled)).nunique().max() > 1:
+        within = [rows[axis] for axis in named] or [[0] * len(filled)]
+        if root == "surgery" and name != "surgery.name":
+            within = [flat["surgery.name"][filled.index]]  # what goes with an operation's name, a gate, is no axis of its own
+        if filled.groupby(within).nunique().max() > 1:
             extra.append(name)
     return extra
