@@ -82,7 +82,9 @@ def _extra_axes(flat: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
             filled = filled[rows.donor != "none"]
         within = [rows[axis] for axis in named] or [[0] * len(filled)]
         if root == "surgery" and name != "surgery.name":
-            within = [flat["surgery.name"][filled.index]]  # what goes with an operation's name, a gate, is no axis of its own
+            within = [
+                flat["surgery.name"][filled.index]
+            ]  # what goes with an operation's name, a gate, is no axis of its own
         if filled.groupby(within).nunique().max() > 1:
             extra.append(name)
     return extra

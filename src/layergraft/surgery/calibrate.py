@@ -28,6 +28,9 @@ def calibrated(grafted: Grafted, images_NCHW: Tensor, spec: SurgerySpec) -> Graf
     Networks and images lie on one device. Both are run as `measuring` has it. Grafts are fitted in the order in which
     they act, each on what the ones before it now give.
     """
+    adapters = spec.fit == "project" and spec.start == "least_squares"
+    if spec.calibrate == "none" and not adapters:
+        return grafted
     # Batches of nearly one size: a small rest would count as much as a full batch in the statistics of batch norm.
     batches = images_NCHW.tensor_split(-(-len(images_NCHW) // BATCH))
     order = {path: index for index, (path, _) in enumerate(grafted.host.named_modules())}
@@ -38,7 +41,7 @@ def calibrated(grafted: Grafted, images_NCHW: Tensor, spec: SurgerySpec) -> Graf
             if spec.calibrate == "lsuv":
                 for path in graft.donor_paths:
                     unit_variance(grafted.network, grafted.network.get_submodule(path), batches)
-            if spec.fit == "project" and spec.start == "least_squares":
+            if adapters:
                 fit_adapters(grafted, graft, batches)
             if spec.calibrate == "moments":
                 match_moments(grafted, graft, batches)
@@ -57,7 +60,8 @@ def measuring(network: nn.Module, anew: bool = False) -> Iterator[None]:
     """
     modes = {module: module.training for module in network.modules()}
     network.eval()
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and (anew or _is_new(m))]
+    tracking = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    norms = [norm for norm in tracking if anew or _is_new(norm)]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.training, norm.momentum = True, 0.0

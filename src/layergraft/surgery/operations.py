@@ -150,9 +150,10 @@ class Grafted:
 
     def with_changes(self) -> Grafted:
         """The same, `changed` read off anew."""
+        if next(self.host.parameters()).is_meta:
+            return self  # there are no values
         now = self._without_donors().state_dict()
-        own = self.host.state_dict().items()
-        names = {name for name, tensor in own if not tensor.is_meta and not torch.equal(now[name], tensor)}
+        names = {name for name, tensor in self.host.state_dict().items() if not torch.equal(now[name], tensor)}
         return replace(self, changed=frozenset(names))
 
 
@@ -305,7 +306,8 @@ def _bias(
         norm, name = (network.get_submodule(follows), follows) if follows else (None, "")
     if not isinstance(norm, nn.BatchNorm2d):
         raise UserError(f"surgery.bias=fold: no batch norm follows the donor at {path} directly; keep or drop the bias")
-    norm.running_mean -= bias
+    if norm.track_running_stats:  # else it takes the batch's mean, and the bias with it
+        norm.running_mean -= bias
     did.append(f"bias folded into {name}")
 
 
