@@ -41,10 +41,7 @@ def matching(spec: HostSpec, network: nn.Module) -> dict[str, Tensor] | None:
     tensors = dict(_file(spec).tensors)
     checkpoints.require_finite(where, tensors)
     wanted = network.state_dict()
-    heads = [name for name in wanted if name.split(".")[0] in spec.roles["head"]]
-    if any(name not in tensors or tensors[name].shape != wanted[name].shape for name in heads):
-        for name in heads:
-            tensors[name] = wanted[name]
+    tensors |= {name: wanted[name] for name in _new_head(spec, tensors, wanted)}
     first = "conv1.weight"
     if first in tensors and tensors[first].ndim == 4 and tensors[first].shape[1] != wanted[first].shape[1]:
         channels = tensors[first].shape[1]
@@ -54,6 +51,21 @@ def matching(spec: HostSpec, network: nn.Module) -> dict[str, Tensor] | None:
     if first in tensors and tensors[first].ndim == 4:
         _require_kind(where, tensors, wanted)
     return checkpoints.require_match(f"{where} in {spec.name}", tensors, wanted)
+
+
+def report(spec: HostSpec, network: nn.Module) -> str:
+    """Which of the network's tensors are the file's, in a line."""
+    file, wanted = _file(spec), network.state_dict()
+    new = _new_head(spec, file.tensors, wanted)
+    head = f"; {', '.join(new)} are new: the file's are for another number of classes, or not there" if new else ""
+    return f"{len(wanted) - len(new)} of {len(wanted)} tensors from {file.path}{head}"
+
+
+def _new_head(spec: HostSpec, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """The names of the head where the file's does not fit, which then keeps its own initial weights."""
+    heads = [name for name in wanted if name.split(".")[0] in spec.roles["head"]]
+    fits = all(name in tensors and tensors[name].shape == wanted[name].shape for name in heads)
+    return [] if fits else heads
 
 
 def _require_kind(where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from layergraft.donors import NoDonor
 from layergraft.donors.cache import Donor
 from layergraft.donors.forms import describe
 from layergraft.errors import RunFailed, UserError
-from layergraft.hosts import sites
+from layergraft.hosts import sites, weights
 from layergraft.hosts.skeletons import skeleton
 from layergraft.runs.run import assemble, calibration_images, checked, execute, obtain_donors, outputs_of, sites_of
 from layergraft.specs import Config
@@ -117,6 +117,8 @@ def print_surgery(config: Config) -> None:
     grafted = run.grafted
     if grafted is None:
         raise UserError("donor=none puts nothing in, so there is no surgery to show")
+    if config.host.weights is not None:
+        print(f"host weights: {weights.report(config.host, grafted.host)}\n")
     print(grafted)
     for graft, donor in zip(grafted.grafts, run.donors, strict=True):
         print(f"\ndonor at {graft.site.path}: {donor.provenance['key']}")
