@@ -21,6 +21,7 @@ from omegaconf import MISSING, OmegaConf
 
 from layergraft.errors import UserError, unknown
 
+FITS = ("strict", "project", "slice", "tile", "sum", "average")
 RESULT_VERSION = 2  # raise it when the code changes so that the same config gives other numbers
 
 
@@ -227,7 +228,7 @@ class SurgerySpec:
         for name, known in {
             "name": ("replace", "insert", "parallel"),
             "where": ("before", "after"),
-            "fit": ("strict", "project", "slice", "tile", "sum", "average"),
+            "fit": FITS,
             "start": ("least_squares", "identity", "random"),
             "bias": ("keep", "drop", "fold"),
             "calibrate": ("none", "batch_norm", "moments", "lsuv"),

@@ -13,8 +13,7 @@ from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.blocks import NORM_LAYERS
 from layergraft.hosts.sites import survey
-from layergraft.specs import SurgerySpec
-from layergraft.surgery.fit import FITS
+from layergraft.specs import FITS, SurgerySpec
 
 IMAGE = (3, 16, 16)
 channels = st.integers(1, 12)

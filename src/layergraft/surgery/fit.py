@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from layergraft.donors.forms import Conv, Form, Place, Stage, Stem, describe, form_of, matched_padding
 from layergraft.errors import UserError
-
-FITS = ("strict", "project", "slice", "tile", "sum", "average")
-RESIZING = FITS[2:]
+from layergraft.specs import FITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +75,7 @@ def _match_stride(donor: nn.Module, place: Place, did: list[str]) -> nn.ZeroPad2
 
     The padding comes back as a module where it is not the same on all sides.
     """
-    form = form_of(donor)
-    conv = {Conv: donor, Stem: donor[0] if isinstance(form, Stem) else None}.get(type(form))
+    conv = _convolution(donor)
     if conv is None:
         return None
     own = place.conv()
@@ -95,15 +91,22 @@ def _match_stride(donor: nn.Module, place: Place, did: list[str]) -> nn.ZeroPad2
     return pad
 
 
-def resized(donor: nn.Module, form: Form, in_channels: int, out_channels: int, fit: str) -> nn.Module:
-    """`donor` with other numbers of channels, its response's scale kept.
+def _convolution(donor: nn.Module) -> nn.Conv2d | None:
+    """That of a donor which is a convolution or a stem; None for a block or stage."""
+    form = form_of(donor)
+    return donor if isinstance(form, Conv) else donor[0] if isinstance(form, Stem) else None
 
-    tile repeats channels in turn; the weights over an input channel are shared out among its copies, so that equal
-    inputs give the donor's response (Chen et al. 2016, Net2Net). slice takes the first channels with
-    their weights as they are. sum and average act on input channels alone, which all get the same weights: sum the donor's sum over its channels (equal channels give the
-    donor's response), average the same, each filter then scaled back to its norm (uncorrelated channels give a response
-    of the same variance), but for filters whose channels cancel out to less than a thousandth, where only rounding is
-    left to scale. Raises UserError where the fit is not for this donor.
+
+def resized(donor: nn.Module, form: Form, in_channels: int, out_channels: int, fit: str) -> nn.Module:
+    """`donor` with other numbers of channels.
+
+    slice takes the first channels, weights as they are. The others keep the response's scale. tile repeats channels in
+    turn; the weights over an input channel are shared out among its copies, so that equal inputs give the donor's
+    response (Chen et al. 2016, Net2Net). sum and average act on input channels alone, which all get the same weights:
+    sum the donor's sum over its channels (equal channels give the donor's response), average the same, each filter then
+    scaled back to its norm (uncorrelated channels give a response of the same variance), but for filters whose channels
+    cancel out to less than a thousandth, where only rounding is left to scale. Raises UserError where the fit is not
+    for this donor.
     """
     ins, outs = (form.in_channels, in_channels), (form.out_channels, out_channels)
     if fit in ("sum", "average"):
@@ -183,8 +186,7 @@ def start_random(adapter: nn.Conv2d) -> None:
 
 def dropped_bias(donor: nn.Module) -> Tensor | None:
     """The bias of a convolution or stem, which loses it; None where there was none."""
-    form = form_of(donor)
-    conv: Any = donor if isinstance(form, Conv) else donor[0] if isinstance(form, Stem) else None
+    conv = _convolution(donor)
     if conv is None or conv.bias is None:
         return None
     bias = conv.bias.detach()
