@@ -165,9 +165,10 @@ def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
     assert process.returncode == 130 and err.splitlines()[-1].startswith("interrupted; the same command goes on")
     assert "Traceback" not in err
     statuses = [json.loads(path.read_text())["status"] for path in outputs.glob("runs/*/record.json")]
-    # Now and then an interrupt comes out of Lightning as another error, and the run is recorded as failed: it is run
-    # again all the same.
-    assert "completed" in statuses and set(statuses) & {"interrupted", "failed"} and len(statuses) < 14
+    # Where the interrupt lands is chance: between two runs, or in a place that swallows it and lets the run end. What
+    # must hold is that it stops early, that no record is half-written, and that the rest is done the next time.
+    # (tests/runs/test_run.py has the record of an interrupted run.)
+    assert "completed" in statuses and len(statuses) < 14
     done = statuses.count("completed")
     code, _, err = command("train", *SWEEP, f"exec.outputs={outputs}", "schedule.epochs=60")
     assert code == 0 and f"{done} of 14 runs are in the store already" in err and "14 of 14 runs completed" in err
