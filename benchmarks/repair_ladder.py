@@ -20,7 +20,8 @@ from layergraft.data.images import ImageData, Split
 from layergraft.donors.cache import ALL_TRAINS
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.sites import resolve, survey
-from layergraft.specs import Device, OptimSpec, Precision, ScheduleSpec, SurgerySpec
+from layergraft.recipes import OptimSpec, ScheduleSpec
+from layergraft.specs import Device, Precision, SurgerySpec
 from layergraft.strategies import make_plan
 from layergraft.training.fit import Backend, fit
 from layergraft.training.module import norm_paths

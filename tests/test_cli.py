@@ -267,7 +267,7 @@ def test_a_donors_key_changes_the_donor_alone(config):
 
 
 def test_self_takes_over_every_field_of_the_runs_optimizer_and_schedule(config):
-    from layergraft.specs import canonical
+    from layergraft.schema import canonical
 
     mine = config(
         "donor=self",

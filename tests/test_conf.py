@@ -8,8 +8,8 @@ from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import save_file
 
 from layergraft.catalogue import groups, line_of, train_help
+from layergraft.runs.assemble import checked
 from layergraft.runs.compose import Composer, conf_dir, to_config
-from layergraft.runs.run import checked
 
 GROUPS = groups([conf_dir()])
 CHOICES = [(group, name) for group, names in GROUPS.items() for name in names if group != "experiment"]

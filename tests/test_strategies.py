@@ -3,7 +3,7 @@
 import pytest
 
 from layergraft.errors import UserError
-from layergraft.specs import PhaseSpec, StrategySpec
+from layergraft.recipes import PhaseSpec, StrategySpec
 from layergraft.strategies import make_plan
 
 PARAMETERS = ["conv1.weight", "bn1.weight", "bn1.bias", "layer1.0.conv1.weight", "layer10.conv.weight", "fc.weight"]

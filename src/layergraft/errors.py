@@ -29,3 +29,9 @@ def unknown(what: str, name: str, known: Iterable[object]) -> UserError:
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     guess = f"; did you mean '{close[0]}'?" if close else "."
     return UserError(f"unknown {what} '{name}'{guess} There are: {listing(known) or 'none'}")
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise `UserError(message)` unless `holds`."""
+    if not holds:
+        raise UserError(message)

@@ -2,13 +2,12 @@
 
 The root `Config` is the schema that `conf/config.yaml` merges into, so a misspelt key or a wrong type fails
 when the config is composed. Data sets, hosts and donors come in kinds: each kind's dataclass stands beside the
-code that builds it, subclasses the base here, and is registered under its group with `register`.
+code that builds it, subclasses the base here, and is registered under its group with `schema.register`.
 No dataclass here or there may import torch when its module is imported: `--help` and reports must start at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
@@ -17,28 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
-from layergraft.errors import UserError, unknown
+from layergraft.errors import require, unknown
+from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 
 FITS = ("strict", "project", "slice", "tile", "sum", "average")
-RESULT_VERSION = 2  # raise it when the code changes so that the same config gives other numbers
-
-
-def register(group: str, name: str):
-    """Class decorator: `conf/GROUP/NAME.yaml` may start from this dataclass as `/schema/GROUP@_here_: NAME`."""
-
-    def store(cls):
-        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=cls, provider="layergraft")
-        return cls
-
-    return store
-
-
-def require(holds: bool, message: str) -> None:
-    """Raise `UserError(message)` unless `holds`."""
-    if not holds:
-        raise UserError(message)
+RESULT_VERSION = 3  # raise it when the code changes so that the same config gives other numbers
 
 
 class Precision(Enum):
@@ -109,63 +93,6 @@ class HostSpec:
         if self.norm not in ("batch", "group"):
             raise unknown(f"{at}.norm", self.norm, ("batch", "group"))
         require(self.in_channels in (None, 1, 3), f"{at}.in_channels is {self.in_channels}; it must be 1, 3 or null")
-
-
-@dataclass
-class OptimSpec:
-    """The optimizer and the size of its batches."""
-
-    name: str = "adam"
-    """adam, adamw or sgd."""
-    lr: float = 1e-3
-    """The learning rate where a strategy's multiplier is 1."""
-    momentum: float = 0.9
-    """Of sgd alone."""
-    weight_decay: float = 0.0
-    batch_size: int = 32
-
-    def check(self, at: str) -> None:
-        require(
-            0 < self.lr < math.inf,
-            f"{at}.lr is {self.lr}; a learning rate must be above 0 (a strategy freezes what shall not learn)",
-        )
-        require(self.batch_size > 1, f"{at}.batch_size is {self.batch_size}; it must be 2 or more, for batch norm")
-        require(0 <= self.momentum < 1, f"{at}.momentum is {self.momentum}; it must be in [0, 1)")
-        require(0 <= self.weight_decay < math.inf, f"{at}.weight_decay is {self.weight_decay}; it must be 0 or more")
-
-
-@dataclass
-class ScheduleSpec:
-    """How long training lasts and how the learning rate falls over it."""
-
-    name: str = "constant"
-    """constant or cosine (to 0 at the end, by epoch)."""
-    epochs: int = 30
-
-    def check(self, at: str) -> None:
-        require(self.epochs > 0, f"{at}.epochs is {self.epochs}; it must be 1 or more")
-
-
-@dataclass
-class PhaseSpec:
-    """From `epoch` on, until the next phase: each group of the strategy either trains or is frozen."""
-
-    epoch: int = MISSING
-    train: dict[str, float] = field(default_factory=dict)
-    """Group -> multiplier of optim.lr, above 0."""
-    freeze: list[str] = field(default_factory=list)
-    """Groups that do not move: weights, norm parameters and norm statistics."""
-
-
-@dataclass
-class StrategySpec:
-    """What learns, when and how fast (see `layergraft.strategies`)."""
-
-    name: str = MISSING
-    groups: dict[str, list[str]] = field(default_factory=dict)
-    """Ordered: group -> patterns; a parameter belongs to the first group that matches it."""
-    phases: dict[str, PhaseSpec] = field(default_factory=dict)
-    """Ordered by epoch; the first starts at epoch 0."""
 
 
 @dataclass
@@ -244,6 +171,28 @@ class SurgerySpec:
 
 
 @dataclass
+class ProbeSpec:
+    """What is looked at beside training: it goes to TensorBoard and the record, and changes no result.
+
+    A run that is in the store already is not run again for other probes; exec.rerun=true does.
+    """
+
+    epochs: list[int] = field(default_factory=lambda: [0, -1])
+    """After how many epochs to look: 0 is before the first step, -1 the end; empty: never."""
+    images: int = 256
+    """Validation images to look at, the first ones."""
+    thresholds: list[float] = field(default_factory=lambda: [50.0, 75.0, 90.0])
+    """Validation accuracies in percent; the steps to each are recorded."""
+
+    def check(self, at: str) -> None:
+        require(self.images > 1, f"{at}.images is {self.images}; it must be 2 or more")
+        for epoch in self.epochs:
+            require(epoch >= -1, f"{at}.epochs has {epoch}; it must be 0 or more, or -1 for the end")
+        for threshold in self.thresholds:
+            require(0 < threshold <= 100, f"{at}.thresholds has {threshold}; it must be in (0, 100], in percent")
+
+
+@dataclass
 class ExecSpec:
     """How to run: nothing here can change a result."""
 
@@ -257,13 +206,23 @@ class ExecSpec:
     jobs_per_gpu: int = 1
     threads: int | None = None
     """Threads of one run; null: one in a sweep, all cores for a single run. It changes the last bits of a sum."""
+    devices: int = 1
+    """Devices that share each batch of one run (DDP; processes on a CPU). It changes the last bits of a sum."""
+    compile: bool = False
+    """torch.compile, anew for each phase of a strategy. It changes the last bits of a sum."""
+    checkpoint_seconds: float | None = None
+    """A run can go on from its last checkpoint. Seconds between two; 0: one after every step; null: as often as costs 2%
+    of the time."""
+    resume: str | None = None
+    """A checkpoint to go on from; null: the one that an interrupted run has left in its folder."""
+    probe: ProbeSpec = field(default_factory=ProbeSpec)
     rerun: bool = False
     """Run again what is in the store already."""
     traceback: bool = False
     """Show where an error arose."""
 
     def check(self, at: str) -> None:
-        for name in ("workers", "jobs_per_gpu", "threads"):
+        for name in ("workers", "jobs_per_gpu", "threads", "devices"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more")
         require(
@@ -286,6 +245,7 @@ class Config:
     strategy: StrategySpec = field(default_factory=StrategySpec)
     optim: OptimSpec = field(default_factory=OptimSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    regularizer: RegularizerSpec = field(default_factory=RegularizerSpec)
     seed: int = 0
     precision: Precision = Precision.auto
     exec: ExecSpec = field(default_factory=ExecSpec)
@@ -306,35 +266,3 @@ class Config:
 
 
 ConfigStore.instance().store(name="schema", node=Config, provider="layergraft")
-# `${share:0.5,${schedule.epochs}}`: a strategy's phase that starts halfway, however long the run.
-OmegaConf.register_new_resolver("share", lambda part, whole: int(part * whole), replace=True)
-
-
-def validate(spec: Any, at: str = "") -> None:
-    """Have each dataclass in `spec` check its own values, told its key for the message. Raises UserError."""
-    for item in dataclasses.fields(spec):
-        value = getattr(spec, item.name)
-        require(
-            value != MISSING,
-            f"{at + '.' if at else ''}{item.name} is not set; `layergraft train --cfg job` shows all keys",
-        )
-        if dataclasses.is_dataclass(value):
-            validate(value, f"{at}.{item.name}" if at else item.name)
-    if hasattr(spec, "check"):
-        spec.check(at)
-
-
-def canonical(spec: Any) -> Any:
-    """A spec as plain JSON data: dataclass fields in order, enums by name, numbers of the fields' own types.
-
-    The kind of a spec is kept in its `name`, dictionaries keep their order (groups and phases are ordered).
-    """
-    if dataclasses.is_dataclass(spec):
-        return {item.name: canonical(getattr(spec, item.name)) for item in dataclasses.fields(spec)}
-    if isinstance(spec, Enum):
-        return spec.name
-    if isinstance(spec, dict):
-        return {key: canonical(value) for key, value in spec.items()}
-    if isinstance(spec, (list, tuple)):
-        return [canonical(value) for value in spec]
-    return spec

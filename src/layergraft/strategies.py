@@ -2,11 +2,18 @@
 
 A strategy has ordered groups (a parameter belongs to the first group that matches it) and phases by epoch, each of
 which trains a group at a multiplier of the learning rate or freezes it. What a strategy does at an epoch is a
-function of that epoch alone, never of what came before, so that a resumed run does the same as one never stopped.
+function of that epoch and of the curves up to it, never of what else came before, so that a resumed run does the same
+as one never stopped.
 
-A pattern is a role (graft, adapter, stem, head), a module path (`layer1` and all under it), or a regular expression
-that matches a whole parameter name (`.*`). Adapters go by their role, their own path or a regular expression: a module
-path that has them somewhere below does not mean them, for they are new and must learn where old layers may be frozen.
+A pattern is a role, a module path (`layer1` and all under it), or a regular expression that matches a whole parameter
+name (`.*`). The roles: graft, adapter (what surgery added around it), stem, head, norm (every norm layer), before and
+after (the host's parameters that act before the graft, and after it up to the head). Adapters go by their role, their
+own path or a regular expression: a module path that has them somewhere below does not mean them, for they are new and
+must learn where old layers may be frozen.
+
+A group in `split` is taken apart by depth, from the stem up to the head, into groups GROUP.PART, whose rates decay
+downwards (Howard & Ruder, ULMFiT, 2018: 1/2.6; timm's layer decay: 0.75), or which begin to train from the top down
+(gradual unfreezing, ibid.).
 """
 
 from __future__ import annotations
@@ -14,19 +21,30 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from layergraft.errors import UserError, listing, unknown
-from layergraft.specs import StrategySpec
+from layergraft.errors import UserError, listing, require, unknown
+from layergraft.recipes import METRICS, PhaseSpec, PlateauSpec, ScheduleSpec, SplitSpec, StrategySpec
+from layergraft.schedules import num_steps, ramp, share
+
+OF_A_GRAFT = ("graft", "before", "after")  # roles that are there only where there is a graft
+Curves = Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of epochs: group -> multiplier of the learning rate, 0.0 where the group is frozen."""
+    """One stretch of epochs."""
 
     name: str
     epoch: int
+    """When it starts, at the latest."""
     lr: Mapping[str, float]
+    """Group -> multiplier of the learning rate, 0.0 where the group is frozen."""
+    statistics: frozenset[str]
+    """Groups whose norms take the batch's statistics and move their own."""
+    warmup: Mapping[str, float] = field(default_factory=dict)
+    """Group -> epochs of warm-up from the start of the phase."""
+    plateau: PlateauSpec = field(default_factory=PlateauSpec)
 
     def trains(self, group: str) -> bool:
         return self.lr[group] > 0
@@ -37,14 +55,59 @@ class Plan:
     """Every parameter in exactly one group, every norm layer with the parameters it has, and the phases in order."""
 
     groups: Mapping[str, Sequence[str]]
-    """Group -> parameter names."""
+    """Group -> parameter names; a group that is named by roles alone may have none here."""
     norms: Mapping[str, str]
     """Module path of a norm layer -> the group that holds its parameters, whose freezing stops its statistics too."""
     phases: Sequence[Phase]
+    weight_decay: Mapping[str, float] = field(default_factory=dict)
+    """Group -> weight decay in place of the optimizer's."""
+    anchor: Mapping[str, float] = field(default_factory=dict)
+    """Group -> alpha of L2-SP."""
+    auto: str = "none"
 
-    def phase(self, epoch: int) -> Phase:
-        """The phase in force at `epoch` (from 0)."""
-        return [phase for phase in self.phases if phase.epoch <= epoch][-1]
+    def starts(self, curves: Curves = ()) -> list[int]:
+        """The epoch at which each phase starts: what it says, or sooner where `curves`, a point an epoch, plateau."""
+        starts = [0]
+        for phase in self.phases[1:]:
+            first = phase.epoch
+            if phase.plateau.patience is not None:
+                first = min(first, starts[-1] + epochs_to_plateau(phase.plateau, curves[starts[-1] :]))
+            starts.append(first)
+        return starts
+
+    def index(self, epoch: int, curves: Curves = ()) -> int:
+        """Which phase is in force at `epoch` (from 0), given the points of the epochs before it."""
+        return sum(start <= epoch for start in self.starts(curves[:epoch])) - 1
+
+    def phase(self, epoch: int, curves: Curves = ()) -> Phase:
+        return self.phases[self.index(epoch, curves)]
+
+    def rates(self, schedule: ScheduleSpec, step: int, steps_per_epoch: int, curves: Curves = ()) -> dict[str, float]:
+        """Group -> what `optim.lr` is multiplied by at `step` (from 0, over the whole training); 0.0 where frozen."""
+        epoch = step // steps_per_epoch
+        index = self.index(epoch, curves)
+        phase, first = self.phases[index], self.starts(curves[:epoch])[index] * steps_per_epoch
+        left = share(schedule, step, steps_per_epoch)
+        return {
+            group: lr * left * ramp(step - first, num_steps(phase.warmup.get(group, 0.0), steps_per_epoch))
+            for group, lr in phase.lr.items()
+        }
+
+
+def epochs_to_plateau(spec: PlateauSpec, curves: Curves) -> float:
+    """How many epochs of `curves` had passed when it had plateaued; infinity where it has not."""
+    better = METRICS[spec.metric]
+    best, since = None, 0
+    for number, point in enumerate(curves, 1):
+        value = point[spec.metric]
+        gain = 0.0 if best is None else (best - value if better is min else value - best)
+        if best is None or gain > spec.min_delta:
+            best, since = value, 0
+        else:
+            since += 1
+        if spec.patience is not None and since >= spec.patience:
+            return number
+    return math.inf
 
 
 def matches(pattern: str, name: str, roles: Mapping[str, Sequence[str]]) -> bool:
@@ -63,35 +126,84 @@ def _under(name: str, path: str) -> bool:
 def make_plan(
     spec: StrategySpec, parameters: Sequence[str], norms: Iterable[str], roles: Mapping[str, Sequence[str]], epochs: int
 ) -> Plan:
-    """The plan of `spec` for a network with these parameter names and norm layers, over `epochs` epochs.
+    """The plan of `spec` for a network with these parameter names (in the order of the forward pass) and norm layers
+    with statistics, over `epochs` epochs.
 
-    Raises UserError where a pattern matches no parameter, a group is left empty, a parameter is in no group, a phase
-    is out of order or past the end, or a phase does not say of each group whether it trains.
+    Raises UserError where a pattern matches no parameter, a parameter is in no group, a group is left empty that is not
+    of roles alone, a phase is out of order or past the end, trains nothing, or does not say of each group whether it
+    trains.
     """
     what = f"strategy {spec.name}"
     for group, patterns in spec.groups.items():
         for pattern in patterns:
             _check_pattern(f"{what}, group {group}", pattern, parameters, roles)
+    for field_name in ("split", "weight_decay", "anchor"):
+        _check_groups(f"group in {what}, {field_name}:", getattr(spec, field_name), spec.groups)
+    members: dict[str, list[str]] = {group: [] for group in spec.groups}
 
     def group_of(name: str) -> str | None:
         found = (group for group, patterns in spec.groups.items() if any(matches(p, name, roles) for p in patterns))
         return next(found, None)
 
-    members: dict[str, list[str]] = {group: [] for group in spec.groups}
     for name in parameters:
         group = group_of(name)
         if group is None:
             raise UserError(f"{what}: parameter '{name}' is in no group; its groups: {listing(spec.groups)}")
         members[group].append(name)
     for group, names in members.items():
-        if not names:
-            raise UserError(f"{what}: group '{group}' is empty: the groups before it take all that it matches")
-    return Plan(members, {norm: group_of(f"{norm}.weight") for norm in norms}, _phases(spec, what, epochs))
+        require(
+            bool(names) or all(pattern in roles for pattern in spec.groups[group]),
+            f"{what}: group '{group}' is empty: the groups before it take all that it matches",
+        )
+    parts = {group: _parts(split, members[group], roles) for group, split in spec.split.items()}
+    groups: dict[str, list[str]] = {}
+    for group, names in members.items():
+        groups |= {f"{group}.{part}": there for part, there in parts[group].items()} if group in parts else {group: names}  # fmt: skip
+    group_of_parameter = {name: group for group, names in groups.items() for name in names}
+    # A norm without parameters goes where its path would.
+    norms_in = {norm: group_of_parameter.get(f"{norm}.weight") or group_of(norm) for norm in norms}
+
+    def spread(values: Mapping[str, float]) -> dict[str, float]:
+        """By the groups of the strategy -> by the groups of the plan."""
+        return {of: value for group, value in values.items() for of in _plan_groups(group, parts)}
+
+    return Plan(
+        groups, norms_in, _phases(spec, what, epochs, parts, members), spread(spec.weight_decay), spread(spec.anchor), spec.auto
+    )  # fmt: skip
+
+
+def _plan_groups(group: str, parts: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
+    return [f"{group}.{part}" for part in parts[group]] if group in parts else [group]
+
+
+def _parts(split: SplitSpec, names: Sequence[str], roles: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Part -> parameter names, from the stem up to the head."""
+    depth = 1 if split.by == "stage" else 2
+    parts: dict[str, list[str]] = {"stem": []}
+    head: list[str] = []
+    for name in names:
+        if any(_under(name, path) for path in roles.get("head", [])):
+            head.append(name)
+        elif any(_under(name, path) for path in roles.get("stem", [])):
+            parts["stem"].append(name)
+        else:  # `host` is where surgery puts a layer of the host beside or behind a donor
+            path = [part for part in name.split(".")[:-1] if part != "host"]
+            parts.setdefault(".".join(path[:depth]), []).append(name)
+    parts["head"] = head
+    return {part: there for part, there in parts.items() if there}
+
+
+def _check_groups(where: str, named: Iterable[str], groups: Iterable[str]) -> None:
+    for group in named:
+        if group not in groups:
+            raise unknown(where, group, groups)
 
 
 def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: Mapping[str, Sequence[str]]) -> None:
-    if pattern == "graft" and not roles.get("graft", ["?"]):
-        raise UserError(f"{where}: there is no graft in this network (donor=none has none); strategy=full needs none")
+    if pattern in OF_A_GRAFT and not roles.get("graft", ["?"]):
+        raise UserError(
+            f"{where}: there is no graft in this network (donor=none has none), so nothing is '{pattern}'; strategy=full needs none"
+        )
     if pattern in roles:
         return  # there may be no adapter, or a donor where the stem was
     try:
@@ -103,37 +215,106 @@ def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: M
         raise unknown(f"pattern in {where} (it matches no parameter):", pattern, dict.fromkeys([*roles, *tops]))
 
 
-def _phases(spec: StrategySpec, what: str, epochs: int) -> list[Phase]:
+def _phases(
+    spec: StrategySpec,
+    what: str,
+    epochs: int,
+    parts: Mapping[str, Mapping[str, Sequence[str]]],
+    members: Mapping[str, Sequence[str]],
+) -> list[Phase]:
+    require(bool(spec.phases), f"{what} has no phases; it needs one that starts at epoch 0")
     phases: list[Phase] = []
-    if not spec.phases:
-        raise UserError(f"{what} has no phases; it needs one that starts at epoch 0")
     for name, phase in spec.phases.items():
         where = f"{what}, phase {name}"
-        if phase.epoch < 0:
-            raise UserError(f"{where} starts at epoch {phase.epoch}; epochs count from 0")
-        if phase.epoch >= epochs:
-            raise UserError(
-                f"{where} starts at epoch {phase.epoch}, but training ends after {epochs} epochs (0 to {epochs - 1})"
-            )
-        if not phases and phase.epoch != 0:
-            raise UserError(f"{where} is the first and starts at epoch {phase.epoch}; it must start at 0")
-        if phases and phase.epoch <= phases[-1].epoch:
-            raise UserError(
-                f"{where} starts at epoch {phase.epoch}, not after phase {phases[-1].name} at {phases[-1].epoch}"
-            )
-        for group in [*phase.train, *phase.freeze]:
-            if group not in spec.groups:
-                raise unknown(f"group in {where}:", group, spec.groups)
-        for group, multiplier in phase.train.items():
-            if not 0 < multiplier < math.inf:
-                raise UserError(
-                    f"{where} trains {group} at {multiplier} times the learning rate; it must be above 0 and finite, or freeze {group}"
-                )
-        for group in spec.groups:
-            if (group in phase.train) == (group in phase.freeze):
-                said = "both" if group in phase.train else "neither"
-                raise UserError(f"{where} must either train or freeze group '{group}'; it says {said}")
-        phases.append(Phase(name, phase.epoch, {group: phase.train.get(group, 0.0) for group in spec.groups}))
-    if not any(phase.trains(group) for phase in phases for group in spec.groups):
-        raise UserError(f"{what} never trains anything")
+        _check_phase(where, phase, spec, epochs, phases, members)
+        for label, epoch, frozen_parts in _stages_of(where, name, phase, parts, epochs):
+            lr = {}
+            for group in spec.groups:
+                own = _plan_groups(group, parts)
+                for index, of in enumerate(own):
+                    split, above = spec.split.get(group), len(own) - 1 - index
+                    scale = max(split.min_scale, split.decay**above) if split else 1.0
+                    lr[of] = 0.0 if of in frozen_parts else phase.train.get(group, 0.0) * scale
+            moving = {of for of, rate in lr.items() if rate > 0}
+            if phase.statistics is not None:
+                moving = {of for group in phase.statistics for of in _plan_groups(group, parts)}
+            warmup = {of: length for group, length in phase.warmup.items() for of in _plan_groups(group, parts)}
+            phases.append(Phase(label, epoch, lr, frozenset(moving), warmup, phase.plateau))
     return phases
+
+
+def _check_phase(
+    where: str,
+    phase: PhaseSpec,
+    spec: StrategySpec,
+    epochs: int,
+    before: Sequence[Phase],
+    members: Mapping[str, Sequence[str]],
+) -> None:
+    """Raise UserError for a phase that cannot be, after the phases `before` it."""
+    require(phase.epoch >= 0, f"{where} starts at epoch {phase.epoch}; epochs count from 0")
+    require(
+        phase.epoch < epochs,
+        f"{where} starts at epoch {phase.epoch}, but training ends after {epochs} epochs (0 to {epochs - 1})",
+    )
+    if not before:
+        require(phase.epoch == 0, f"{where} is the first and starts at epoch {phase.epoch}; it must start at 0")
+        require(phase.plateau.patience is None, f"{where} is the first: it has no plateau to wait for")
+    elif phase.epoch <= before[-1].epoch:
+        short = f"; schedule.epochs={epochs} is too short for it" if phase.epoch == before[-1].epoch else ""
+        raise UserError(
+            f"{where} starts at epoch {phase.epoch}, not after phase {before[-1].name} at {before[-1].epoch}{short}"
+        )
+    elif phase.plateau.patience is not None:
+        require(
+            phase.plateau.patience <= phase.epoch - before[-1].epoch - 1,
+            f"{where} waits for a plateau of {phase.plateau.patience} epochs, but starts at epoch {phase.epoch} in any case, before there can be one",
+        )
+    for key, named in {"train": phase.train, "freeze": phase.freeze, "warmup": phase.warmup,
+                       "top_down": phase.top_down, "statistics": phase.statistics or []}.items():  # fmt: skip
+        _check_groups(f"group in {where}, {key}:", named, spec.groups)
+    for group, multiplier in phase.train.items():
+        require(
+            0 < multiplier < math.inf,
+            f"{where} trains {group} at {multiplier} times the learning rate; it must be above 0 and finite, or freeze {group}",
+        )
+    for group in spec.groups:
+        if (group in phase.train) == (group in phase.freeze):
+            said = "both" if group in phase.train else "neither"
+            raise UserError(f"{where} must either train or freeze group '{group}'; it says {said}")
+    require(
+        any(members[group] for group in phase.train),
+        f"{where} trains nothing: {f'there is nothing in {listing(phase.train)} here' if phase.train else 'it freezes every group'}",
+    )
+    for key in ("warmup", "top_down"):
+        for group, length in getattr(phase, key).items():
+            require(group in phase.train, f"{where}, {key}: it does not train {group}")
+            require(0 <= length < math.inf, f"{where}, {key}.{group} is {length}; it must be 0 or more epochs")
+    for group, length in phase.warmup.items():
+        require(
+            phase.epoch + length <= epochs,
+            f"{where}, warmup.{group} takes {length:g} epochs from epoch {phase.epoch} on, but training ends after {epochs}",
+        )
+    for group in phase.top_down:
+        require(group in spec.split, f"{where}, top_down: group {group} is not taken apart; strategy.split.{group}.by=stage does it")  # fmt: skip
+        require(phase.plateau.patience is None, f"{where}: a phase with top_down starts at its epoch, not on a plateau")
+
+
+def _stages_of(
+    where: str, name: str, phase: PhaseSpec, parts: Mapping[str, Mapping[str, Sequence[str]]], epochs: int
+) -> list[tuple[str, int, frozenset[str]]]:
+    """(name, epoch, groups of the plan that do not train yet) of each stage of a phase: one, or as many as parts that
+    begin to train from the top down, spread evenly."""
+    begins = {f"{group}.{part}": phase.epoch + index * length // len(parts[group])
+              for group, length in phase.top_down.items()
+              for index, part in enumerate(reversed(parts[group]))}  # fmt: skip
+    for of, epoch in begins.items():
+        require(
+            epoch < epochs,
+            f"{where}: {of} would begin to train at epoch {epoch}, but training ends after {epochs} epochs",
+        )
+    stages = []
+    for epoch in sorted({phase.epoch, *begins.values()}):
+        label = name if epoch == phase.epoch else f"{name}+{epoch - phase.epoch}"
+        stages.append((label, epoch, frozenset(of for of, begin in begins.items() if begin > epoch)))
+    return stages

@@ -9,7 +9,8 @@ from layergraft.donors import TrainedDonor
 from layergraft.donors.cache import obtain
 from layergraft.donors.controls import CONTROLS, controlled
 from layergraft.donors.forms import Block, Conv, Place
-from layergraft.specs import Control, ScheduleSpec
+from layergraft.recipes import ScheduleSpec
+from layergraft.specs import Control
 
 FILTERS = torch.randn(64, 16, 3, 3, generator=torch.Generator().manual_seed(0)).cumsum(3) + 0.3  # neighbours alike
 

@@ -14,7 +14,8 @@ from layergraft.donors.cache import key_of, obtain
 from layergraft.donors.forms import Block, Conv, Place, Stem, form_of
 from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
-from layergraft.specs import Control, OptimSpec, ScheduleSpec
+from layergraft.recipes import OptimSpec, ScheduleSpec
+from layergraft.specs import Control
 from layergraft.training.fit import Backend
 
 SITE = Conv(4, 8, 3, 2, 1)

@@ -10,7 +10,7 @@ from layergraft.donors import EndToEndDonor
 from layergraft.donors.cache import obtain
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
-from layergraft.specs import OptimSpec, ScheduleSpec
+from layergraft.recipes import OptimSpec, ScheduleSpec
 
 HOST = CifarResNet("resnet8", width=4)
 

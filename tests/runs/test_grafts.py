@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import CPU, TINY
+from conftest import TINY
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
-from layergraft.runs.run import assemble, checked, execute, obtain_donors
+from layergraft.runs.assemble import assemble, checked, obtain_donors
+from layergraft.runs.run import execute
 from layergraft.store import run_folder
 
 HOST = ["host=resnet8", "host.width=4", "schedule.epochs=2", "optim.batch_size=25", "exec.device=cpu", "exec.threads=1"]
@@ -58,7 +59,7 @@ def arm(config, tmp_path):
 @pytest.mark.parametrize("name", ARMS)
 def test_every_kind_of_graft_trains_and_what_is_frozen_stays(name, arm):
     config = arm(name)
-    start = assemble(config, CPU)
+    start = assemble(config)
     assert start.key == checked(config).key
     record = execute(config)
     assert record["status"] == "completed", record.get("traceback")
@@ -124,14 +125,12 @@ def test_an_extracted_donor_is_checked_before_any_run(arm, tmp_path):
 
 
 def test_end_to_end_is_trained_on_the_source_even_in_a_host_with_weights(arm):
-    own, end_to_end = (
-        assemble(arm("self with weights", *more), CPU).network for more in ([], ["donor=end_to_end", EPOCHS])
-    )
+    own, end_to_end = (assemble(arm("self with weights", *more)).network for more in ([], ["donor=end_to_end", EPOCHS]))
     assert not torch.equal(own.layer3[0].conv2.weight, end_to_end.layer3[0].conv2.weight)
 
 
 def test_self_is_the_layer_of_a_host_that_was_trained_on_the_target(arm):
-    run = assemble(arm("self"), CPU)
+    run = assemble(arm("self"))
     metrics = run.donors[0].provenance["metrics"]
     assert run.donors[0].provenance["network"].startswith("network.resnet8-digits.seed0.") and metrics["test/acc"] > 0
     init = CifarResNet("resnet8", width=4).build((1, 8, 8), 5, seed=0)
@@ -142,7 +141,7 @@ def test_self_is_the_layer_of_a_host_that_was_trained_on_the_target(arm):
 
 
 def test_self_of_a_host_with_weights_changes_nothing(arm):
-    run = assemble(arm("self with weights"), CPU)
+    run = assemble(arm("self with weights"))
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(run.network.eval()(x), run.grafted.host.eval()(x))

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from conftest import TINY
 from layergraft.errors import UserError
 from layergraft.runs import run as runs
-from layergraft.runs.run import assemble, checked, execute
+from layergraft.runs.assemble import assemble, checked
+from layergraft.runs.run import execute
 from layergraft.training.fit import Backend
 from layergraft.training.module import Diverged
 
@@ -85,7 +86,7 @@ def test_scratch_does_not_depend_on_the_site(config):
 
 
 def test_arms_of_a_seed_share_host_data_and_order(config, tmp_path):
-    arms = [assemble(config(*TINY[:2], "optim.batch_size=25", f"exec.outputs={tmp_path}", *arm), CPU) for arm in
+    arms = [assemble(config(*TINY[:2], "optim.batch_size=25", f"exec.outputs={tmp_path}", *arm)) for arm in
             (["donor=none", "strategy=full"], ["donor=random", "strategy=freeze", "site=late"], TINY[2:3] + ["strategy=hybrid", "site=late"])]  # fmt: skip
     scratch = arms[0].network.state_dict()
     for arm in arms[1:]:

@@ -13,7 +13,8 @@ from layergraft.data.batches import Batches
 from layergraft.donors.cache import ALL_TRAINS
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.sites import survey
-from layergraft.specs import OptimSpec, ScheduleSpec, SurgerySpec
+from layergraft.recipes import OptimSpec, ScheduleSpec
+from layergraft.specs import SurgerySpec
 from layergraft.strategies import make_plan
 from layergraft.training.fit import fit
 from layergraft.training.module import norm_paths

@@ -10,7 +10,8 @@ from torch import nn
 from layergraft.data.batches import Batches
 from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
-from layergraft.specs import Device, OptimSpec, PhaseSpec, Precision, ScheduleSpec, StrategySpec
+from layergraft.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.specs import Device, Precision
 from layergraft.strategies import make_plan
 from layergraft.training.fit import Backend, fit
 from layergraft.training.module import Diverged, PlannedModule, norm_paths

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +13,19 @@ from torch.nn import functional as F
 from layergraft.data.images import ImageData, Split
 from layergraft.errors import UserError
 from layergraft.seeds import stream
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """What a training batch is."""
+
+    batch_size: int
+    accumulate: int = 1
+    """Batches that make one step."""
+    shift: int = 0
+    """Pixels that an image is moved by at most."""
+    mixup: float = 0.0
+    """alpha of the Beta(alpha, alpha) that two images of a batch are mixed by (Zhang et al., mixup, 2018); 0: none are."""
 
 
 class Normalize:
@@ -27,21 +41,28 @@ class Normalize:
 
 
 class TrainBatches:
-    """Shuffled, augmented batches `(x_NCHW float, y_N)` of a split, a new order each epoch.
+    """Shuffled, augmented batches `(x_NCHW float, y_N)` of a split, a new order each epoch; with `mixup` the labels are
+    shares of the classes, `(N, num_classes)` float.
 
-    Order and augmentation are a function of (seed, epoch), drawn on the CPU, so that they are the same on every
-    device and do not depend on what ran before. The last, smaller batch of an epoch is left out. Lightning tells
-    the epoch through `sampler.set_epoch`, as it does to torch's own distributed sampler.
+    Order, augmentation and mixing are a function of (seed, epoch), drawn on the CPU, so that they are the same on every
+    device and do not depend on what ran before. What is left of an epoch after the last full step (`accumulate`
+    batches) is left out. Lightning tells the epoch through `sampler.set_epoch`, as it does to torch's own distributed
+    sampler, and keeps in a checkpoint, through `state_dict`, where in the epoch it was.
     """
 
     def __init__(
-        self, split: Split, normalize: Normalize, batch_size: int, shift: int, seed: int, device: torch.device
+        self, split: Split, normalize: Normalize, spec: BatchSpec, num_classes: int, seed: int, device: torch.device
     ) -> None:
-        if len(split) < batch_size:
-            raise UserError(f"optim.batch_size is {batch_size}, but there are only {len(split)} training images")
+        per_step = spec.batch_size * spec.accumulate
+        if len(split) < per_step:
+            times = f" x optim.accumulate={spec.accumulate}" if spec.accumulate > 1 else ""
+            raise UserError(
+                f"optim.batch_size is {spec.batch_size}{times}, but there are only {len(split)} training images"
+            )
         self.x_NCHW = torch.from_numpy(split.x_NCHW).to(device)
         self.y_N = torch.from_numpy(split.y_N).to(device)
-        self.normalize, self.batch_size, self.shift, self.seed, self.epoch = normalize, batch_size, shift, seed, 0
+        self.normalize, self.spec, self.num_classes, self.seed = normalize, spec, num_classes, seed
+        self.epoch, self.position, self.rank, self.num_ranks = 0, (0, 0), 0, 1
 
     @property
     def sampler(self) -> TrainBatches:
@@ -50,19 +71,57 @@ class TrainBatches:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    def state_dict(self) -> dict[str, int]:
+        return dict(zip(("epoch", "batch"), self.position, strict=True))
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = (state["epoch"], state["batch"])
+
+    def share_out(self, rank: int, num_ranks: int) -> None:
+        """From now on give only this rank's part of each batch. Raises UserError where it cannot be shared evenly."""
+        if self.spec.batch_size % num_ranks:
+            raise UserError(f"optim.batch_size is {self.spec.batch_size}; {num_ranks} devices cannot share it evenly")
+        self.rank, self.num_ranks = rank, num_ranks
+
     def __len__(self) -> int:
-        return len(self.y_N) // self.batch_size
+        return len(self.y_N) // (self.spec.batch_size * self.spec.accumulate) * self.spec.accumulate
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.Generator().manual_seed(stream(self.seed, "order", self.epoch))
-        augment = torch.Generator().manual_seed(stream(self.seed, "augment", self.epoch))
+        epoch, done = self.position
+        done = done if epoch == self.epoch else 0
+        for number, batch in enumerate(self.of_epoch(self.epoch)):
+            if number >= done:
+                self.position = (self.epoch, number + 1)
+                yield batch
+
+    def of_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of `epoch`, all of them."""
+        order = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
+        augment = torch.Generator().manual_seed(stream(self.seed, "augment", epoch))
+        mixing = np.random.default_rng(stream(self.seed, "mixup", epoch))
         index_N = torch.randperm(len(self.y_N), generator=order)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            index = index_N[start : start + self.batch_size].to(self.y_N.device)
-            x = self.x_NCHW[index]
-            if self.shift:
-                x = shifted(x, torch.randint(0, 2 * self.shift + 1, (len(index), 2), generator=augment), self.shift)
-            yield self.normalize(x), self.y_N[index]
+        size, shift = self.spec.batch_size, self.spec.shift
+        for start in range(0, len(self) * size, size):
+            index = index_N[start : start + size]
+            offset = torch.randint(0, 2 * shift + 1, (size, 2), generator=augment) if shift else None
+            x, y = self._images(index, offset)
+            if self.spec.mixup:
+                part = mixing.beta(self.spec.mixup, self.spec.mixup)
+                partner = torch.from_numpy(mixing.permutation(size))
+                other_x, other_y = self._images(index[partner], offset[partner] if shift else None)
+                x = part * x + (1 - part) * other_x
+                shares = [F.one_hot(labels, self.num_classes).float() for labels in (y, other_y)]
+                y = part * shares[0] + (1 - part) * shares[1]
+            yield x, y
+
+    def _images(self, index_N: Tensor, offset_N2: Tensor | None) -> tuple[Tensor, Tensor]:
+        """This rank's part of the images at `index_N`, moved by their offsets, and their labels."""
+        part = slice(self.rank, None, self.num_ranks)
+        index = index_N[part].to(self.y_N.device)
+        x = self.x_NCHW[index]
+        if offset_N2 is not None:
+            x = shifted(x, offset_N2[part], self.spec.shift)
+        return self.normalize(x), self.y_N[index]
 
 
 def shifted(x_NCHW: Tensor, offset_N2: Tensor, shift: int) -> Tensor:
@@ -103,12 +162,12 @@ class Batches:
     test: EvalBatches
 
     @classmethod
-    def of(cls, data: ImageData, batch_size: int, shift: int, seed: int, device: str) -> Batches:
-        """Raises UserError where there are fewer training images than a batch takes."""
+    def of(cls, data: ImageData, spec: BatchSpec, seed: int, device: str) -> Batches:
+        """Raises UserError where there are fewer training images than a step takes."""
         where = torch.device(device)
         normalize = Normalize(data.train, where)
         return cls(
-            TrainBatches(data.train, normalize, batch_size, shift, seed, where),
+            TrainBatches(data.train, normalize, spec, data.num_classes, seed, where),
             EvalBatches(data.val, normalize, where),
             EvalBatches(data.test, normalize, where),
         )

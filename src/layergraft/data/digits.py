@@ -11,7 +11,8 @@ from functools import lru_cache
 import numpy as np
 
 from layergraft.data.images import ImageData, Split, few_shot, fingerprint, keep_classes
-from layergraft.specs import DataSpec, register
+from layergraft.schema import register
+from layergraft.specs import DataSpec
 
 
 @register("data", "digits")

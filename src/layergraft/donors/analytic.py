@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from layergraft.donors.forms import Conv, Form, Place
 from layergraft.donors.random import require_conv
+from layergraft.errors import require
+from layergraft.schema import register
 from layergraft.seeds import stream
-from layergraft.specs import MISSING, DataSpec, LearnedDonorSpec, register, require
+from layergraft.specs import MISSING, DataSpec, LearnedDonorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -20,11 +20,13 @@ from layergraft.donors.extracted import ExtractedDonor
 from layergraft.donors.forms import Form, Place, describe, from_json, to_json
 from layergraft.donors.random import RandomDonor
 from layergraft.donors.trained import TrainedDonor
-from layergraft.errors import RunFailed, UserError
+from layergraft.errors import RunFailed, UserError, require
 from layergraft.files import digest, label, write_json
 from layergraft.hosts import weights
+from layergraft.recipes import OptimSpec, PhaseSpec, StrategySpec
+from layergraft.schema import canonical
 from layergraft.seeds import stream
-from layergraft.specs import RESULT_VERSION, Control, OptimSpec, PhaseSpec, StrategySpec, canonical, require
+from layergraft.specs import RESULT_VERSION, Control
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from layergraft.training.fit import Backend
 
 WEIGHTS, PROVENANCE, NETWORK = "donor.safetensors", "donor.json", "network.safetensors"
-ALL_TRAINS = StrategySpec("all", {"all": [".*"]}, {"start": PhaseSpec(0, train={"all": 1.0})})
+ALL_TRAINS = StrategySpec("all", groups={"all": [".*"]}, phases={"start": PhaseSpec(0, {"all": 1.0})})
 AnyDonor = RandomDonor | TrainedDonor | EndToEndDonor | ExtractedDonor | GaborDonor | PatchDonor
 
 
@@ -50,8 +52,11 @@ class Donor:
 
 def require_batch(where: str, optim: OptimSpec, data: ImageData) -> None:
     """Raise UserError where the training split has fewer images than a batch takes."""
-    have = len(data.train)
-    require(optim.batch_size <= have, f"{where}.batch_size is {optim.batch_size}, but there are {have} training images")
+    have, times = len(data.train), f" x {where}.accumulate={optim.accumulate}" if optim.accumulate > 1 else ""
+    require(
+        optim.batch_size * optim.accumulate <= have,
+        f"{where}.batch_size is {optim.batch_size}{times}, but there are {have} training images",
+    )
 
 
 def source_data(spec: AnyDonor, place: Place) -> ImageData | None:
@@ -66,9 +71,9 @@ def source_data(spec: AnyDonor, place: Place) -> ImageData | None:
     except UserError as error:
         raise UserError(f"donor: {error}") from error
     if hasattr(spec, "optim"):
-        from layergraft.training.module import check
+        from layergraft.training.optimizers import class_of
 
-        check(spec.optim, spec.schedule)
+        class_of(spec.optim)
         require_batch("donor.optim", spec.optim, data)
     if isinstance(spec, EndToEndDonor):
         return data.with_channels(spec.host.in_channels)
@@ -219,21 +224,21 @@ def _fit(
     """Train `network` in place on one thread and return its figures. Raises RunFailed, with `key`, where it diverges."""
     import torch
 
-    from layergraft.data.batches import Batches
+    from layergraft.data.batches import Batches, BatchSpec
     from layergraft.strategies import make_plan
-    from layergraft.training.fit import fit
+    from layergraft.training.fit import Recipe, fit
     from layergraft.training.module import Diverged, norm_paths
 
     names = [name for name, _ in network.named_parameters()]
     plan = make_plan(ALL_TRAINS, names, norm_paths(network), {}, spec.schedule.epochs)
-    batches = Batches.of(
-        data, spec.optim.batch_size, spec.data.shift, stream(spec.seed, "donor", "data"), backend.device
-    )
+    batch = BatchSpec(spec.optim.batch_size, spec.optim.accumulate, spec.data.shift)
+    batches = Batches.of(data, batch, stream(spec.seed, "donor", "data"), backend.device)
     # One thread, whoever asks: the number of threads changes the last bits, and runs share what comes out.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        fitted = fit(network, plan, batches, optim=spec.optim, schedule=spec.schedule, backend=backend, folder=folder)
+        one = replace(backend, devices=1, compile=False)
+        fitted = fit(network, plan, batches, Recipe(spec.optim, spec.schedule), one, folder=folder)
     except Diverged as error:
         raise RunFailed(f"the donor {key} diverged: {error}") from error
     finally:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from layergraft.donors.forms import Conv, Form, Place, Stem, form_of
 from layergraft.errors import UserError, unknown
+from layergraft.recipes import OptimSpec, ScheduleSpec
+from layergraft.schema import register
 from layergraft.seeds import stream
-from layergraft.specs import MISSING, DataSpec, HostSpec, LearnedDonorSpec, OptimSpec, ScheduleSpec, register
+from layergraft.specs import MISSING, DataSpec, HostSpec, LearnedDonorSpec
 
 if TYPE_CHECKING:
     from torch import nn

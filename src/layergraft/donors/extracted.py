@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from layergraft import checkpoints
 from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem
 from layergraft.errors import UserError, listing, unknown
-from layergraft.specs import MISSING, LearnedDonorSpec, register
+from layergraft.schema import register
+from layergraft.specs import MISSING, LearnedDonorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

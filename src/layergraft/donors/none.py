@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from layergraft.specs import DonorSpec, register
+from layergraft.schema import register
+from layergraft.specs import DonorSpec
 
 
 @register("donor", "none")

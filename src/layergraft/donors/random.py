@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from layergraft.donors.forms import Form, Place, Stem
 from layergraft.errors import UserError
+from layergraft.schema import register
 from layergraft.seeds import stream
-from layergraft.specs import DonorSpec, register
+from layergraft.specs import DonorSpec
 
 if TYPE_CHECKING:
     from torch import nn

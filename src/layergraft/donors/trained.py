@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem
 from layergraft.donors.random import chosen_form, initial
-from layergraft.errors import UserError
+from layergraft.errors import UserError, require
+from layergraft.recipes import OptimSpec, ScheduleSpec
+from layergraft.schema import register
 from layergraft.seeds import stream
-from layergraft.specs import MISSING, DataSpec, LearnedDonorSpec, OptimSpec, ScheduleSpec, register, require
+from layergraft.specs import MISSING, DataSpec, LearnedDonorSpec
 
 if TYPE_CHECKING:
     from torch import nn

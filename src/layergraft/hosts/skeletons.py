@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from layergraft.hosts.blocks import blank
 from layergraft.hosts.sites import Site, survey
 from layergraft.hosts.weights import fingerprint, matching
-from layergraft.specs import HostSpec, canonical
+from layergraft.schema import canonical
+from layergraft.specs import HostSpec
 
 if TYPE_CHECKING:
     from torch import nn

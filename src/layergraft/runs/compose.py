@@ -15,10 +15,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import layergraft.data  # noqa: F401  each registers its specs
-import layergraft.donors  # noqa: F401
 import layergraft.hosts  # noqa: F401
+from layergraft.donors import NoDonor
 from layergraft.errors import unknown
-from layergraft.specs import Config, validate
+from layergraft.schema import validate
+from layergraft.specs import Config
 
 
 def conf_dir() -> Path:
@@ -53,6 +54,8 @@ def _built(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     validate(config)
+    if not config.strategy.graft:
+        config.donor = NoDonor()
     return config
 
 

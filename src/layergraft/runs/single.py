@@ -10,18 +10,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from layergraft.activations import see
 from layergraft.donors import NoDonor
 from layergraft.donors.cache import Donor
 from layergraft.donors.forms import describe
 from layergraft.errors import RunFailed, UserError
 from layergraft.hosts import sites, weights
 from layergraft.hosts.skeletons import skeleton
-from layergraft.runs.run import assemble, calibration_images, checked, execute, obtain_donors, outputs_of, sites_of
+from layergraft.runs.assemble import assemble, calibration_images, checked, obtain_donors, outputs_of, sites_of
+from layergraft.runs.run import execute
 from layergraft.specs import Config
 from layergraft.store import run_folder
 from layergraft.surgery.calibrate import reconstruction_error
-from layergraft.surgery.inspect import step_zero, watched
-from layergraft.training.fit import Backend
 
 TEXT_COLUMNS = ("path", "kind", "in", "out", "norm after it", "output of")
 
@@ -40,7 +40,8 @@ class _EpochBar(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         accuracy = pl_module.curves[-1]["val/acc"]
-        self.progress.update(self.task, advance=1, description=f"validation {accuracy:.1f}%")
+        done = trainer.current_epoch + 1
+        self.progress.update(self.task, completed=done, description=f"validation {accuracy:.1f}%")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.progress.stop()
@@ -112,8 +113,7 @@ def print_sites(config: Config) -> None:
 def print_surgery(config: Config) -> None:
     """What this run's surgery does, before any training: the operation, the parts, step-0 activations and loss."""
     checked(config)
-    backend = Backend.resolve(config.exec.device, config.precision)
-    run = assemble(config, backend)
+    run = assemble(config)
     grafted = run.grafted
     if grafted is None:
         raise UserError("donor=none puts nothing in, so there is no surgery to show")
@@ -129,8 +129,8 @@ def print_surgery(config: Config) -> None:
         for graft in grafted.grafts:
             left = reconstruction_error(grafted, graft, images)
             print(f"{graft.chain} differs from the intact host by {100 * left:.2g}% of its output's power")
-    paths = watched(sites_of(config, run.data), grafted, config.host.roles["head"])
-    before, after = (step_zero(network, paths, images, labels) for network in (grafted.host, grafted.network))
+    paths = grafted.watched(sites_of(config, run.data))
+    before, after = (see(network, paths, images, labels) for network in (grafted.host, grafted.network))
     print(f"\nstep 0 on {len(labels)} training images, in evaluation mode (norms without statistics take the batch's)")
     changed = {path for graft in grafted.grafts for path in graft.replaced}
     rows = []

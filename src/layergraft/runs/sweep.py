@@ -18,9 +18,10 @@ from layergraft.donors.cache import PROVENANCE
 from layergraft.errors import UserError
 from layergraft.explain import explain
 from layergraft.files import write_json
+from layergraft.runs.assemble import axes, checked, outputs_of, prepare_donors
 from layergraft.runs.compose import Composer
 from layergraft.runs.pool import Failed, Pool
-from layergraft.runs.run import axes, checked, execute, outputs_of, prepare_donors
+from layergraft.runs.run import execute
 from layergraft.specs import Config
 from layergraft.store import RECORD, is_done, read_record, run_folder
 

@@ -7,17 +7,16 @@ LSUV, Mishkin & Matas 2016 (tolerance 0.1, at most 10 steps).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from layergraft.activations import BATCH, measuring
 from layergraft.specs import SurgerySpec
 from layergraft.surgery.fit import start_identity
 from layergraft.surgery.operations import Graft, Grafted
 
-BATCH = 128  # images at a time, which is what batch norm's re-estimated statistics are of
 PIECE = 16  # images at a time where activations are widened to float64
 RANK_TOLERANCE = 1e-10  # directions with less than this share of the power are rounding noise of float32 activations
 
@@ -49,34 +48,6 @@ def calibrated(grafted: Grafted, images_NCHW: Tensor, spec: SurgerySpec) -> Graf
         with measuring(grafted.network), torch.no_grad():
             reestimate(grafted.network, batches)
     return grafted.with_changes()
-
-
-@contextmanager
-def measuring(network: nn.Module, anew: bool = False) -> Iterator[None]:
-    """Evaluation mode, but a batch norm whose statistics are still those it was born with, or any for `anew`, takes
-    the batch's, as in training's first step: without statistics, activations would grow from block to block.
-
-    Nothing is moved: statistics, counts and modes are afterwards what they were.
-    """
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    tracking = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
-    norms = [norm for norm in tracking if anew or _is_new(norm)]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.training, norm.momentum = True, 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _is_new(norm: nn.BatchNorm2d) -> bool:
-    return not norm.running_mean.any() and bool((norm.running_var == 1).all())
 
 
 class _Found(Exception):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from layergraft.donors.forms import Block, Conv, Place, Stem, describe, form_of
 from layergraft.errors import UserError
-from layergraft.hosts.sites import Site
+from layergraft.hosts.sites import BLOCK, STAGE, Site
 from layergraft.seeds import stream
 from layergraft.specs import SurgerySpec
 from layergraft.surgery.fit import dropped_bias, fitted, start_identity, start_random
@@ -122,6 +122,20 @@ class Grafted:
             number = sum(self.network.get_parameter(name).numel() for name in names)
             lines.append(f"{part:<12}{len(names):>4} tensors {number:>12,} parameters")
         return "\n".join(lines)
+
+    def watched(self, sites: Mapping[str, Site]) -> list[str]:
+        """Module paths, in the network as in the host, where the surgery can be seen: each site, the norm and the block
+        that it is in, the stages from there on, the head. `sites` are all of the host's."""
+        order = list(sites)
+        chosen = set(self.head)
+        first = min(order.index(graft.site.path) for graft in self.grafts)
+        for graft in self.grafts:
+            path = graft.site.path
+            chosen |= {path, *graft.replaced, *([graft.site.norm] if graft.site.norm else [])}
+            chosen |= {outer for outer, site in sites.items() if site.kind == BLOCK and path.startswith(outer + ".")}
+        last = {path: max(order.index(other) for other in order if under(other, [path])) for path in order}
+        chosen |= {path for path, site in sites.items() if site.kind == STAGE and last[path] >= first}
+        return [path for path, _ in self.host.named_modules() if path in chosen]
 
     @property
     def num_added(self) -> int:

@@ -5,29 +5,38 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor, nn
+from torch import nn
 
-from layergraft.specs import Device, OptimSpec, Precision, ScheduleSpec
+from layergraft.errors import UserError, require
+from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
+from layergraft.specs import Device, Precision
 from layergraft.strategies import Plan
-from layergraft.training.module import Diverged, PlannedModule, require_device
+from layergraft.training.averages import Averages
+from layergraft.training.checkpoints import CHECKPOINT, Checkpoints
+from layergraft.training.module import Diverged, PlannedModule
+from layergraft.training.optimizers import make
 from layergraft.training.unfreeze import UnfreezeByPhase
 
 
 class Batches(Protocol):
-    """What `fit` asks of data: iterables of `(x_NCHW float, y_N int64)` that lie on the device already."""
+    """What `fit` asks of data: iterables of `(x_NCHW float, y_N int64)` that lie on the device already.
 
-    train: Iterable[tuple[Tensor, Tensor]]
-    val: Iterable[tuple[Tensor, Tensor]]
-    test: Iterable[tuple[Tensor, Tensor]]
+    `train` has a length, `of_epoch(epoch)`, which gives the batches of any epoch, and, for more than one device,
+    `share_out(rank, num_ranks)`.
+    """
+
+    train: Any
+    val: Any
+    test: Any
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,9 @@ class Backend:
 
     device: str
     precision: str
+    devices: int = 1
+    """Processes that share each batch."""
+    compile: bool = False
 
     @classmethod
     def resolve(cls, device: Device, precision: Precision) -> Backend:
@@ -43,7 +55,10 @@ class Backend:
         name = device.name
         if device is Device.auto:
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        require_device(name)
+        if name == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                "exec asks for CUDA, but torch sees no CUDA device here; exec=auto or exec=cpu does without"
+            )
         if precision is Precision.auto:
             precision = Precision.bf16_mixed if name == "cuda" else Precision.float32
         return cls(name, precision.name)
@@ -59,6 +74,27 @@ class Backend:
             torch.backends.cudnn.allow_tf32 = before
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How to train, less the plan."""
+
+    optim: OptimSpec
+    schedule: ScheduleSpec
+    regularizer: RegularizerSpec = field(default_factory=RegularizerSpec)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Whether and where checkpoints are written, and which one to go on from."""
+
+    folder: Path
+    every: float | None = None
+    """Seconds between two; 0: after every step; None: as often as costs 2% of the time."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the run is; a checkpoint of another is not for it."""
+    resume: Path | None = None
+
+
 @dataclass
 class Fitted:
     """What came of training: one point an epoch (from 0), and the test split read once, after the last."""
@@ -67,17 +103,23 @@ class Fitted:
     test_loss: float
     test_acc: float
     """Percent."""
+    val_acc: float
+    """Percent, of the network as it is kept: an average of weights where one was asked for."""
+    epochs: int
+    """As planned; early stopping may have ended training sooner."""
 
     def summary(self) -> dict[str, float]:
         """The figures that runs are compared by; accuracies in percent.
 
-        `val/aulc` is the area under the learning curve: the mean validation accuracy over the epochs.
+        `val/aulc` is the area under the learning curve: the mean validation accuracy over the planned epochs, the last
+        one standing for those that early stopping has saved.
         """
         accuracies = [point["val/acc"] for point in self.curves]
+        accuracies += accuracies[-1:] * (self.epochs - len(accuracies))
         return {
             "test/acc": self.test_acc,
             "test/loss": self.test_loss,
-            "val/acc": accuracies[-1],
+            "val/acc": self.val_acc,
             "val/aulc": sum(accuracies) / len(accuracies),
             "train/loss": self.curves[-1]["train/loss"],
         }
@@ -86,60 +128,135 @@ class Fitted:
 class EventsLogger(TensorBoardLogger):
     """TensorBoard events alone, straight in the folder: a run's config is in its own file, not in hparams.yaml."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, name="", version="", default_hp_metric=False)
+    def __init__(self, folder: Path, **of_the_writer: Any) -> None:
+        super().__init__(folder, name="", version="", default_hp_metric=False, **of_the_writer)
 
     def save(self) -> None:
         self.experiment.flush()
+
+
+class Probe(Protocol):
+    """What looks at a network after some epochs; it may not move anything."""
+
+    def look(self, module: PlannedModule, epochs_done: int) -> None: ...
+
+
+class _Look(pl.Callback):
+    """Has the probe look before the first step and at the end of each epoch; which of them it takes is its affair."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        if trainer.global_step == 0:
+            self.probe.look(pl_module, 0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        self.probe.look(pl_module, trainer.current_epoch + 1)
+
+
+def check(network: nn.Module, plan: Plan, recipe: Recipe, backend: Backend) -> None:
+    """Raise UserError for an optimizer that cannot be, or a network that the devices cannot share.
+
+    `network` may lie on the meta device.
+    """
+    make(network, plan, recipe.optim)
+    require(
+        recipe.optim.batch_size % backend.devices == 0,
+        f"optim.batch_size is {recipe.optim.batch_size}; exec.devices={backend.devices} cannot share it evenly",
+    )
+    if backend.devices > 1 and backend.device == "cpu":
+        moving = any(phase.statistics & set(plan.norms.values()) for phase in plan.phases)
+        require(
+            not moving,
+            f"exec.devices={backend.devices} on a CPU: batch norm over several processes needs CUDA; host.norm=group does without",
+        )
 
 
 def fit(
     network: nn.Module,
     plan: Plan,
     batches: Batches,
-    *,
-    optim: OptimSpec,
-    schedule: ScheduleSpec,
+    recipe: Recipe,
     backend: Backend,
+    *,
     folder: Path | None = None,
-    hparams: Mapping[str, str | int] | None = None,
+    saving: Saving | None = None,
+    probe: Probe | None = None,
+    report: Callable[[Fitted, EventsLogger], None] | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> Fitted:
-    """Train `network` in place for `schedule.epochs` epochs and judge it on the test batches once.
+    """Train `network` in place and judge it on the test batches once.
 
-    TensorBoard events go to `folder`, with `hparams` and the summary for its HParams tab at the end. Raises `training.module.Diverged` when the loss stops being finite.
+    TensorBoard events go to `folder`, with whatever `report` adds at the end. With `saving`, checkpoints are written and
+    training goes on from one. Over several devices (`backend.devices`) this is what each process does for its part of
+    the batches; `training.ranks.fit` starts them. Raises `training.module.Diverged` when the loss stops being finite.
     """
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    module = PlannedModule(network, plan, optim, schedule)
-    logger = EventsLogger(folder) if folder is not None else None
+    schedule, optim = recipe.schedule, recipe.optim
+    steps = len(batches.train) // optim.accumulate
+    module = PlannedModule(network, plan, optim, schedule, recipe.regularizer, steps, backend.compile)
+    averages = None
+    if recipe.regularizer.ema is not None or recipe.regularizer.swa is not None:
+        averages = Averages(network, recipe.regularizer, schedule.epochs)
+    checkpoints = Checkpoints(saving.folder / CHECKPOINT, saving.every, saving.facts) if saving else None
+    logger = EventsLogger(folder, purge_step=_resumed_epoch(saving)) if folder is not None else None
+    # The order matters: phases first; what is saved at the end of an epoch is what all others have left.
+    own = [UnfreezeByPhase(), averages, _Look(probe) if probe else None, *callbacks, checkpoints]
     trainer = pl.Trainer(
         accelerator="gpu" if backend.device == "cuda" else "cpu",
-        devices=1,
+        devices=backend.devices,
+        strategy=_strategy(backend),
         precision={"float32": "32-true", "bf16_mixed": "bf16-mixed"}[backend.precision],
         max_epochs=schedule.epochs,
+        accumulate_grad_batches=optim.accumulate,
+        gradient_clip_val=optim.clip_norm,
         logger=logger or False,
-        callbacks=[UnfreezeByPhase(), *callbacks],
+        callbacks=[callback for callback in own if callback is not None],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+    resume = saving.resume if saving else None
     with warnings.catch_warnings(), backend.arithmetic():
         # The batches are made on the device: there are no workers to add, and nothing is logged within an epoch.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 uses what torch 2.15 deprecates
-        trainer.fit(module, batches.train, batches.val)
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen is
+        trainer.fit(module, batches.train, batches.val, ckpt_path=resume, weights_only=True if resume else None)
+        val_acc = module.curves[-1]["val/acc"]
+        if averages is not None:
+            averages.finish(module, batches.train.of_epoch(schedule.epochs))
+            trainer.validate(module, batches.val, verbose=False)
+            _, val_acc = module.evaluated()
+        if probe is not None:
+            probe.look(module, -1)
         trainer.test(module, batches.test, verbose=False)
     test_loss, test_acc = module.evaluated()
     if not math.isfinite(test_loss):
         raise Diverged(f"the test loss is {test_loss}")
-    fitted = Fitted(module.curves, test_loss, test_acc)
+    fitted = Fitted(module.curves, test_loss, test_acc, val_acc, schedule.epochs)
     if logger is not None:
-        if hparams is not None:
-            # Under names of their own: TensorBoard keeps these as scalars too, at step 0, amid a curve of that name.
-            final = {f"final/{name.replace('/', '_')}": value for name, value in fitted.summary().items()}
-            logger.log_hyperparams(dict(hparams), final)
+        if report is not None:
+            report(fitted, logger)
         logger.finalize("success")
     return fitted
+
+
+def _resumed_epoch(saving: Saving | None) -> int | None:
+    """From which step on the events in the folder are of a run that was cut off; None where none are."""
+    if saving is None or saving.resume is None:
+        return None
+    return torch.load(saving.resume, map_location="cpu", weights_only=True, mmap=True)["epoch"]
+
+
+def _strategy(backend: Backend) -> Any:
+    if backend.devices == 1:
+        return "auto"
+    # Parameters are frozen and thawed while the processes run, so all are registered and some are not used.
+    return pl.strategies.DDPStrategy(
+        find_unused_parameters=True, process_group_backend="nccl" if backend.device == "cuda" else "gloo"
+    )

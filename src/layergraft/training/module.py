@@ -2,114 +2,155 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layergraft.errors import UserError, unknown
-from layergraft.specs import OptimSpec, ScheduleSpec
-from layergraft.strategies import Phase, Plan
+from layergraft.errors import UserError
+from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
+from layergraft.strategies import Phase, Plan, epochs_to_plateau
+from layergraft.training import gradients, optimizers
 
-NORMS = (nn.modules.batchnorm._NormBase,)  # what has running statistics: batch and instance norm
-
-OPTIMIZERS = {
-    "adam": lambda groups, spec: torch.optim.Adam(groups, lr=spec.lr, weight_decay=spec.weight_decay, fused=True),
-    "adamw": lambda groups, spec: torch.optim.AdamW(groups, lr=spec.lr, weight_decay=spec.weight_decay, fused=True),
-    "sgd": lambda groups, spec: torch.optim.SGD(
-        groups, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
-    ),
-}
-
-# How much of the learning rate is left at `epoch` of `epochs`.
-SCHEDULES = {
-    "constant": lambda epoch, epochs: 1.0,
-    "cosine": lambda epoch, epochs: (1 + math.cos(math.pi * epoch / epochs)) / 2,
-}
+STATISTICS = (nn.modules.batchnorm._NormBase,)  # what has running statistics: batch and instance norm
+NORMS = (*STATISTICS, nn.GroupNorm, nn.LayerNorm)
 
 
 class Diverged(Exception):
     """The loss is no longer a finite number."""
 
 
-def check(optim: OptimSpec, schedule: ScheduleSpec) -> None:
-    """Raise UserError for an optimizer or schedule that does not exist."""
-    if optim.name not in OPTIMIZERS:
-        raise unknown("optimizer in optim.name:", optim.name, OPTIMIZERS)
-    if schedule.name not in SCHEDULES:
-        raise unknown("schedule in schedule.name:", schedule.name, SCHEDULES)
-
-
 class PlannedModule(pl.LightningModule):
     """A classifier (`x_NCHW` to logits) that learns as its plan says.
 
-    Every parameter is in the optimizer from step 0, in groups named as in the plan; one multiplier a group and epoch
-    comes from plan and schedule together. Losses are kept on the device and read once an epoch, so that no step
-    waits for the device.
+    Every parameter is in the optimizer from step 0, in groups named as in the plan; the learning rate of each is set
+    before each step, a function of the step and of the curves so far. Losses are kept on the device and read once an
+    epoch, so that no step waits for the device. What a checkpoint needs beside weights and optimizer is saved with it:
+    the curves, the losses of the epoch so far, the learning rates by tensor, the state of torch's generator.
     """
 
-    def __init__(self, network: nn.Module, plan: Plan, optim: OptimSpec, schedule: ScheduleSpec) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        plan: Plan,
+        optim: OptimSpec,
+        schedule: ScheduleSpec,
+        regularizer: RegularizerSpec,
+        steps_per_epoch: int,
+        compile: bool = False,
+    ) -> None:
         super().__init__()
-        check(optim, schedule)
         self.network, self.plan, self.optim, self.schedule = network, plan, optim, schedule
+        self.regularizer, self.steps_per_epoch, self.compiles = regularizer, steps_per_epoch, compile
         self.parameters_of = {
             group: [network.get_parameter(name) for name in names] for group, names in plan.groups.items()
         }
-        self.norms_of: dict[str, list[nn.Module]] = {group: [] for group in plan.groups}
+        self.norms_of: dict[str, list[nn.Module]] = {}
         for path, group in plan.norms.items():
-            self.norms_of[group].append(network.get_submodule(path))
+            self.norms_of.setdefault(group, []).append(network.get_submodule(path))
+        anchored = [(group, p) for group in plan.anchor for p in self.parameters_of[group] if optimizers.is_anchored(p)]
+        self.anchors = [(plan.anchor[group], p, p.detach().clone()) for group, p in anchored]
         self.phase: Phase | None = None
         self.curves: list[dict[str, float]] = []
-        self._train_losses: list[Tensor] = []
+        self.by_tensor: dict[str, float] = {}
+        """Parameter -> share of its group's learning rate; empty: all of it."""
+        self._losses: list[Tensor] = []
         self._counts: list[Tensor] = []
 
-    def apply_phase(self, phase: Phase) -> None:
+    # Phases
+
+    def apply_phase(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
         """Make the network train what `phase` trains and hold still what it freezes, statistics included.
 
-        Idempotent. A frozen parameter's gradient is dropped: the optimizer would go on moving it by weight decay and
-        momentum while a stale one is there.
+        Idempotent. A frozen parameter loses its gradient (the optimizer would go on moving it by weight decay and
+        momentum while a stale one is there) and its state in the optimizer, so that it starts anew if it thaws.
         """
+        changed = phase != self.phase
         self.phase = phase
-        for group, parameters in self.parameters_of.items():
-            for parameter in parameters:
-                parameter.requires_grad_(phase.trains(group))
-                if not phase.trains(group):
+        for group in optimizer.param_groups:
+            trains = phase.trains(group["group"])
+            for parameter in group["params"]:
+                parameter.requires_grad_(trains)
+                if not trains:
                     parameter.grad = None
+                    optimizer.state.pop(parameter, None)
+                elif parameter not in optimizer.state:
+                    state = optimizers.initial_state(optimizer, group, parameter)
+                    if state:
+                        optimizer.state[parameter] = state
         self.train(self.training)
+        if self.compiles and changed:
+            torch.compiler.reset()  # a graph of the phase before may be taken for this one's (pytorch issue 139476)
+            self.network.compile()
 
     def train(self, mode: bool = True) -> PlannedModule:
         super().train(mode)
         if mode and self.phase is not None:
             for group, norms in self.norms_of.items():
-                if not self.phase.trains(group):
+                if group not in self.phase.statistics:
                     for norm in norms:
                         norm.eval()
         return self
 
-    def multiplier(self, group: str, epoch: int) -> float:
-        """What `optim.lr` is multiplied by for `group` in `epoch`."""
-        return self.plan.phase(epoch).lr[group] * SCHEDULES[self.schedule.name](epoch, self.schedule.epochs)
+    def moving_norms(self) -> list[nn.Module]:
+        """Norm layers whose statistics moved in the last epoch."""
+        phase = self.plan.phase(len(self.curves) - 1, self.curves)
+        return [norm for group, norms in self.norms_of.items() if group in phase.statistics for norm in norms]
 
-    def configure_optimizers(self):
-        groups = [{"params": parameters, "name": group} for group, parameters in self.parameters_of.items()]
-        optimizer = OPTIMIZERS[self.optim.name](groups, self.optim)
-        lambdas = [lambda epoch, group=group: self.multiplier(group, epoch) for group in self.parameters_of]
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambdas)]  # stepped at each epoch's end
+    # Steps
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return optimizers.make(self.network, self.plan, self.optim)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.network(x_NCHW)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x_NCHW, y_N = batch
-        loss = F.cross_entropy(self.network(x_NCHW), y_N)
-        self._train_losses.append(loss.detach())
-        return loss
+    def rates(self, step: int) -> dict[str, float]:
+        """Group -> learning rate at `step`."""
+        shares = self.plan.rates(self.schedule, step, self.steps_per_epoch, self.curves)
+        return {group: self.optim.lr * share for group, share in shares.items()}
 
     def on_train_epoch_start(self) -> None:
-        # Read here: by the time of validation Lightning has stepped the schedule to the next epoch.
-        self._rates = {f"lr/{group['name']}": group["lr"] for group in self.optimizers().param_groups}
+        if self.plan.auto != "none":
+            self.by_tensor = self._rates_by_tensor()
+
+    def _rates_by_tensor(self) -> dict[str, float]:
+        training = {
+            name: self.network.get_parameter(name)
+            for group, names in self.plan.groups.items()
+            if self.phase.trains(group)
+            for name in names
+        }
+        batches = itertools.islice(self.trainer.train_dataloader.of_epoch(self.current_epoch), gradients.NUM_BATCHES)
+        with self.trainer.precision_plugin.forward_context():
+            grads = gradients.measured(self.network, batches, training)
+        return gradients.WEIGHTS[self.plan.auto](grads, training)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        rates = self.rates(self.current_epoch * self.steps_per_epoch + batch_idx // self.optim.accumulate)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rates[group["group"]]
+            if self.by_tensor:
+                group["lr"] *= self.by_tensor.get(group["name"], 1.0)
+        self.has_stepped = (batch_idx + 1) % self.optim.accumulate == 0
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x_NCHW, y_N = batch
+        loss = F.cross_entropy(self.network(x_NCHW), y_N, label_smoothing=self.regularizer.label_smoothing)
+        self._losses.append(loss.detach())
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """L2-SP's gradient, alpha (w - w0). Source: Li, Grandvalet & Davoine 2018, equation 2."""
+        for alpha, parameter, start in self.anchors:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=alpha)
+
+    # Evaluation
 
     def on_validation_epoch_start(self) -> None:
         self._counts.clear()
@@ -129,25 +170,58 @@ class PlannedModule(pl.LightningModule):
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
+    def mean_loss(self) -> float:
+        """Of the training batches of this epoch so far, over all processes."""
+        return self.trainer.strategy.reduce(self._epoch_losses().double().mean(), reduce_op="mean").item()
+
+    def _epoch_losses(self) -> Tensor:
+        return torch.stack([loss.to(self.device) for loss in self._losses])
+
     def on_validation_epoch_end(self) -> None:
-        train_loss = torch.stack(self._train_losses).double().mean().item()
-        self._train_losses.clear()
+        if not self.trainer.state.fn == "fit":
+            return  # the last look at an average of weights is no epoch of its own
+        epoch, train_loss = self.current_epoch, self.mean_loss()
+        self._losses.clear()
         val_loss, val_acc = self.evaluated()
-        point = {"train/loss": train_loss, "val/loss": val_loss, "val/acc": val_acc, **self._rates}
-        self.curves.append({"epoch": self.current_epoch, **point})
+        rates = {f"lr/{group}": rate for group, rate in self.rates(epoch * self.steps_per_epoch).items()}
+        point = {"train/loss": train_loss, "val/loss": val_loss, "val/acc": val_acc, **rates}
+        self.curves.append({"epoch": epoch, **point})
         if self.logger is not None:
-            self.logger.log_metrics(point, step=self.current_epoch)
+            self.logger.log_metrics(point, step=epoch)
         for name, loss in (("training", train_loss), ("validation", val_loss)):
             if not math.isfinite(loss):
-                raise Diverged(f"the {name} loss is {loss} in epoch {self.current_epoch}")
+                raise Diverged(f"the {name} loss is {loss} in epoch {epoch}")
+
+    def is_to_stop(self) -> bool:
+        """Whether early stopping ends training now."""
+        return epochs_to_plateau(self.schedule.early_stopping, self.curves) <= len(self.curves)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["layergraft"] = {
+            "groups": [group["name"] for group in self.trainer.optimizers[0].param_groups],
+            "curves": self.curves,
+            "losses": self._epoch_losses() if self._losses else None,
+            "by_tensor": self.by_tensor,
+            "generator": torch.get_rng_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own = checkpoint["layergraft"]
+        names = [group["name"] for group in optimizers.groups_of(self.network, self.plan, self.optim)]
+        if own["groups"] != names:  # else a group of the same size in another's place would be loaded silently
+            raise UserError(f"the checkpoint's parameter groups are {own['groups']}, this run's are {names}")
+        self.curves, self.by_tensor = list(own["curves"]), dict(own["by_tensor"])
+        self._losses = [] if own["losses"] is None else list(own["losses"])
+        torch.set_rng_state(own["generator"])
 
 
 def norm_paths(network: nn.Module) -> list[str]:
     """Module paths of the layers of `network` that keep running statistics or normalise by the batch."""
+    return [path for path, module in network.named_modules() if isinstance(module, STATISTICS)]
+
+
+def all_norm_paths(network: nn.Module) -> list[str]:
+    """Module paths of every norm layer, whatever it normalises by: the role `norm`."""
     return [path for path, module in network.named_modules() if isinstance(module, NORMS)]
-
-
-def require_device(device: str) -> None:
-    """Raise UserError where `device` is CUDA and there is none."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("exec asks for CUDA, but torch sees no CUDA device here; exec=auto or exec=cpu does without")

@@ -8,14 +8,19 @@ from layergraft.training.module import PlannedModule
 
 
 class UnfreezeByPhase(pl.Callback):
-    """Applies the phase of the current epoch when training starts and at each epoch.
+    """Applies the phase of the current epoch when training starts and at each epoch; stops training on a plateau.
 
     Both, since Lightning leaves the epoch's hook out where it resumes in mid-epoch. Nothing is kept from epoch to
-    epoch: what is frozen is a function of the epoch.
+    epoch: what is frozen is a function of the epoch and of the curves.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
         self.on_train_epoch_start(trainer, pl_module)
+        trainer.should_stop = pl_module.is_to_stop()  # stopped early, then resumed: there is nothing left to do
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
-        pl_module.apply_phase(pl_module.plan.phase(trainer.current_epoch))
+        phase = pl_module.plan.phase(trainer.current_epoch, pl_module.curves)
+        pl_module.apply_phase(phase, trainer.optimizers[0])
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        trainer.should_stop = pl_module.is_to_stop()

@@ -1,0 +1,110 @@
+"""What the modules of a network give for some images, and what the network makes of them: run without moving anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BATCH = 128  # images at a time, which is what batch norm's re-estimated statistics are of
+
+
+@contextmanager
+def measuring(network: nn.Module, anew: bool = False) -> Iterator[None]:
+    """Evaluation mode, but a batch norm whose statistics are still those it was born with, or any for `anew`, takes
+    the batch's, as in training's first step: without statistics, activations would grow from block to block.
+
+    Nothing is moved: statistics, counts and modes are afterwards what they were.
+    """
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    tracking = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    norms = [norm for norm in tracking if anew or _is_new(norm)]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.training, norm.momentum = True, 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _is_new(norm: nn.BatchNorm2d) -> bool:
+    return not norm.running_mean.any() and bool((norm.running_var == 1).all())
+
+
+@dataclass
+class Statistics:
+    """Of all values that a module gives, `x_NC...`."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    zeros: int = 0
+    active_C: Tensor | None = None
+    """Which channels have given something other than 0."""
+
+    def add(self, x: Tensor) -> None:
+        self.count += x.numel()
+        self.total += x.sum(dtype=torch.float64).item()
+        self.squares += x.square().sum(dtype=torch.float64).item()
+        self.zeros += int((x == 0).sum())
+        active_C = (x != 0).transpose(0, 1).flatten(1).any(1)
+        self.active_C = active_C if self.active_C is None else self.active_C | active_C
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(max(0.0, self.squares / self.count - self.mean**2))
+
+    @property
+    def share_zero(self) -> float:
+        return self.zeros / self.count
+
+    @property
+    def share_dead(self) -> float:
+        """Of the channels: those that are 0 for every image, everywhere."""
+        return 1 - self.active_C.double().mean().item()
+
+
+@dataclass
+class Seen:
+    """A network on some images, run as `measuring` has it."""
+
+    activations: dict[str, Statistics] = field(default_factory=dict)
+    """Module path -> statistics of what it gives."""
+    loss: float = 0.0
+    accuracy: float = 0.0
+    """Percent."""
+
+
+def see(network: nn.Module, paths: Sequence[str], x_NCHW: Tensor, y_N: Tensor) -> Seen:
+    """Run `network` on these images and look at what the modules at `paths` give."""
+    result = Seen({path: Statistics() for path in paths})
+
+    def record(path: str):
+        return lambda module, args, output: result.activations[path].add(output)
+
+    handles = [network.get_submodule(path).register_forward_hook(record(path)) for path in paths]
+    correct = 0
+    with measuring(network), torch.no_grad():
+        for x, y in zip(x_NCHW.split(BATCH), y_N.split(BATCH), strict=True):
+            logits = network(x)
+            result.loss += F.cross_entropy(logits, y, reduction="sum").item() / len(y_N)
+            correct += int((logits.argmax(1) == y).sum())
+    result.accuracy = 100 * correct / len(y_N)
+    for handle in handles:
+        handle.remove()
+    return result

@@ -1,0 +1,226 @@
+"""One run put together from its config: checked, named by its key, ready to train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layergraft import surgery
+from layergraft.data.batches import BatchSpec, Normalize
+from layergraft.data.images import ImageData
+from layergraft.donors import NoDonor
+from layergraft.donors.cache import Donor, key_of, obtain, require_batch
+from layergraft.donors.forms import Form, Place
+from layergraft.files import digest, label
+from layergraft.hosts import sites, skeletons, weights
+from layergraft.hosts.blocks import blank
+from layergraft.hosts.sites import Site
+from layergraft.schema import canonical
+from layergraft.seeds import stream
+from layergraft.specs import RESULT_VERSION, Config, SurgerySpec
+from layergraft.strategies import Plan, make_plan
+from layergraft.surgery import Grafted
+from layergraft.training.fit import Backend, Recipe, check
+from layergraft.training.module import all_norm_paths, norm_paths
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A run ready to train."""
+
+    key: str
+    identity: dict[str, Any]
+    """All that decides the run's numbers; the key is its hash."""
+    donor_keys: tuple[str, ...]
+    """A key for each site; none without a donor."""
+    donors: tuple[Donor, ...]
+    """A donor for each site; none without a donor, and where the run has only been checked."""
+    grafted: Grafted | None
+    """None without a donor."""
+    network: nn.Module
+    plan: Plan
+    data: ImageData
+    backend: Backend
+
+
+def axes(config: Config) -> dict[str, str | int]:
+    """The names by which people tell runs apart."""
+    return {
+        "strategy": config.strategy.name,
+        "site": "-" if isinstance(config.donor, NoDonor) else "+".join(str(site) for site in config.sites),
+        "host": config.host.name,
+        "donor": config.donor.name,
+        "data": config.data.name,
+        "seed": config.seed,
+    }
+
+
+def outputs_of(config: Config) -> Path:
+    return Path(config.exec.outputs)
+
+
+def backend_of(config: Config) -> Backend:
+    """Where and how to train the run itself; its donors are always trained on one device, as they are written."""
+    backend = Backend.resolve(config.exec.device, config.precision)
+    return replace(backend, devices=config.exec.devices, compile=config.exec.compile)
+
+
+def batch_spec(config: Config) -> BatchSpec:
+    return BatchSpec(config.optim.batch_size, config.optim.accumulate, config.data.shift, config.regularizer.mixup)
+
+
+def recipe_of(config: Config) -> Recipe:
+    return Recipe(config.optim, config.schedule, config.regularizer)
+
+
+def set_threads(config: Config) -> None:
+    if config.exec.threads is not None:
+        torch.set_num_threads(config.exec.threads)
+
+
+def identity(config: Config, backend: Backend, fingerprint: str, donor_keys: Sequence[str]) -> dict[str, Any]:
+    """All that decides a run's numbers: its config less `exec`, and the content of its data, weights and donors."""
+    body = canonical(config)
+    del body["exec"]
+    body["precision"] = backend.precision
+    body["host"]["weights"] = weights.fingerprint(config.host)
+    body["donor"] = list(donor_keys)  # a donor's key holds all that it is, its file by content
+    body["site"] = config.sites
+    operation = body["surgery"]
+    looks = operation["calibrate"] != "none" or (operation["fit"], operation["start"]) == ("project", "least_squares")
+    acts = {"where": operation["name"] == "insert", "start": operation["fit"] == "project", "images": looks}
+    for name in (name for name, does in acts.items() if not does):
+        del operation[name]
+    if isinstance(config.donor, NoDonor):
+        body["site"] = body["surgery"] = None  # nothing goes anywhere: the arm is the same for every site
+    return {"version": RESULT_VERSION, "config": body, "data": fingerprint}
+
+
+def assemble(config: Config) -> Assembled:
+    """The network with the donor in place (made first, if nobody has yet) and the plan for it.
+
+    Raises UserError as `checked` does.
+    """
+    backend, data = backend_of(config), _data(config)
+    host = weights.pretrained(config.host, data.shape, data.num_classes, config.seed)
+    donors: list[Donor] = []
+
+    def donor_at(place: Place) -> nn.Module:
+        donors.append(obtain(config.donor, place, backend, outputs_of(config)))
+        return donors[-1].layer
+
+    run = _put_together(config, backend, data, host, donor_at)
+    if run.grafted is None:
+        return run
+    device = torch.device(backend.device)
+    run.grafted.host.to(device)
+    run.network.to(device)
+    with backend.arithmetic():
+        grafted = surgery.calibrated(run.grafted, calibration_images(config, data)[0].to(device), config.surgery)
+    grafted.host.cpu()
+    grafted.network.cpu()
+    return replace(run, donors=tuple(donors), grafted=grafted, network=grafted.network)
+
+
+def calibration_images(config: Config, data: ImageData) -> tuple[torch.Tensor, torch.Tensor]:
+    """Up to `surgery.images` training images, normalised, as the seed draws them, and their labels."""
+    generator = torch.Generator().manual_seed(stream(config.seed, "calibration"))
+    index = torch.randperm(len(data.train), generator=generator)[: config.surgery.images].numpy()
+    chosen = data.train.take(index)
+    normalize = Normalize(data.train, torch.device("cpu"))
+    return normalize(torch.from_numpy(chosen.x_NCHW)), torch.from_numpy(chosen.y_N)
+
+
+def checked(config: Config) -> Assembled:
+    """The same without weights, so that a large sweep is checked fast; nothing is trained.
+
+    Raises UserError for whatever in the config cannot be: this is all the checking there is.
+    """
+    backend, data = backend_of(config), _data(config)
+    return _put_together(config, backend, data, _skeleton(config, data), None)
+
+
+def _data(config: Config) -> ImageData:
+    data = config.data.load(config.seed).with_channels(config.host.in_channels)
+    require_batch("optim", config.optim, data)
+    return data
+
+
+def sites_of(config: Config, data: ImageData) -> dict[str, Site]:
+    """Every site of this run's host."""
+    return skeletons.sites_of(config.host, data.shape, data.num_classes)
+
+
+def _skeleton(config: Config, data: ImageData) -> nn.Module:
+    return skeletons.skeleton(config.host, data.shape, data.num_classes)
+
+
+@lru_cache(maxsize=256)
+def _grafted_skeleton(
+    host: nn.Module, where: tuple[Site, ...], forms: tuple[Form, ...], operation: str, image: tuple[int, int, int]
+) -> Grafted:
+    donors = [(site, blank(form.build)) for site, form in zip(where, forms, strict=True)]
+    return surgery.graft(host, donors, SurgerySpec(**json.loads(operation)), image)
+
+
+def _places(config: Config, data: ImageData) -> tuple[list[Site], list[Place]]:
+    there, kind = sites_of(config, data), sites.BLOCK if config.donor.kind == "block" else sites.CONV
+    where = [sites.resolve(there, site, config.host.name, kind) for site in config.sites]
+    surgery.require_apart(where)
+    host = _skeleton(config, data)
+    return where, [surgery.place_of(host, site, config.surgery, data.shape) for site in where]
+
+
+def _put_together(
+    config: Config,
+    backend: Backend,
+    data: ImageData,
+    host: nn.Module,
+    donor_at: Callable[[Place], nn.Module] | None,
+) -> Assembled:
+    """The run with the donors that `donor_at` gives; with skeletons of them for None."""
+    network, donor_keys, grafted = host, (), None
+    skeleton = _skeleton(config, data)
+    roles = {**config.host.roles, "graft": [], "adapter": [], "before": [], "after": []}
+    if not isinstance(config.donor, NoDonor):
+        where, places = _places(config, data)
+        donor_keys = tuple(key_of(config.donor, place, backend) for place in places)
+        forms = tuple(config.donor.form(place) for place in places)
+        operation = json.dumps(canonical(config.surgery))
+        checked = grafted = _grafted_skeleton(skeleton, tuple(where), forms, operation, data.shape)
+        skeleton = checked.network
+        roles |= checked.roles | {"before": checked.parts["host before"], "after": checked.parts["host after"]}
+        if donor_at is not None:
+            layers = [(site, donor_at(place)) for site, place in zip(where, places, strict=True)]
+            grafted = surgery.graft(host, layers, config.surgery, data.shape, config.host.roles["head"], config.seed)
+        network = grafted.network
+    roles["norm"] = all_norm_paths(skeleton)
+    names = [name for name, _ in network.named_parameters()]
+    plan = make_plan(config.strategy, names, norm_paths(network), roles, config.schedule.epochs)
+    check(skeleton, plan, recipe_of(config), backend)
+    parts = [part for name, part in axes(config).items() if name not in ("data", "seed") and part != "-"]
+    known = identity(config, backend, data.fingerprint, donor_keys)
+    key = label(*parts, f"seed{config.seed}", digest(known))
+    return Assembled(key, known, donor_keys, (), grafted, network, plan, data, backend)
+
+
+def obtain_donors(config: Config) -> list[Donor]:
+    """The donors that this run takes, one for each site, made where nobody has yet; none without a donor."""
+    set_threads(config)
+    if isinstance(config.donor, NoDonor):
+        return []
+    backend = backend_of(config)
+    _, places = _places(config, _data(config))
+    return [obtain(config.donor, place, backend, outputs_of(config)) for place in places]
+
+
+def prepare_donors(config: Config) -> None:
+    """`obtain_donors` for a worker: nothing goes back to the parent."""
+    obtain_donors(config)

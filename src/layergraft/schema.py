@@ -1,0 +1,54 @@
+"""What all specs share: where they are registered, how their values are checked, their canonical form."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from layergraft.errors import require
+
+
+def register(group: str, name: str):
+    """Class decorator: `conf/GROUP/NAME.yaml` may start from this dataclass as `/schema/GROUP@_here_: NAME`."""
+
+    def store(cls):
+        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=cls, provider="layergraft")
+        return cls
+
+    return store
+
+
+def validate(spec: Any, at: str = "") -> None:
+    """Have each dataclass in `spec` check its own values, told its key for the message. Raises UserError."""
+    for item in dataclasses.fields(spec):
+        value = getattr(spec, item.name)
+        require(
+            value != MISSING,
+            f"{at + '.' if at else ''}{item.name} is not set; `layergraft train --cfg job` shows all keys",
+        )
+        path = f"{at}.{item.name}" if at else item.name
+        for name, part in value.items() if isinstance(value, dict) else [(None, value)]:
+            if dataclasses.is_dataclass(part):
+                validate(part, path if name is None else f"{path}.{name}")
+    if hasattr(spec, "check"):
+        spec.check(at)
+
+
+def canonical(spec: Any) -> Any:
+    """A spec as plain JSON data: dataclass fields in order, enums by name, numbers of the fields' own types.
+
+    The kind of a spec is kept in its `name`, dictionaries keep their order (groups and phases are ordered).
+    """
+    if dataclasses.is_dataclass(spec):
+        return {item.name: canonical(getattr(spec, item.name)) for item in dataclasses.fields(spec)}
+    if isinstance(spec, Enum):
+        return spec.name
+    if isinstance(spec, dict):
+        return {key: canonical(value) for key, value in spec.items()}
+    if isinstance(spec, (list, tuple)):
+        return [canonical(value) for value in spec]
+    return spec

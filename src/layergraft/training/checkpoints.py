@@ -1,0 +1,107 @@
+"""Checkpoints of a run in training: where it can go on from, bit for bit, should it be interrupted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from layergraft.errors import UserError, listing
+from layergraft.training.module import Diverged, PlannedModule
+
+CHECKPOINT = "last.ckpt"
+FACTS = "layergraft facts"  # the key in the file
+COST = 50  # a checkpoint is due when this many times as long has passed as the last one took: 2% of the time
+AGREE = 50  # steps between two questions to rank 0 whether one is due
+SOONEST = 60.0  # seconds before one is due in mid-epoch, unless they are asked for more often
+
+
+class Checkpoints(pl.Callback):
+    """Writes `path` at the end of an epoch, or of a step, when one is due: after `every` seconds (0: always) or, for
+    None, at the first epoch's end and then as often as costs 2% of the time.
+
+    Nothing is written once a loss or a weight is not finite, so that the last good checkpoint stays. Raises Diverged
+    where it finds such a loss.
+    """
+
+    def __init__(self, path: Path, every: float | None, facts: Mapping[str, Any]) -> None:
+        self.path, self.every, self.facts = path, every, facts
+        self.cost: float | None = None
+        self.last = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: PlannedModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        at_the_end = batch_idx + 1 == trainer.num_training_batches  # then the epoch's end will do it
+        agree = trainer.world_size == 1 or self.every == 0 or batch_idx % AGREE == 0
+        if pl_module.has_stepped and not at_the_end and agree and self._is_due(trainer, mid_epoch=True):
+            if not torch.isfinite(torch.tensor(pl_module.mean_loss())):
+                raise Diverged(f"the training loss is {pl_module.mean_loss()} in epoch {trainer.current_epoch}")
+            self._save(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        if self._is_due(trainer, mid_epoch=False):
+            self._save(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: PlannedModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[FACTS] = dict(self.facts)
+
+    def _is_due(self, trainer: pl.Trainer, mid_epoch: bool) -> bool:
+        due = self._is_time(mid_epoch)
+        return trainer.strategy.broadcast(due) if trainer.world_size > 1 else due  # all ranks save, or none
+
+    def _is_time(self, mid_epoch: bool) -> bool:
+        waited = time.perf_counter() - self.last
+        if self.every is not None:
+            return waited >= self.every
+        if self.cost is None:
+            return not mid_epoch or waited >= SOONEST
+        return waited >= max(COST * self.cost, SOONEST if mid_epoch else 0.0)
+
+    def _save(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        tensors = [t for t in pl_module.network.state_dict().values() if t.is_floating_point()]
+        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+            return
+        start = time.perf_counter()
+        unfinished = self.path.with_name(f".{self.path.name}")
+        trainer.save_checkpoint(unfinished)
+        if trainer.is_global_zero:
+            os.replace(unfinished, self.path)
+        self.last = time.perf_counter()
+        self.cost = self.last - start
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """What the run was that wrote this checkpoint. Raises UserError for a file that is no checkpoint of a run."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return content[FACTS]
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path}") from None
+    except Exception as error:  # whatever a file of another kind makes torch raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is not a whole checkpoint of a run of layergraft ({first})") from None
+
+
+def require_same(path: Path, facts: Mapping[str, Any]) -> None:
+    """Raise UserError, naming the keys that differ, unless the checkpoint is of the run that `facts` describe."""
+    then, now = _leaves(facts_of(path)), _leaves(facts)
+    differing = [key for key in {**then, **now} if then.get(key, "unset") != now.get(key, "unset")]
+    if differing:
+        words = [f"{key} ({then.get(key, 'unset')} then, {now.get(key, 'unset')} now)" for key in differing]
+        raise UserError(f"{path} is of another run, which differs in {listing(words)}")
+
+
+def _leaves(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return leaves

@@ -1,0 +1,77 @@
+"""Gradients by tensor, measured beside training: what learning rates by tensor are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NUM_BATCHES = 5
+SNR_THRESHOLD = 0.95
+
+
+def measured(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], parameters: Mapping[str, nn.Parameter]
+) -> list[dict[str, Tensor]]:
+    """For each batch the gradient of the mean cross-entropy by parameter, 0 where it has none.
+
+    The network is run in the mode that it is in; batch norms' statistics are not moved. Over several processes the
+    gradients are those of all batches together.
+    """
+    buffers = {name: tensor.clone() for name, tensor in network.named_buffers()}
+    found = []
+    for x_NCHW, y_N in batches:
+        loss = F.cross_entropy(network(x_NCHW).float(), y_N)
+        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for grad in grads:
+                torch.distributed.all_reduce(grad)
+                grad /= torch.distributed.get_world_size()
+        found.append(dict(zip(parameters, grads, strict=True)))
+    with torch.no_grad():
+        for name, tensor in network.named_buffers():
+            tensor.copy_(buffers[name])
+    return found
+
+
+def relative_norms(grads: Sequence[Mapping[str, Tensor]], parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """Parameter -> mean over the batches of ||g|| / ||theta||; infinity for a tensor that is 0 and has a gradient.
+
+    Source: Lee et al., Surgical Fine-Tuning, 2023, section 4 (RGN).
+    """
+    ratios = {name: torch.stack([g[name].norm() for g in grads]).mean() / parameters[name].norm() for name in parameters}  # fmt: skip
+    return {name: ratio.item() if ratio == ratio else 0.0 for name, ratio in ratios.items()}
+
+
+def rgn_weights(grads: Sequence[Mapping[str, Tensor]], parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """Auto-RGN: relative norms over the largest, so that each tensor has a share of the learning rate.
+
+    A tensor that is 0 (a gate, say) has no relative norm: it learns at the full rate, and is no measure for the others.
+    """
+    norms = relative_norms(grads, parameters)
+    largest = max((norm for norm in norms.values() if norm != float("inf")), default=0.0)
+    return {name: 1.0 if norm == float("inf") else norm / largest if largest else 0.0 for name, norm in norms.items()}
+
+
+def snr_weights(grads: Sequence[Mapping[str, Tensor]], parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """Auto-SNR: 1 for a tensor whose signal-to-noise ratio, mean of g^2 / (Var(g) + 1e-8), is 0.95 or more, else 0.
+
+    The variance is over a tensor's first axis (its output channels), as in the authors' code; a tensor of a single
+    output has none, and counts as noise-free.
+    """
+    weights = {}
+    for name in parameters:
+        ratios = [_signal_to_noise(g[name]) for g in grads]
+        weights[name] = float(torch.stack(ratios).mean().item() >= SNR_THRESHOLD)
+    return weights
+
+
+def _signal_to_noise(grad: Tensor) -> Tensor:
+    grad = grad.reshape(1, 1) if grad.ndim == 0 else grad
+    variance = torch.var(grad, dim=0, keepdim=True, correction=1 if len(grad) > 1 else 0)
+    return (grad.square() / (variance + 1e-8)).mean()
+
+
+WEIGHTS = {"rgn": rgn_weights, "snr": snr_weights}

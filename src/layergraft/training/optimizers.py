@@ -1,0 +1,89 @@
+"""Optimizers: any of torch.optim, over all parameters from step 0, in groups named as in the plan."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from layergraft.errors import UserError, require, unknown
+from layergraft.recipes import OptimSpec
+from layergraft.strategies import Plan
+
+# They need a closure that is called again and again, or sparse gradients, or nothing but matrices.
+UNFIT = ("LBFGS", "SparseAdam", "Muon")
+CLASSES = {
+    name.lower(): value
+    for name, value in vars(torch.optim).items()
+    if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and name not in ("Optimizer", *UNFIT)
+}
+
+
+def class_of(spec: OptimSpec) -> type[torch.optim.Optimizer]:
+    """The class of torch.optim. Raises UserError for a name that is none, or options that it does not take."""
+    name = spec.name.lower()
+    if name not in CLASSES:
+        raise unknown("optimizer in optim.name:", spec.name, CLASSES)
+    taken = inspect.signature(CLASSES[name]).parameters
+    own = ("params", "lr", "weight_decay", *(["momentum"] if name == "sgd" else []))
+    for option in spec.options:
+        require(option not in own, f"optim.options.{option}: give optim.{option} itself")
+        if option not in taken:
+            raise unknown(f"option of {name} in optim.options:", option, [key for key in taken if key not in own])
+    require(
+        spec.weight_decay == 0 or "weight_decay" in taken, f"optim.weight_decay is {spec.weight_decay}, but {name} has none"
+    )  # fmt: skip
+    return CLASSES[name]
+
+
+def groups_of(network: nn.Module, plan: Plan, spec: OptimSpec) -> list[dict[str, Any]]:
+    """The optimizer's groups: one for each group of the plan and weight decay in it, in the plan's order; with learning
+    rates by tensor (`plan.auto`) one for each tensor. `group` is the plan's, `tensors` are the parameters' names."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for group, names in plan.groups.items():
+        for name in names:
+            parameter = network.get_parameter(name)
+            decay = plan.weight_decay.get(group, spec.weight_decay)
+            if parameter.ndim < 2 and not spec.decay_1d or group in plan.anchor and is_anchored(parameter):
+                decay = 0.0
+            label = name if plan.auto != "none" else f"{group}, weight decay {decay:g}"
+            entry = {"params": [], "name": label, "group": group, "tensors": [], "weight_decay": decay}
+            entry = found.setdefault((group, label), entry)
+            entry["params"].append(parameter)
+            entry["tensors"].append(name)
+    return list(found.values())
+
+
+def is_anchored(parameter: nn.Parameter) -> bool:
+    """L2-SP is about weights: biases and norm parameters have ordinary weight decay."""
+    return parameter.ndim > 1
+
+
+def make(network: nn.Module, plan: Plan, spec: OptimSpec) -> torch.optim.Optimizer:
+    """Raises UserError for values that the class refuses."""
+    cls, groups = class_of(spec), groups_of(network, plan, spec)
+    taken = inspect.signature(cls).parameters
+    options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in spec.options.items()}
+    if "weight_decay" not in taken:
+        require(not any(group["weight_decay"] for group in groups), f"{spec.name} has no weight decay, and the strategy sets one")  # fmt: skip
+        for group in groups:
+            del group["weight_decay"]
+    if spec.name.lower() == "sgd":
+        options["momentum"] = spec.momentum
+    if "fused" in taken and "foreach" not in options and not groups[0]["params"][0].is_meta:
+        options.setdefault("fused", True)
+    try:
+        return cls(groups, lr=spec.lr, **options)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"optim: {spec.name} refuses its options: {error}") from None
+
+
+def initial_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> dict | None:
+    """The state that the optimizer gives `parameter` where it starts with one (Adagrad); None where it does not."""
+    own = {
+        name: value for name, value in group.items() if name not in ("params", "name", "group", "tensors", "initial_lr")
+    }
+    return type(optimizer)([parameter], **{k: v for k, v in own.items() if k in inspect.signature(type(optimizer)).parameters}).state.get(parameter)  # fmt: skip
