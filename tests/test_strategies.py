@@ -11,7 +11,7 @@ ROLES = {"stem": ["conv1", "bn1"], "head": ["fc"], "graft": ["conv1"]}
 
 
 def plan(groups, phases, epochs=10, roles=ROLES):
-    return make_plan(StrategySpec("s", groups, phases), PARAMETERS, ["bn1"], roles, epochs)
+    return make_plan(StrategySpec("s", groups=groups, phases=phases), PARAMETERS, ["bn1"], roles, epochs)
 
 
 def phase(epoch=0, freeze=(), **train):

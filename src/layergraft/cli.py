@@ -1,4 +1,4 @@
-"""The command line: `layergraft train | donate | surgery | sites | report`. Arguments only; what they do is in `runs` and `report`."""
+"""The command line: `layergraft train | plan | donate | surgery | sites | report`. Arguments only; what they do is in `runs` and `report`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from layergraft.errors import RunFailed, UserError, unknown
 USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet, and measure what that does.
 
   layergraft train [KEY=VALUE ...]      one run; with -m and lists of values, a sweep
+  layergraft plan [KEY=VALUE ...]       what such a run's strategy trains when, and how fast, before any training
   layergraft donate [KEY=VALUE ...]     train or cut the donor of such a run, store it, print its key
   layergraft surgery [KEY=VALUE ...]    what such a run's surgery does, before any training
   layergraft sites [KEY=VALUE ...]      the places in a host where a donor can go: layergraft sites host=resnet50
@@ -103,9 +104,16 @@ def report(arguments: list[str]) -> None:
 
 
 # Commands on one run's config -> the function of `runs.single`.
-SINGLE = {"train": "train_one", "donate": "donate_one", "surgery": "print_surgery", "sites": "print_sites"}
+SINGLE = {
+    "train": "train_one",
+    "plan": "print_plan",
+    "donate": "donate_one",
+    "surgery": "print_surgery",
+    "sites": "print_sites",
+}
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
+    "plan": _of_one_run("plan", "prints every group with its tensors, when it is frozen, its learning rate by epoch"),
     "donate": _of_one_run("donate", "trains or cuts the donors alone, or finds them, and prints their keys"),
     "surgery": _of_one_run("surgery", "prints what the surgery does, step-0 activations and loss; trains no host"),
     "sites": _of_one_run("sites", "prints every site of the host; only host and data matter"),

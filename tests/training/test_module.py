@@ -23,7 +23,7 @@ GROUPS = {"early": ["stem", "layer1"], "rest": [".*"]}
 
 def planned(network, phases, epochs, groups=GROUPS):
     names = [name for name, _ in network.named_parameters()]
-    return make_plan(StrategySpec("s", groups, phases), names, norm_paths(network), HOST.roles, epochs)
+    return make_plan(StrategySpec("s", groups=groups, phases=phases), names, norm_paths(network), HOST.roles, epochs)
 
 
 def trained(images, phases, epochs=3, optim=None, schedule="constant"):

@@ -145,6 +145,10 @@ class EvalBatches:
         self.y_N = torch.from_numpy(split.y_N).to(device)
         self.normalize = normalize
 
+    def first(self, number: int) -> tuple[Tensor, Tensor]:
+        """The first `number` images and labels, or all where there are fewer."""
+        return self.normalize(self.x_NCHW[:number]), self.y_N[:number]
+
     def __len__(self) -> int:
         return -(-len(self.y_N) // self.batch_size)
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from layergraft import surgery
-from layergraft.data.batches import BatchSpec, Normalize
+from layergraft.data.batches import Batches, BatchSpec, Normalize
 from layergraft.data.images import ImageData
 from layergraft.donors import NoDonor
 from layergraft.donors.cache import Donor, key_of, obtain, require_batch
@@ -25,10 +25,12 @@ from layergraft.hosts.sites import Site
 from layergraft.schema import canonical
 from layergraft.seeds import stream
 from layergraft.specs import RESULT_VERSION, Config, SurgerySpec
-from layergraft.strategies import Plan, make_plan
+from layergraft.strategies import Curves, Plan, make_plan
 from layergraft.surgery import Grafted
+from layergraft.timeline import timeline
 from layergraft.training.fit import Backend, Recipe, check
 from layergraft.training.module import all_norm_paths, norm_paths
+from layergraft.training.probes import Probes, Subject
 
 
 @dataclass(frozen=True)
@@ -224,3 +226,35 @@ def obtain_donors(config: Config) -> list[Donor]:
 def prepare_donors(config: Config) -> None:
     """`obtain_donors` for a worker: nothing goes back to the parent."""
     obtain_donors(config)
+
+
+def steps_per_epoch(config: Config, data: ImageData) -> int:
+    return len(data.train) // (config.optim.batch_size * config.optim.accumulate)
+
+
+def timeline_of(config: Config, run: Assembled, curves: Curves = ()) -> dict[str, Any]:
+    """The run's plan over its epochs, as plain data; phases that wait for a plateau are where `curves` had them start."""
+    steps = steps_per_epoch(config, run.data)
+    size = lambda name: run.network.get_parameter(name).numel()  # noqa: E731
+    return timeline(run.plan, config.optim.lr, config.schedule, steps, size, curves)
+
+
+def probes_of(config: Config, run: Assembled, batches: Batches) -> Probes:
+    """What looks at this run's graft, or at the stages of a host without one."""
+    there = sites_of(config, run.data)
+    head = config.host.roles["head"]
+    if run.grafted is None:
+        subject = Subject([path for path, site in there.items() if site.kind == sites.STAGE] + list(head))
+    else:
+        grafts = run.grafted.grafts
+        donors = [n for n, p in run.network.named_parameters() if surgery.under(n, run.grafted.roles["graft"])]
+        subject = Subject(
+            run.grafted.watched(there),
+            {graft.site.path: (graft.site.path, graft.replaced[-1]) for graft in grafts},
+            run.grafted.host,
+            donors,
+            [path for graft in grafts for path in graft.adapter_paths if path.endswith(".gate")],
+            [name for name in donors if run.network.get_parameter(name).ndim == 4],
+        )
+    images = batches.val.first(config.exec.probe.images)
+    return Probes(config.exec.probe, run.network, subject, images, batches.val, config.schedule.epochs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import platform
 import shutil
 import time
@@ -24,11 +25,24 @@ from layergraft.data.batches import Batches
 from layergraft.donors import NoDonor
 from layergraft.errors import UserError
 from layergraft.files import write_atomic, write_json
-from layergraft.runs.assemble import Assembled, assemble, axes, batch_spec, checked, outputs_of, recipe_of, set_threads
+from layergraft.runs.assemble import (
+    Assembled,
+    assemble,
+    axes,
+    batch_spec,
+    checked,
+    outputs_of,
+    probes_of,
+    recipe_of,
+    set_threads,
+    timeline_of,
+)
 from layergraft.schema import canonical
 from layergraft.seeds import stream
 from layergraft.specs import Config
 from layergraft.store import RECORD, is_done, read_record, run_folder
+from layergraft.timeline import picture
+from layergraft.training import ranks
 from layergraft.training.checkpoints import CHECKPOINT, facts_of, require_same
 from layergraft.training.fit import Backend, EventsLogger, Fitted, Saving, fit
 from layergraft.training.module import Diverged
@@ -101,37 +115,36 @@ def _train(
     record["surgery"] = [
         {"site": graft.site.path, "donor": graft.donor, "did": list(graft.did)} for graft in run.grafted.grafts
     ] if run.grafted else []  # fmt: skip
-    record["groups"] = {
-        group: sum(run.network.get_parameter(name).numel() for name in names)
-        for group, names in run.plan.groups.items()
-    }
     batches = Batches.of(run.data, batch_spec(config), stream(config.seed, "data"), run.backend.device)
+    probes = probes_of(config, run, batches)
+    seed, options = stream(config.seed, "training"), {"folder": folder, "probe": probes}
+    options["saving"] = Saving(folder, config.exec.checkpoint_seconds, run.identity, resume)
     start = time.perf_counter()
-    with torch.random.fork_rng():  # a network that draws does so from its own seed
-        torch.manual_seed(stream(config.seed, "training"))
-        fitted = fit(
-            run.network,
-            run.plan,
-            batches,
-            recipe_of(config),
-            run.backend,
-            folder=folder,
-            saving=Saving(folder, config.exec.checkpoint_seconds, run.identity, resume),
-            report=lambda fitted, logger: _report(config, fitted, logger),
-            callbacks=callbacks,
-        )
+    if run.backend.devices > 1:
+        fitted = ranks.fit(run.network, run.plan, batches, recipe_of(config), run.backend, seed=seed, **options)
+    else:
+        with torch.random.fork_rng():  # a network that draws does so from its own seed
+            torch.manual_seed(seed)
+            fitted = fit(run.network, run.plan, batches, recipe_of(config), run.backend, callbacks=callbacks, **options)
     record["timings"] = {"fit_seconds": time.perf_counter() - start}
+    record["plan"] = timeline_of(config, run, fitted.curves)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in run.network.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
     write_atomic(folder / "curves.csv", _curves(fitted))
-    record["metrics"] = fitted.summary()
+    record["probes"] = probes.points
+    steps = len(batches.train) // config.optim.accumulate
+    record["metrics"] = {**fitted.summary(), **probes.summary(fitted.curves, steps)}
+    _report(config, folder, record)
 
 
-def _report(config: Config, fitted: Fitted, logger: EventsLogger) -> None:
-    """The figures that runs are compared by, for TensorBoard's HParams tab."""
+def _report(config: Config, folder: Path, record: dict[str, Any]) -> None:
+    """The plan as a picture, and the figures that runs are compared by, for TensorBoard's HParams tab."""
+    logger = EventsLogger(folder)
+    logger.experiment.add_image("plan", picture(json.dumps(record["plan"])), dataformats="HWC")
     # Under names of their own: TensorBoard keeps these as scalars too, at step 0, amid a curve of that name.
-    final = {f"final/{name.replace('/', '_')}": value for name, value in fitted.summary().items()}
-    logger.log_hyperparams(_hparams(config), final)
+    figures = {name: value for name, value in record["metrics"].items() if value is not None}
+    logger.log_hyperparams(_hparams(config), {f"final/{name.replace('/', '_')}": v for name, v in figures.items()})
+    logger.finalize("success")
 
 
 def _hparams(config: Config) -> dict[str, str | int]:

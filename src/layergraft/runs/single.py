@@ -17,13 +17,23 @@ from layergraft.donors.forms import describe
 from layergraft.errors import RunFailed, UserError
 from layergraft.hosts import sites, weights
 from layergraft.hosts.skeletons import skeleton
-from layergraft.runs.assemble import assemble, calibration_images, checked, obtain_donors, outputs_of, sites_of
+from layergraft.runs.assemble import (
+    assemble,
+    calibration_images,
+    checked,
+    obtain_donors,
+    outputs_of,
+    sites_of,
+    steps_per_epoch,
+    timeline_of,
+)
 from layergraft.runs.run import execute
 from layergraft.specs import Config
 from layergraft.store import run_folder
 from layergraft.surgery.calibrate import reconstruction_error
+from layergraft.timeline import covered, stretches
 
-TEXT_COLUMNS = ("path", "kind", "in", "out", "norm after it", "output of")
+TEXT_COLUMNS = ("path", "kind", "in", "out", "norm after it", "output of", "group", "tensors", "epochs", "phase")
 
 
 class _EpochBar(pl.Callback):
@@ -108,6 +118,54 @@ def print_sites(config: Config) -> None:
         for site in found.values()
     ]  # fmt: skip
     print_table(("path", "kind", "in", "out", "stride", "parameters", "depth", "norm after it"), rows)
+
+
+def print_plan(config: Config) -> None:
+    """What learns when, and how fast, before any training."""
+    run = checked(config)
+    line = timeline_of(config, run)
+    steps = steps_per_epoch(config, run.data)
+    print(
+        f"strategy {config.strategy.name}: {line['epochs']} epochs of {steps} steps, {sum(p.numel() for p in run.network.parameters()):,} parameters\n"
+    )
+    every = [name for group in line["groups"].values() for name in group["tensors"]]
+    rows = []
+    for name, group in line["groups"].items():
+        frozen = _ranges([epoch for epoch, (first, last) in enumerate(group["lr"]) if first == last == 0])
+        tensors = ", ".join(covered(group["tensors"], every)) or "none in this network"
+        rows.append((name, str(len(group["tensors"])), f"{group['parameters']:,}", frozen or "never", tensors))
+    print_table(("group", "number", "parameters", "frozen in epochs", "tensors"), rows)
+    print("\nlearning rate, in the first and the last step where they differ")
+    phases = {phase["epoch"]: phase for phase in line["phases"]}
+    rows, named = [], ""
+    for first, last in stretches(line):
+        named = phases[first]["name"] if first in phases else named
+        cells = [_rate(group["lr"][first][0], group["lr"][last][1]) for group in line["groups"].values()]
+        rows.append((f"{first}-{last}" if last > first else str(first), named, *cells))
+    print_table(("epochs", "phase", *line["groups"]), rows)
+    print()
+    for phase in line["phases"]:
+        waits = f", {phase['plateau']}" if phase["plateau"] else ""
+        print(
+            f"phase {phase['name']} starts at epoch {phase['epoch']}{waits}; norm statistics move in: {', '.join(phase['statistics']) or 'none'}"
+        )
+
+
+def _rate(first: float, last: float) -> str:
+    if first == last:
+        return f"{first:.3g}" if first else "frozen"
+    return f"{first:.3g} to {last:.3g}"
+
+
+def _ranges(epochs: Sequence[int]) -> str:
+    """0, 1, 2, 5 -> '0-2, 5'."""
+    found: list[list[int]] = []
+    for epoch in epochs:
+        if found and found[-1][1] == epoch - 1:
+            found[-1][1] = epoch
+        else:
+            found.append([epoch, epoch])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
 
 
 def print_surgery(config: Config) -> None:

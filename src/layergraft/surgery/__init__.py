@@ -1,6 +1,6 @@
 """Surgery: how a donor goes into a host. `graft` makes the new network, `calibrated` fits it to the host's activations."""
 
 from layergraft.surgery.calibrate import calibrated
-from layergraft.surgery.operations import Graft, Grafted, graft, place_of, require_apart
+from layergraft.surgery.operations import Graft, Grafted, graft, place_of, require_apart, under
 
-__all__ = ["Graft", "Grafted", "calibrated", "graft", "place_of", "require_apart"]
+__all__ = ["Graft", "Grafted", "calibrated", "graft", "place_of", "require_apart", "under"]

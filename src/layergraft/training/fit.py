@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +136,9 @@ class EventsLogger(TensorBoardLogger):
 
 
 class Probe(Protocol):
-    """What looks at a network after some epochs; it may not move anything."""
+    """What looks at a network after some epochs and writes what it saw to `points`; it may not move anything."""
+
+    points: list[dict[str, Any]]
 
     def look(self, module: PlannedModule, epochs_done: int) -> None: ...
 
@@ -146,6 +148,12 @@ class _Look(pl.Callback):
 
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": self.probe.points}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.probe.points[:] = state_dict["points"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
         if trainer.global_step == 0:
@@ -183,12 +191,11 @@ def fit(
     folder: Path | None = None,
     saving: Saving | None = None,
     probe: Probe | None = None,
-    report: Callable[[Fitted, EventsLogger], None] | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> Fitted:
     """Train `network` in place and judge it on the test batches once.
 
-    TensorBoard events go to `folder`, with whatever `report` adds at the end. With `saving`, checkpoints are written and
+    TensorBoard events go to `folder`. With `saving`, checkpoints are written and
     training goes on from one. Over several devices (`backend.devices`) this is what each process does for its part of
     the batches; `training.ranks.fit` starts them. Raises `training.module.Diverged` when the loss stops being finite.
     """
@@ -227,6 +234,7 @@ def fit(
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 uses what torch 2.15 deprecates
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen is
         trainer.fit(module, batches.train, batches.val, ckpt_path=resume, weights_only=True if resume else None)
+        network.to(backend.device)  # Lightning takes it to the CPU when it is done
         val_acc = module.curves[-1]["val/acc"]
         if averages is not None:
             averages.finish(module, batches.train.of_epoch(schedule.epochs))
@@ -240,8 +248,6 @@ def fit(
         raise Diverged(f"the test loss is {test_loss}")
     fitted = Fitted(module.curves, test_loss, test_acc, val_acc, schedule.epochs)
     if logger is not None:
-        if report is not None:
-            report(fitted, logger)
         logger.finalize("success")
     return fitted
 

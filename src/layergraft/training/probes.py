@@ -1,0 +1,213 @@
+"""Probes: what a network is like between epochs. They look, off the hot path, and move nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layergraft.activations import BATCH, measuring, see
+from layergraft.distances import centred_gram, frechet_distance, linear_cka
+from layergraft.specs import ProbeSpec
+from layergraft.training.module import PlannedModule
+
+GRID = 8  # features are averaged over a grid of at most so many places a side before they are compared image by image
+MAX_FILTERS = 64
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What to look at in a network, by module paths and parameter names; `training` knows no more of it."""
+
+    paths: Sequence[str] = ()
+    """Modules whose output is described."""
+    places: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Name -> (module whose input, module whose output) are compared with the intact network's."""
+    intact: nn.Module | None = None
+    """The network before surgery, on the CPU."""
+    drifting: Sequence[str] = ()
+    """Parameters whose distance from where they started is told."""
+    gates: Sequence[str] = ()
+    """Parameters that are single numbers."""
+    filters: Sequence[str] = ()
+    """Weights of convolutions that are drawn."""
+
+
+class Probes:
+    """Looks at the epochs that `spec` names; `points` has what was seen, plain numbers (None for what is not finite)."""
+
+    def __init__(
+        self,
+        spec: ProbeSpec,
+        network: nn.Module,
+        subject: Subject,
+        images: tuple[Tensor, Tensor],
+        val: Any,
+        epochs: int,
+    ) -> None:
+        """`images` are what activations are measured on, `val` the batches that loss and accuracy at step 0 are of; both
+        lie on one device."""
+        self.spec, self.subject, self.val, self.epochs = spec, subject, val, epochs
+        self.x_NCHW, self.y_N = images
+        self.points: list[dict[str, Any]] = []
+        start = network.state_dict()
+        self.start = {name: start[name].detach().clone() for name in subject.drifting}
+        self.of_intact: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+        self.intact_loss, self.intact_acc = math.nan, math.nan
+        if subject.intact is not None and spec.epochs:
+            intact = subject.intact.to(self.x_NCHW.device)
+            self.of_intact = _features(intact, subject.places, self.x_NCHW)
+            self.intact_loss, self.intact_acc = _judged(intact, val)
+            subject.intact.cpu()
+
+    def is_due(self, epochs_done: int) -> bool:
+        """`epochs_done` is -1 once training has ended."""
+        if epochs_done == self.epochs and -1 in self.spec.epochs:
+            return False  # the look at the end is this one, after weights have been averaged
+        return epochs_done in self.spec.epochs
+
+    def look(self, module: PlannedModule, epochs_done: int) -> None:
+        if not self.is_due(epochs_done):
+            return
+        network, epoch = module.network, len(module.curves) if epochs_done == -1 else epochs_done
+        point: dict[str, Any] = {"epoch": epoch}
+        seen = see(network, self.subject.paths, self.x_NCHW, self.y_N)
+        for path, statistics in seen.activations.items():
+            values = {"mean": statistics.mean, "variance": statistics.deviation**2, "dead": statistics.share_dead}
+            point |= {f"activation/{path}/{name}": value for name, value in values.items()}
+        for place, sides in _features(network, self.subject.places if self.of_intact else {}, self.x_NCHW).items():
+            for side, (pooled, gram) in sides.items():
+                intact_pooled, intact_gram = self.of_intact[place][side]
+                point[f"frechet/{place}/{side}"] = frechet_distance(pooled, intact_pooled)
+                point[f"cka/{place}/{side}"] = linear_cka(gram, intact_gram)
+        if self.start:
+            point["drift"] = _drift(network, self.start)
+        point |= {f"gradient/{group}": norm for group, norm in self._relative_gradients(module).items()}
+        point |= {f"gate/{name}": network.get_parameter(name).item() for name in self.subject.gates}
+        if epoch == 0:
+            loss, acc = _judged(network, self.val)
+            point |= {"loss": loss, "acc": acc, "intact/loss": self.intact_loss, "intact/acc": self.intact_acc}
+        point = {name: _finite(value) for name, value in point.items()}
+        self.points.append(point)
+        if module.logger is not None:
+            scalars = {f"probe/{name}": value for name, value in point.items() if name != "epoch" and value is not None}
+            module.logger.log_metrics(scalars, step=epoch)
+            for name in self.subject.filters:
+                picture = drawn(network.get_parameter(name).detach())
+                module.logger.experiment.add_image(f"filters/{name}", picture, epoch)
+
+    def _relative_gradients(self, module: PlannedModule) -> dict[str, float]:
+        """Group that trains -> ||g|| / ||theta|| of the mean loss on the probe's images, over all of its tensors."""
+        phase = module.plan.phase(max(len(module.curves) - 1, 0), module.curves)
+        groups = {g: [p for p in ps if p.requires_grad] for g, ps in module.parameters_of.items() if phase.trains(g)}
+        groups = {group: parameters for group, parameters in groups.items() if parameters}
+        every = [parameter for parameters in groups.values() for parameter in parameters]
+        total = [torch.zeros_like(parameter) for parameter in every]
+        with measuring(module.network), torch.enable_grad():
+            for x, y in zip(self.x_NCHW.split(BATCH), self.y_N.split(BATCH), strict=True):
+                loss = F.cross_entropy(module.network(x), y, reduction="sum") / len(self.y_N)
+                grads = torch.autograd.grad(loss, every, allow_unused=True, materialize_grads=True)
+                torch._foreach_add_(total, grads)
+        of = dict(zip(map(id, every), total, strict=True))
+        return {
+            group: _norm([of[id(p)] for p in parameters]) / max(_norm(parameters), 1e-30)
+            for group, parameters in groups.items()
+        }
+
+    def summary(self, curves: Sequence[Mapping[str, float]], steps_per_epoch: int) -> dict[str, float | None]:
+        """The figures of a run that come of looking: the shock of surgery at step 0, when it was made good, how fast
+        accuracies were reached (steps at the end of the first epoch that had them; None: never), how far the donor went.
+        """
+        found: dict[str, float | None] = {}
+        first = next((point for point in self.points if point["epoch"] == 0), None)
+        if first is not None and first["intact/loss"] is not None and first["loss"] is not None:
+            found["shock/loss"] = first["loss"] - first["intact/loss"]
+            found["shock/acc"] = first["acc"] - first["intact/acc"]
+            at = next((p["epoch"] + 1 for p in curves if p["val/loss"] <= first["intact/loss"]), None)
+            found["steps_to/recover"] = 0 if found["shock/loss"] <= 0 else None if at is None else at * steps_per_epoch
+        for threshold in self.spec.thresholds:
+            at = next((p["epoch"] + 1 for p in curves if p["val/acc"] >= threshold), None)
+            found[f"steps_to/{threshold:g}"] = None if at is None else at * steps_per_epoch
+        if self.points and "drift" in self.points[-1]:
+            found["drift"] = self.points[-1]["drift"]
+        return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(tensor.detach().double().square().sum().item() for tensor in tensors))
+
+
+def _drift(network: nn.Module, start: Mapping[str, Tensor]) -> float:
+    """||w - w0|| / ||w0|| over all of `start`; 0 / 0 is 0."""
+    state = network.state_dict()
+    moved = _norm([state[name] - tensor.to(state[name].device) for name, tensor in start.items()])
+    return moved / _norm(list(start.values())) if moved else 0.0
+
+
+@torch.no_grad()
+def _judged(network: nn.Module, batches: Any) -> tuple[float, float]:
+    """Mean loss, and accuracy in percent, run as `measuring` has it."""
+    loss, correct, total = 0.0, 0, 0
+    with measuring(network):
+        for x_NCHW, y_N in batches:
+            logits = network(x_NCHW)
+            loss += F.cross_entropy(logits, y_N, reduction="sum").item()
+            correct, total = correct + int((logits.argmax(1) == y_N).sum()), total + len(y_N)
+    return loss / total, 100 * correct / total
+
+
+@torch.no_grad()
+def _features(
+    network: nn.Module, places: Mapping[str, tuple[str, str]], x_NCHW: Tensor
+) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+    """Place -> side (in, out) -> (features averaged over an image, (N, C); centred Gram matrix of the features, (N, N))."""
+    kept: dict[tuple[str, str], list[Tensor]] = {}
+
+    def keep(key: tuple[str, str], x: Tensor) -> None:
+        size = [min(GRID, side) for side in x.shape[2:]]
+        kept.setdefault(key, []).append(F.adaptive_avg_pool2d(x.float(), size))
+
+    handles = []
+    for name, (before, after) in places.items():
+        handles.append(network.get_submodule(before).register_forward_pre_hook(
+            lambda module, args, name=name: keep((name, "in"), args[0])))  # fmt: skip
+        handles.append(network.get_submodule(after).register_forward_hook(
+            lambda module, args, output, name=name: keep((name, "out"), output)))  # fmt: skip
+    if handles:
+        with measuring(network):
+            for x in x_NCHW.split(BATCH):
+                network(x)
+    for handle in handles:
+        handle.remove()
+    found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {name: {} for name in places}
+    for (name, side), parts in kept.items():
+        x = torch.cat(parts)
+        found[name][side] = (x.mean((2, 3)), centred_gram(x.flatten(1)))
+    return found
+
+
+def drawn(w_OIHW: Tensor) -> Tensor:
+    """Filters as a picture, (3, H, W) in [0, 1]: mid-grey is 0, the largest weight white or black.
+
+    Filters on three channels are in colour, others show their first input channel; 1 x 1 convolutions are drawn as the
+    matrix that they are.
+    """
+    from torchvision.utils import make_grid
+
+    w = w_OIHW.float().cpu()
+    if w.shape[2:] == (1, 1):
+        images = w[:, :, 0, 0][None, None]
+    else:
+        images = w[:MAX_FILTERS] if w.shape[1] == 3 else w[:MAX_FILTERS, :1]
+    images = 0.5 + 0.5 * images / images.abs().amax().clamp_min(1e-30)
+    images = F.interpolate(images, scale_factor=max(1, round(24 / max(images.shape[2:]))), mode="nearest")
+    return make_grid(images, nrow=8, padding=2, pad_value=1.0)

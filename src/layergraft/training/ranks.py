@@ -1,0 +1,90 @@
+"""One network trained by several processes that share each batch (DistributedDataParallel).
+
+Parameters are frozen and thawed after the network was wrapped, so that all are registered with it from the start: what
+is thawed in mid-run is synchronised like the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layergraft.strategies import Plan
+from layergraft.training import fit as single
+from layergraft.training.module import Diverged
+
+RESULT = "rank0.pt"
+
+
+def fit(
+    network: nn.Module,
+    plan: Plan,
+    batches: Any,
+    recipe: single.Recipe,
+    backend: single.Backend,
+    *,
+    probe: Any = None,
+    **options: Any,
+) -> single.Fitted:
+    """`training.fit.fit` by `backend.devices` processes; `network`, and `probe.points`, come back from the first.
+
+    Raises Diverged as a
+    single process does; whatever else a process raises comes up as torch's ProcessRaisedException.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        threads = max(1, torch.get_num_threads() // backend.devices)
+        task = (Path(folder), port, threads, network.cpu(), plan, batches, recipe, backend, probe, options)
+        torch.multiprocessing.spawn(_rank, task, nprocs=backend.devices)
+        result = torch.load(Path(folder) / RESULT, weights_only=True)
+    if result["diverged"] is not None:
+        raise Diverged(result["diverged"])
+    network.load_state_dict(result["state"])
+    if probe is not None:
+        probe.points = result["points"]
+    return single.Fitted(**result["fitted"])
+
+
+def _rank(
+    rank: int,
+    folder: Path,
+    port: int,
+    threads: int,
+    network: nn.Module,
+    plan: Plan,
+    batches: Any,
+    recipe: single.Recipe,
+    backend: single.Backend,
+    probe: Any,
+    options: dict[str, Any],
+) -> None:
+    # What Lightning reads where something else has started its processes.
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
+    torch.set_num_threads(threads)
+    if backend.device == "cuda":
+        torch.cuda.set_device(rank)
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        batches = batches.to(f"cuda:{rank}")
+    batches.train.share_out(rank, backend.devices)
+    if rank:
+        probe, options = None, {**options, "folder": None}
+    torch.manual_seed(options.pop("seed", 0))
+    result: dict[str, Any] = {"diverged": None}
+    try:
+        fitted = single.fit(network, plan, batches, recipe, backend, probe=probe, **options)
+        result["fitted"] = asdict(fitted)
+    except Diverged as error:
+        result["diverged"] = str(error)
+    if rank == 0:
+        result["state"] = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+        result["points"] = probe.points if probe is not None else []
+        torch.save(result, folder / RESULT)
