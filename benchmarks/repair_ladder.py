@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from layergraft import surgery
-from layergraft.data.batches import Batches
+from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.images import ImageData, Split
 from layergraft.donors.cache import ALL_TRAINS
 from layergraft.hosts import CifarResNet
@@ -23,7 +23,7 @@ from layergraft.hosts.sites import resolve, survey
 from layergraft.recipes import OptimSpec, ScheduleSpec
 from layergraft.specs import Device, Precision, SurgerySpec
 from layergraft.strategies import make_plan
-from layergraft.training.fit import Backend, fit
+from layergraft.training.fit import Backend, Recipe, fit
 from layergraft.training.module import norm_paths
 
 RUNGS = {
@@ -49,21 +49,15 @@ def load(path):
 
 def trained(network, data, epochs, lr, backend, seed):
     plan = make_plan(ALL_TRAINS, [n for n, _ in network.named_parameters()], norm_paths(network), {}, epochs)
-    batches = Batches.of(data, 128, 2, seed, backend.device)
-    return fit(
-        network.train(),
-        plan,
-        batches,
-        optim=OptimSpec("adamw", lr),
-        schedule=ScheduleSpec("cosine", epochs),
-        backend=backend,
-    ).test_acc
+    batches = Batches.of(data, BatchSpec(128, shift=2), seed, backend.device)
+    recipe = Recipe(OptimSpec("adamw", lr), ScheduleSpec("cosine", epochs))
+    return fit(network.train(), plan, batches, recipe, backend).test_acc
 
 
 def accuracy(network, data, backend):
     network = network.eval().to(backend.device)
     with torch.no_grad():
-        batches = Batches.of(data, 128, 0, 0, backend.device).test
+        batches = Batches.of(data, BatchSpec(128, shift=0), 0, backend.device).test
         return 100 * sum((network(x).argmax(1) == y).sum().item() for x, y in batches) / len(data.test)
 
 
@@ -78,7 +72,9 @@ def main():
     arguments = parser.parse_args()
     data, backend = load(arguments.data), Backend.resolve(Device.auto, Precision.float32)
     spec = CifarResNet(arguments.host, width=arguments.width)
-    images = torch.cat([x for x, _ in list(Batches.of(data, 128, 0, 0, "cpu").train)[:8]]).to(backend.device)
+    images = torch.cat([x for x, _ in list(Batches.of(data, BatchSpec(128, shift=0), 0, "cpu").train)[:8]]).to(
+        backend.device
+    )
     found: dict[tuple[str, str], list[float]] = {}
     intact = []
     for seed in range(arguments.seeds):

@@ -11,9 +11,10 @@ import torch
 
 from conftest import TINY
 from layergraft.cli import COMMANDS
+from layergraft.runs.compose import conf_dir
 
 BAD = {
-    "strategy=hybird": "unknown strategy 'hybird'; did you mean 'hybrid'? There are: freeze, full, hybrid, low_lr",
+    "strategy=hybird": "unknown strategy 'hybird'; did you mean 'hybrid'? There are: auto_rgn, auto_snr, bn_only",
     "host=resnet19": "unknown host 'resnet19'; did you mean 'resnet18'?",
     "data=digit": "unknown data 'digit'; did you mean 'digits'?",
     "donor=traind": "unknown donor 'traind'; did you mean 'trained'? There are: conv7x7, covariance, end_to_end",
@@ -86,7 +87,7 @@ def test_bad_input_is_one_clear_line_before_any_training(bad, command, tmp_path,
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["trian"], "unknown command 'trian'; did you mean 'train'? There are: train, donate, surgery, sites, report"),
+        (["trian"], "unknown command 'trian'; did you mean 'train'? There are: train, plan, donate, surgery, sites, report"),
         (["report"], "report takes one folder of a sweep"),
         (["report", "outputs/sweeps/nope"], "'outputs/sweeps/nope'"),
         (["donate", "donor=none"], "donor=none is no donor"),
@@ -176,7 +177,7 @@ def test_own_choices_from_a_folder(command, tmp_path):
     [
         ("layergraft tr", {"train"}),
         ("layergraft ", set(COMMANDS)),
-        ("layergraft train strategy=", {"strategy=freeze", "strategy=full", "strategy=hybrid", "strategy=low_lr"}),
+        ("layergraft train strategy=", {f"strategy={path.stem}" for path in (conf_dir() / "strategy").iterdir()}),
         ("layergraft train host=resnet18 strategy=f", {"strategy=freeze", "strategy=full"}),
     ],
 )
@@ -275,8 +276,14 @@ def test_self_takes_over_every_field_of_the_runs_optimizer_and_schedule(config):
         "optim.momentum=0.3",
         "optim.weight_decay=0.2",
         "optim.batch_size=7",
-        "schedule=cosine",
+        "optim.accumulate=3",
+        "optim.clip_norm=2",
+        "optim.decay_1d=false",
+        "+optim.options={nesterov: true}",
+        "schedule=step",
         "schedule.epochs=9",
+        "schedule.warmup=2.5",
+        "schedule.early_stopping={metric: val/acc, patience: 4, min_delta: 0.1}",
         "strategy=freeze",
     )
     assert canonical(mine.donor.optim) == canonical(mine.optim) and canonical(mine.donor.schedule) == canonical(

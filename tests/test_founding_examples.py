@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from layergraft.data.batches import Batches
+from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import TorchvisionResNet
 from layergraft.hosts.sites import survey
 from layergraft.specs import SurgerySpec
 from layergraft.strategies import make_plan
 from layergraft.surgery import graft
-from layergraft.training.fit import Backend, fit
+from layergraft.training.fit import Backend, Recipe, fit
 from layergraft.training.module import norm_paths
 
 EPOCHS, WIDTH, UNFREEZE = 4, 8, 2
@@ -38,15 +38,13 @@ def start(images):
     donor = nn.Conv2d(3, WIDTH, kernel_size=7, stride=2, padding=3)
     host = HOST.build(data.shape, data.num_classes, seed=0)
     network = graft(host, [(survey(host, data.shape)["conv1"], donor)], SurgerySpec(), data.shape).network
-    return network, Batches.of(data, batch_size=10, shift=2, seed=0, device="cpu")
+    return network, Batches.of(data, BatchSpec(10, shift=2), 0, "cpu")
 
 
 def layergraft_fit(network, batches, config):
     names = [name for name, _ in network.named_parameters()]
     plan = make_plan(config.strategy, names, norm_paths(network), {**HOST.roles, "graft": ["conv1"]}, EPOCHS)
-    fitted = fit(
-        network, plan, batches, optim=config.optim, schedule=config.schedule, backend=Backend("cpu", "float32")
-    )
+    fitted = fit(network, plan, batches, Recipe(config.optim, config.schedule), Backend("cpu", "float32"))
     return [point["train/loss"] for point in fitted.curves]
 
 

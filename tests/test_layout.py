@@ -8,23 +8,29 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "layergraft"
-EVERYONE = {"specs", "errors", "files", "seeds"}
+EVERYONE = {"specs", "recipes", "schema", "errors", "files", "seeds"}
 ARROWS = {
     "specs": set(),
+    "recipes": set(),
+    "schema": set(),
     "errors": set(),
     "files": set(),
     "seeds": set(),
+    "activations": set(),
+    "distances": set(),
     "checkpoints": set(),
     "data": set(),
     "hosts": {"checkpoints"},
-    "strategies": set(),
+    "schedules": set(),
+    "strategies": {"schedules"},
+    "timeline": {"strategies"},
     "store": set(),
     "stats": set(),
-    "training": {"strategies"},
+    "training": {"activations", "distances", "strategies"},
     "donors": {"checkpoints", "data", "hosts", "strategies", "training"},
-    "surgery": {"hosts", "donors"},
-    "runs": {"explain", "data", "donors", "hosts", "surgery", "strategies", "training", "store"},
-    "report": {"store", "stats"},
+    "surgery": {"activations", "hosts", "donors"},
+    "runs": {"activations", "explain", "data", "donors", "hosts", "surgery", "strategies", "timeline", "training", "store"},
+    "report": {"store", "stats", "timeline"},
     "catalogue": {"hosts", "runs"},
     "explain": set(),
     "cli": {"runs", "report", "catalogue", "explain"},
@@ -54,7 +60,7 @@ def test_arrows(path):
 
 @pytest.mark.parametrize(
     "module",
-    ["layergraft.cli", "layergraft.report.page", "layergraft.store", "layergraft.runs.compose", "layergraft.catalogue"],
+    ["layergraft.cli", "layergraft.report.page", "layergraft.timeline", "layergraft.store", "layergraft.runs.compose", "layergraft.catalogue"],
 )
 def test_these_start_without_torch(module):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"

@@ -60,7 +60,7 @@ BAD = {
     "zero lr": (ALL, {"p": phase(all=0.0)}, "trains all at 0.0 times"),
     "not said": ({"a": ["head"], "b": [".*"]}, {"p": phase(a=1.0)}, "group 'b'; it says neither"),
     "said twice": (ALL, {"p": phase(freeze=["all"], all=1.0)}, "group 'all'; it says both"),
-    "idle": (ALL, {"p": phase(freeze=["all"])}, "never trains anything"),
+    "idle": (ALL, {"p": phase(freeze=["all"])}, "phase p trains nothing: it freezes every group"),
 }
 
 

@@ -151,10 +151,12 @@ def make_plan(
             raise UserError(f"{what}: parameter '{name}' is in no group; its groups: {listing(spec.groups)}")
         members[group].append(name)
     for group, names in members.items():
+        matched = [name for name in parameters if any(matches(p, name, roles) for p in spec.groups[group])]
+        of_surgery = [path for role in ("graft", "adapter") for path in roles.get(role, [])]
         require(
-            bool(names) or all(pattern in roles for pattern in spec.groups[group]),
+            bool(names) or all(any(_under(name, path) for path in of_surgery) for name in matched),
             f"{what}: group '{group}' is empty: the groups before it take all that it matches",
-        )
+        )  # a role may have nothing in this network: no adapters, or a donor where the stem was
     parts = {group: _parts(split, members[group], roles) for group, split in spec.split.items()}
     groups: dict[str, list[str]] = {}
     for group, names in members.items():

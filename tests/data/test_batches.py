@@ -2,7 +2,7 @@
 
 import torch
 
-from layergraft.data.batches import Batches, shifted
+from layergraft.data.batches import Batches, BatchSpec, shifted
 
 
 def epoch(batches, number):
@@ -15,17 +15,17 @@ def same(first, second):
 
 
 def test_an_epoch_is_the_same_whenever_it_is_drawn(images):
-    first, second = (Batches.of(images(), batch_size=10, shift=2, seed=3, device="cpu").train for _ in range(2))
+    first, second = (Batches.of(images(), BatchSpec(10, shift=2), 3, "cpu").train for _ in range(2))
     drawn = [epoch(first, number) for number in range(3)]
     torch.rand(5)
     assert same(epoch(second, 2), drawn[2]) and same(epoch(second, 0), drawn[0])
     assert not same(drawn[0], drawn[1])
-    assert not same(drawn[0], epoch(Batches.of(images(), batch_size=10, shift=2, seed=4, device="cpu").train, 0))
+    assert not same(drawn[0], epoch(Batches.of(images(), BatchSpec(10, shift=2), 4, "cpu").train, 0))
 
 
 def test_an_epoch_holds_each_image_once_but_the_left_over(images):
     data = images()
-    train = Batches.of(data, batch_size=15, shift=0, seed=0, device="cpu").train
+    train = Batches.of(data, BatchSpec(15, shift=0), 0, "cpu").train
     batches = epoch(train, 0)
     assert len(batches) == len(train) == 2 and all(x.shape == (15, 3, 16, 16) for x, _ in batches)
     pixels = torch.cat([x for x, _ in batches]).flatten(1)
@@ -34,7 +34,7 @@ def test_an_epoch_holds_each_image_once_but_the_left_over(images):
 
 def test_train_is_normalised_and_evaluation_uses_the_same_numbers(images):
     data = images()
-    batches = Batches.of(data, batch_size=40, shift=0, seed=0, device="cpu")
+    batches = Batches.of(data, BatchSpec(40, shift=0), 0, "cpu")
     ((x, _),) = epoch(batches.train, 0)
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)

@@ -9,14 +9,14 @@ import torch
 from conftest import CPU
 from layergraft import surgery
 from layergraft.data import Digits
-from layergraft.data.batches import Batches
+from layergraft.data.batches import Batches, BatchSpec
 from layergraft.donors.cache import ALL_TRAINS
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.sites import survey
 from layergraft.recipes import OptimSpec, ScheduleSpec
 from layergraft.specs import SurgerySpec
 from layergraft.strategies import make_plan
-from layergraft.training.fit import fit
+from layergraft.training.fit import Recipe, fit
 from layergraft.training.module import norm_paths
 
 DATA = Digits(classes=list(range(10))).load(0)
@@ -26,14 +26,12 @@ SITE = "layer2.0"
 
 def trained(network, epochs, lr=5e-3):
     plan = make_plan(ALL_TRAINS, [n for n, _ in network.named_parameters()], norm_paths(network), {}, epochs)
-    batches = Batches.of(DATA, 50, 1, 0, "cpu")
-    return fit(
-        network.train(), plan, batches, optim=OptimSpec(lr=lr), schedule=ScheduleSpec("cosine", epochs), backend=CPU
-    ).test_acc
+    batches = Batches.of(DATA, BatchSpec(50, shift=1), 0, "cpu")
+    return fit(network.train(), plan, batches, Recipe(OptimSpec(lr=lr), ScheduleSpec("cosine", epochs)), CPU).test_acc
 
 
 def accuracy(network):
-    batches = Batches.of(DATA, 50, 0, 0, "cpu").test
+    batches = Batches.of(DATA, BatchSpec(50, shift=0), 0, "cpu").test
     with torch.no_grad():
         return 100 * sum((network.eval()(x).argmax(1) == y).sum().item() for x, y in batches) / len(DATA.test)
 
@@ -42,7 +40,7 @@ def test_stale_then_re_estimated_then_fine_tuned():
     host, other = (HOST.build(DATA.shape, 10, seed=seed) for seed in (0, 1))
     before = trained(host, 12)
     trained(other, 12)
-    images = torch.cat([x for x, _ in Batches.of(DATA, 50, 0, 0, "cpu").train])
+    images = torch.cat([x for x, _ in Batches.of(DATA, BatchSpec(50, shift=0), 0, "cpu").train])
     site = survey(host, DATA.shape)[SITE]
     ladder = {}
     for calibrate in ("none", "batch_norm"):

@@ -7,13 +7,13 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from layergraft.data.batches import Batches
+from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
-from layergraft.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.recipes import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.specs import Device, Precision
 from layergraft.strategies import make_plan
-from layergraft.training.fit import Backend, fit
+from layergraft.training.fit import Backend, Recipe, fit
 from layergraft.training.module import Diverged, PlannedModule, norm_paths
 
 HOST = TorchvisionResNet("resnet18", width=4, stem="small")
@@ -26,21 +26,18 @@ def planned(network, phases, epochs, groups=GROUPS):
     return make_plan(StrategySpec("s", groups=groups, phases=phases), names, norm_paths(network), HOST.roles, epochs)
 
 
-def trained(images, phases, epochs=3, optim=None, schedule="constant"):
+def trained(images, phases, epochs=3, optim=None, schedule="constant", regularizer=None, **options):
     data = images(channels=1, size=8)
     network = HOST.build((1, 32, 32), data.num_classes, seed=0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    batches = Batches.of(data, batch_size=10, shift=1, seed=0, device="cpu")
+    optim = optim or OptimSpec(lr=1e-2, batch_size=10)
+    regularizer = regularizer or RegularizerSpec()
+    spec = BatchSpec(10, optim.accumulate, shift=1, mixup=regularizer.mixup)
+    batches = Batches.of(data, spec, 0, "cpu")
     module = []
-    fitted = fit(
-        network,
-        planned(network, phases, epochs),
-        batches,
-        optim=optim or OptimSpec(lr=1e-2, batch_size=10),
-        schedule=ScheduleSpec(schedule, epochs),
-        backend=CPU,
-        callbacks=[Keep(module)],
-    )
+    recipe = Recipe(optim, ScheduleSpec(schedule, epochs), regularizer)
+    plan = planned(network, phases, epochs)
+    fitted = fit(network, plan, batches, recipe, CPU, callbacks=[Keep(module)], **options)
     return fitted, network, before, module[0]
 
 
@@ -94,7 +91,7 @@ def test_learning_rates_by_epoch_are_the_ones_written_here(images):
     assert [p["lr/rest"] for p in fitted.curves] == pytest.approx([0.01, 0.01, 0.005, 0.005])
     assert [p["lr/early"] for p in fitted.curves] == pytest.approx([0, 0, 0.001, 0.001])
     fitted, *_ = trained(images, phases, epochs=4, optim=optim, schedule="cosine")
-    share = [1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
+    share = [1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]  # at the first step of each epoch
     assert [p["lr/rest"] for p in fitted.curves] == pytest.approx(
         [0.01 * share[0], 0.01 * share[1], 0.005 * share[2], 0.005 * share[3]]
     )
@@ -102,14 +99,14 @@ def test_learning_rates_by_epoch_are_the_ones_written_here(images):
 
 def test_groups_are_named_in_the_optimizer(images):
     *_, module = trained(images, {"p": PhaseSpec(0, {"rest": 1.0}, ["early"])}, epochs=1)
-    assert [group["name"] for group in module.optimizers().param_groups] == ["early", "rest"]
+    assert [group["group"] for group in module.optimizers().param_groups] == ["early", "rest"]
 
 
 def test_frozen_norms_use_their_running_statistics(images):
     network = HOST.build((1, 16, 16), 4, seed=0)
     plan = planned(network, {"p": PhaseSpec(0, {"rest": 1.0}, ["early"])}, 1)
-    module = PlannedModule(network, plan, OptimSpec(), ScheduleSpec(epochs=1))
-    module.apply_phase(plan.phase(0))
+    module = PlannedModule(network, plan, OptimSpec(), ScheduleSpec(epochs=1), RegularizerSpec(), steps_per_epoch=1)
+    module.apply_phase(plan.phase(0), module.configure_optimizers())
     module.eval()
     module.train()  # what Lightning does after validation must not wake them
     assert not network.bn1.training and not network.layer1[0].bn1.training
@@ -141,7 +138,7 @@ def test_summary(images):
 def test_test_accuracy_is_counted_right(images):
     data = images(channels=1, size=8)
     fitted, network, *_ = trained(images, {"p": PhaseSpec(0, {"early": 1.0, "rest": 1.0})})
-    batches = Batches.of(data, batch_size=10, shift=0, seed=0, device="cpu")
+    batches = Batches.of(data, BatchSpec(10, shift=0), 0, "cpu")
     network.eval()
     with torch.no_grad():
         right = sum((network(x).argmax(1) == y).sum().item() for x, y in batches.test)
@@ -162,13 +159,9 @@ def test_bf16_mixed_trains_on_the_cpu(images):
     data = images(channels=1, size=8)
     network = HOST.build((1, 32, 32), data.num_classes, seed=0)
     plan = planned(network, {"p": PhaseSpec(0, {"all": 1.0})}, 2, {"all": [".*"]})
-    batches = Batches.of(data, batch_size=10, shift=0, seed=0, device="cpu")
-    settings = {
-        "optim": OptimSpec(lr=1e-2),
-        "schedule": ScheduleSpec(epochs=2),
-        "backend": Backend("cpu", "bf16_mixed"),
-    }
-    fitted = fit(network, plan, batches, **settings)
+    batches = Batches.of(data, BatchSpec(10, shift=0), 0, "cpu")
+    recipe = Recipe(OptimSpec(lr=1e-2), ScheduleSpec(epochs=2))
+    fitted = fit(network, plan, batches, recipe, Backend("cpu", "bf16_mixed"))
     assert math.isfinite(fitted.curves[-1]["train/loss"]) and network.fc.weight.dtype is torch.float32
 
 

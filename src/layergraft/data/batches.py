@@ -62,7 +62,7 @@ class TrainBatches:
         self.x_NCHW = torch.from_numpy(split.x_NCHW).to(device)
         self.y_N = torch.from_numpy(split.y_N).to(device)
         self.normalize, self.spec, self.num_classes, self.seed = normalize, spec, num_classes, seed
-        self.epoch, self.position, self.rank, self.num_ranks = 0, (0, 0), 0, 1
+        self.epoch, self.position, self.resume_at, self.rank, self.num_ranks = 0, (0, 0), (0, 0), 0, 1
 
     @property
     def sampler(self) -> TrainBatches:
@@ -75,7 +75,7 @@ class TrainBatches:
         return dict(zip(("epoch", "batch"), self.position, strict=True))
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = (state["epoch"], state["batch"])
+        self.resume_at = (state["epoch"], state["batch"])
 
     def share_out(self, rank: int, num_ranks: int) -> None:
         """From now on give only this rank's part of each batch. Raises UserError where it cannot be shared evenly."""
@@ -87,7 +87,7 @@ class TrainBatches:
         return len(self.y_N) // (self.spec.batch_size * self.spec.accumulate) * self.spec.accumulate
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch, done = self.position
+        (epoch, done), self.resume_at = self.resume_at, (0, 0)
         done = done if epoch == self.epoch else 0
         for number, batch in enumerate(self.of_epoch(self.epoch)):
             if number >= done:
