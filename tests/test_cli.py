@@ -87,7 +87,10 @@ def test_bad_input_is_one_clear_line_before_any_training(bad, command, tmp_path,
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["trian"], "unknown command 'trian'; did you mean 'train'? There are: train, plan, donate, surgery, sites, report"),
+        (
+            ["trian"],
+            "unknown command 'trian'; did you mean 'train'? There are: train, plan, donate, surgery, sites, report",
+        ),
         (["report"], "report takes one folder of a sweep"),
         (["report", "outputs/sweeps/nope"], "'outputs/sweeps/nope'"),
         (["donate", "donor=none"], "donor=none is no donor"),

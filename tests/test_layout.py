@@ -29,7 +29,18 @@ ARROWS = {
     "training": {"activations", "distances", "strategies"},
     "donors": {"checkpoints", "data", "hosts", "strategies", "training"},
     "surgery": {"activations", "hosts", "donors"},
-    "runs": {"activations", "explain", "data", "donors", "hosts", "surgery", "strategies", "timeline", "training", "store"},
+    "runs": {
+        "activations",
+        "explain",
+        "data",
+        "donors",
+        "hosts",
+        "surgery",
+        "strategies",
+        "timeline",
+        "training",
+        "store",
+    },
     "report": {"store", "stats", "timeline"},
     "catalogue": {"hosts", "runs"},
     "explain": set(),
@@ -60,7 +71,14 @@ def test_arrows(path):
 
 @pytest.mark.parametrize(
     "module",
-    ["layergraft.cli", "layergraft.report.page", "layergraft.timeline", "layergraft.store", "layergraft.runs.compose", "layergraft.catalogue"],
+    [
+        "layergraft.cli",
+        "layergraft.report.page",
+        "layergraft.timeline",
+        "layergraft.store",
+        "layergraft.runs.compose",
+        "layergraft.catalogue",
+    ],
 )
 def test_these_start_without_torch(module):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"

@@ -43,7 +43,10 @@ def test_what_a_run_writes(tiny, tmp_path):
     assert list(curves.epoch) == [0, 1]
     assert curves["val/acc"].iloc[-1] == record["metrics"]["val/acc"]
     assert list(curves["lr/graft"]) == [0.0, pytest.approx(1e-4)]  # frozen, then unfrozen at a tenth
-    assert record["plan"]["groups"]["graft"]["parameters"] == load_file(folder / "model.safetensors")["layer4.1.conv2.weight"].numel()
+    assert (
+        record["plan"]["groups"]["graft"]["parameters"]
+        == load_file(folder / "model.safetensors")["layer4.1.conv2.weight"].numel()
+    )
 
 
 def test_a_frozen_donor_is_byte_identical_in_the_trained_network(tiny, tmp_path):

@@ -56,7 +56,13 @@ class Experiment:
         network = grafted.network
         if self.dropout:
             network.fc = nn.Sequential(nn.Dropout(self.dropout), network.fc)
-        roles = {**HOST.roles, **grafted.roles, "norm": all_norm_paths(network), "before": ["conv1"], "after": ["layer3"]}
+        roles = {
+            **HOST.roles,
+            **grafted.roles,
+            "norm": all_norm_paths(network),
+            "before": ["conv1"],
+            "after": ["layer3"],
+        }
         names = [name for name, _ in network.named_parameters()]
         plan = make_plan(self.strategy, names, norm_paths(network), roles, EPOCHS)
         spec = BatchSpec(10, self.recipe.optim.accumulate, 1, self.recipe.regularizer.mixup)
