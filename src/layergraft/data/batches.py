@@ -36,6 +36,10 @@ class Normalize:
         self.mean = pixels.mean((0, 2, 3)).float().view(1, -1, 1, 1).to(device)
         self.std = pixels.std((0, 2, 3)).clamp_min(1e-3).float().view(1, -1, 1, 1).to(device)
 
+    def to(self, device: str) -> Normalize:
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
     def __call__(self, x_NCHW: Tensor) -> Tensor:
         return (x_NCHW.float() / 255 - self.mean) / self.std
 
@@ -164,6 +168,13 @@ class Batches:
     train: TrainBatches
     val: EvalBatches
     test: EvalBatches
+
+    def to(self, device: str) -> Batches:
+        """These, on another device."""
+        for part in (self.train, self.val, self.test):
+            part.x_NCHW, part.y_N = part.x_NCHW.to(device), part.y_N.to(device)
+            part.normalize = part.normalize.to(device)
+        return self
 
     @classmethod
     def of(cls, data: ImageData, spec: BatchSpec, seed: int, device: str) -> Batches:

@@ -6,6 +6,9 @@ is thawed in mid-run is synchronised like the rest.
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import multiprocessing
 import os
 import socket
 import tempfile
@@ -44,14 +47,31 @@ def fit(
             port = free.getsockname()[1]
         threads = max(1, torch.get_num_threads() // backend.devices)
         task = (Path(folder), port, threads, network.cpu(), plan, batches, recipe, backend, probe, options)
-        torch.multiprocessing.spawn(_rank, task, nprocs=backend.devices)
+        multiprocessing.set_forkserver_preload([__name__])  # one process imports; the others are forked from it
+        torch.multiprocessing.start_processes(_rank, task, nprocs=backend.devices, start_method="forkserver")
         result = torch.load(Path(folder) / RESULT, weights_only=True)
+        require_agreement(Path(folder), backend.devices)
     if result["diverged"] is not None:
         raise Diverged(result["diverged"])
     network.load_state_dict(result["state"])
     if probe is not None:
         probe.points = result["points"]
     return single.Fitted(**result["fitted"])
+
+
+def require_agreement(folder: Path, num_ranks: int) -> None:
+    """Raise RuntimeError where the processes ended with different weights: they would have trained apart in silence."""
+    digests = [(folder / f"{rank}.digest").read_text() for rank in range(num_ranks)]
+    if len(set(digests)) > 1:
+        raise RuntimeError(f"the weights of the {num_ranks} processes differ after training: {', '.join(digests)}")
+
+
+def digest_of(network: nn.Module) -> str:
+    """Of all parameters and buffers, bit for bit."""
+    content = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        content.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()[:12]
 
 
 def _rank(
@@ -70,6 +90,7 @@ def _rank(
     # What Lightning reads where something else has started its processes.
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
     torch.set_num_threads(threads)
+    network = copy.deepcopy(network)  # what comes here from another process lies in memory that all of them share
     if backend.device == "cuda":
         torch.cuda.set_device(rank)
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -84,6 +105,7 @@ def _rank(
         result["fitted"] = asdict(fitted)
     except Diverged as error:
         result["diverged"] = str(error)
+    (folder / f"{rank}.digest").write_text(digest_of(network))
     if rank == 0:
         result["state"] = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
         result["points"] = probe.points if probe is not None else []

@@ -1,0 +1,119 @@
+"""Several processes that share each batch end with the same weights, and with those of one process."""
+
+import copy
+
+import pytest
+import torch
+
+from layergraft.data.batches import Batches, BatchSpec
+from layergraft.errors import UserError
+from layergraft.hosts import CifarResNet
+from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
+from layergraft.runs.run import execute
+from layergraft.specs import ProbeSpec
+from layergraft.strategies import make_plan
+from layergraft.training import ranks
+from layergraft.training.checkpoints import CHECKPOINT
+from layergraft.training.fit import Backend, Recipe, Saving, fit
+from layergraft.training.module import Diverged, all_norm_paths, norm_paths
+from layergraft.training.probes import Probes, Subject
+
+HOST = CifarResNet("resnet8", width=4, norm="group")
+ONE, TWO = Backend("cpu", "float32"), Backend("cpu", "float32", devices=2)
+
+
+def training(images, strategy, optim, epochs=3, regularizer=None):
+    data = images(channels=1, size=8)
+    network = HOST.build(data.shape, data.num_classes, seed=0)
+    names = [name for name, _ in network.named_parameters()]
+    roles = HOST.roles | {"graft": ["layer2.0.conv1"], "adapter": [], "norm": all_norm_paths(network)}
+    plan = make_plan(strategy, names, norm_paths(network), roles, epochs)
+    regularizer = regularizer or RegularizerSpec()
+    batches = Batches.of(data, BatchSpec(10, optim.accumulate, 1, regularizer.mixup), 0, "cpu")
+    return network, plan, batches, Recipe(optim, ScheduleSpec(epochs=epochs), regularizer)
+
+
+CASES = {
+    "an unfreeze in mid-run": ("hybrid", OptimSpec("sgd", 0.1, weight_decay=0.01, batch_size=10), None),
+    "a re-freeze": ("refreeze", OptimSpec("adamw", 1e-3, batch_size=10), None),
+    "rates by tensor": ("auto_rgn", OptimSpec("sgd", 0.1, batch_size=10), None),
+    "mixup, average, accumulation, clipping": (
+        "l2_sp",
+        OptimSpec("sgd", 0.1, batch_size=10, accumulate=2, clip_norm=0.5),
+        RegularizerSpec(mixup=0.4, ema=0.9),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_train_as_one_process(case, images, config):
+    name, optim, regularizer = CASES[case]
+    strategy = config(f"strategy={name}", "schedule.epochs=3").strategy
+    network, plan, batches, recipe = training(images, strategy, optim, regularizer=regularizer)
+    before = copy.deepcopy(network.state_dict())
+    other = copy.deepcopy(network)
+    alone = fit(network, plan, batches, recipe, ONE)
+    together = ranks.fit(other, plan, batches, recipe, TWO)  # raises where the two ranks differ in one bit
+    for key, tensor in other.state_dict().items():
+        torch.testing.assert_close(tensor, network.state_dict()[key], rtol=0, atol=1e-5, msg=key)
+    moved = {key for key, tensor in other.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert "layer2.0.conv1.weight" in moved  # thawed halfway by hybrid
+    for one, two in zip(alone.curves, together.curves, strict=True):
+        assert one == pytest.approx(two, abs=1e-4)
+
+
+def test_ranks_that_differ_in_one_bit_are_found(tmp_path):
+    network = HOST.build((1, 8, 8), 4, seed=0)
+    (tmp_path / "0.digest").write_text(ranks.digest_of(network))
+    (tmp_path / "1.digest").write_text(ranks.digest_of(network))
+    ranks.require_agreement(tmp_path, 2)
+    with torch.no_grad():
+        network.fc.bias[0] = torch.nextafter(network.fc.bias[0], torch.tensor(9.0))
+    (tmp_path / "1.digest").write_text(ranks.digest_of(network))
+    with pytest.raises(RuntimeError, match="the weights of the 2 processes differ after training"):
+        ranks.require_agreement(tmp_path, 2)
+
+
+def test_ranks_resume_and_look(images, config, tmp_path):
+    strategy = config("strategy=hybrid", "schedule.epochs=3").strategy
+    network, plan, batches, recipe = training(images, strategy, OptimSpec("sgd", 0.1, batch_size=10))
+    again = copy.deepcopy(network)
+    subject = Subject(["layer2.0"], drifting=["layer2.0.conv1.weight"])
+    looks = []
+    for trained, resume in ((network, None), (again, tmp_path / "first" / CHECKPOINT)):
+        folder = tmp_path / ("first" if resume is None else "second")
+        folder.mkdir()
+        probe = Probes(ProbeSpec([0, -1]), trained, subject, batches.val.first(20), batches.val, 3)
+        saving = Saving(folder, 0 if resume is None else 1e9, {}, resume)
+        ranks.fit(trained, plan, batches, recipe, TWO, saving=saving, probe=probe)
+        looks.append(probe.points)
+    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in network.state_dict().items())
+    assert looks[0] == looks[1] and [point["epoch"] for point in looks[0]] == [0, 3] and looks[0][1]["drift"] > 0
+
+
+def test_divergence_in_the_ranks_is_divergence(images, config):
+    strategy = config("strategy=full", "schedule.epochs=3").strategy
+    network, plan, batches, recipe = training(images, strategy, OptimSpec("sgd", 1e30, batch_size=10))
+    with pytest.raises(Diverged, match="epoch 0"):
+        ranks.fit(network, plan, batches, recipe, TWO)
+
+
+def test_a_run_on_two_devices_from_its_config(config, tmp_path):
+    common = ["host=resnet8", "host.width=4", "host.norm=group", "donor=random", "strategy=hybrid", "schedule.epochs=2", "optim.batch_size=50",
+              "optim=sgd", "exec.device=cpu", f"exec.outputs={tmp_path}", "exec.rerun=true"]  # fmt: skip
+    alone, together = (execute(config(*common, f"exec.devices={number}")) for number in (1, 2))
+    assert together["status"] == "completed", together.get("traceback")
+    assert together["key"] == alone["key"]  # the number of devices changes the last bits of a sum alone
+    for name in ("test/acc", "val/acc", "train/loss", "drift"):
+        assert together["metrics"][name] == pytest.approx(alone["metrics"][name], abs=1e-3)
+
+
+def test_batch_norm_over_cpu_processes_is_refused_before_any_training(config):
+    from layergraft.runs.assemble import checked
+
+    with pytest.raises(
+        UserError, match="exec.devices=2 on a CPU: batch norm over several processes needs CUDA; host.norm=group"
+    ):
+        checked(config("exec.devices=2", "exec.device=cpu"))
+    with pytest.raises(UserError, match="optim.batch_size is 50; exec.devices=3 cannot share it evenly"):
+        checked(config("exec.devices=3", "exec.device=cpu", "optim.batch_size=50"))
