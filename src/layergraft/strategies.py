@@ -204,7 +204,7 @@ def _check_groups(where: str, named: Iterable[str], groups: Iterable[str]) -> No
 def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: Mapping[str, Sequence[str]]) -> None:
     if pattern in OF_A_GRAFT and not roles.get("graft", ["?"]):
         raise UserError(
-            f"{where}: there is no graft in this network (donor=none has none), so nothing is '{pattern}'; strategy=full needs none"
+            f"{where}: there is no graft in this network (donor=none), so nothing is '{pattern}'; strategy=scratch and full need none"
         )
     if pattern in roles:
         return  # there may be no adapter, or a donor where the stem was

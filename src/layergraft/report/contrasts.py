@@ -28,7 +28,7 @@ def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
         return "".join(f", {name}={row[name]}" for name in names if pd.notna(row[name]))
 
     def arm(row: pd.Series) -> str:
-        if row.donor == "none" and row.strategy == "full":
+        if row.donor == "none" and row.strategy in ("scratch", "full"):
             return SCRATCH + label(row, of_arm)
         donor = "no donor" if row.donor == "none" else row.donor
         return f"{row.strategy}, {donor}{label(row, of_arm)}"

@@ -48,11 +48,15 @@ def learning_curves(runs: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> F
     The band is one standard error of the seeds' means.
     """
     settings = list(runs.setting.unique())
+    longest = max(len(curves[key]) for key in runs.key)
+    accuracies = {key: curves[key]["val/acc"].to_numpy() for key in runs.key}
+    # A run that was stopped early stays where it was.
+    accuracies = {key: np.pad(values, (0, longest - len(values)), mode="edge") for key, values in accuracies.items()}
     figure = Figure(figsize=(1.5 + 4.6 * len(settings), 3.8), layout="constrained")
     axes = figure.subplots(1, len(settings), squeeze=False, sharey=True)[0]
     for axis, setting in zip(axes, settings, strict=True):
         for arm, group in runs[runs.setting == setting].groupby("arm"):
-            by_seed = [np.mean([curves[key]["val/acc"] for key in seed.key], 0) for _, seed in group.groupby("seed")]
+            by_seed = [np.mean([accuracies[key] for key in seed.key], 0) for _, seed in group.groupby("seed")]
             mean = np.mean(by_seed, 0)
             (line,) = axis.plot(np.arange(1, len(mean) + 1), mean, label=arm)
             if len(by_seed) > 1:

@@ -9,7 +9,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from layergraft.files import write_atomic
+from layergraft import timeline
+from layergraft.files import label, write_atomic
 from layergraft.report import contrasts, figures
 from layergraft.report.table import read_plan, read_sweep, tidy
 from layergraft.store import run_folder
@@ -34,6 +35,7 @@ def write_page(folder: Path) -> Path:
         if any(d is not None for table in tables.values() for d in table.to_numpy().ravel()):
             figure = figures.heat_maps(tables, unit)
             drawn[metric] = figures.save(figure, folder / "figures", f"against_scratch_{metric.replace('/', '_')}")
+    plans = _plans(records, folder)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("layergraft.report", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -43,6 +45,7 @@ def write_page(folder: Path) -> Path:
         units=UNITS,
         compared=compared,
         figures=drawn,
+        plans=plans,
         accuracies=_accuracies(runs),
         statuses=Counter(record["status"] for record in records),
         troubled=[record for record in records if record["status"] != "completed"],
@@ -53,6 +56,19 @@ def write_page(folder: Path) -> Path:
     )
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _plans(records: list[dict[str, Any]], folder: Path) -> dict[str, str]:
+    """Strategy -> its plan over the epochs, drawn, with the host and site of the run that it is of."""
+    drawn: dict[str, str] = {}
+    for record in records:
+        axes = record.get("axes", {})
+        if record["status"] == "completed" and axes["strategy"] not in [title.split(",")[0] for title in drawn]:
+            where = "" if axes["site"] == "-" else f", donor at {axes['site']}"
+            name = label("plan", axes["strategy"])
+            figure = timeline.figure(record["plan"])
+            drawn[f"{axes['strategy']}, {axes['host']}{where}"] = figures.save(figure, folder / "figures", name)
+    return drawn
 
 
 def _accuracies(runs: pd.DataFrame) -> list[dict[str, Any]]:

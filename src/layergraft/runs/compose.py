@@ -89,16 +89,17 @@ class Composer:
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         return _built(config)
 
-    def without_foreign(self, cells: Sequence[Sequence[str]], group: str = "donor") -> list[list[str]]:
-        """`cells` less the values of `group` that the kind chosen in a cell does not have and that of another has.
+    def without_foreign(self, cells: Sequence[Sequence[str]]) -> list[list[str]]:
+        """`cells` less the values of donor and strategy that the one chosen in a cell does not have and another's has.
 
-        `donor=trained,random donor.k=3` is about the trained donors. What no cell's kind has stays, to be refused.
+        `donor=trained,random donor.k=3` is about the trained donors, `strategy=freeze,hybrid
+        strategy.phases.thaw.epoch=3` about hybrid. What no cell has stays, to be refused.
         """
 
         def lacks(config: DictConfig, key: str) -> bool:
             parent, _, last = key.rpartition(".")
             node = OmegaConf.select(config, parent)
-            return key.startswith(f"{group}.") and (node is None or last not in node)
+            return key.startswith(("donor.", "strategy.")) and (node is None or last not in node)
 
         foreign = []
         for overrides in cells:
