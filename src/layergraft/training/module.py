@@ -61,6 +61,12 @@ class PlannedModule(pl.LightningModule):
         self._losses: list[Tensor] = []
         self._counts: list[Tensor] = []
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning sets it 45 times a step, and nn.Module looks up each at length
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     # Phases
 
     def apply_phase(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
@@ -78,10 +84,8 @@ class PlannedModule(pl.LightningModule):
                 if not trains:
                     parameter.grad = None
                     optimizer.state.pop(parameter, None)
-                elif parameter not in optimizer.state:
-                    state = optimizers.initial_state(optimizer, group, parameter)
-                    if state:
-                        optimizer.state[parameter] = state
+                elif self._starts_with_state and parameter not in optimizer.state:
+                    optimizer.state[parameter] = optimizers.initial_state(optimizer, group, parameter)
         self.train(self.training)
         if self.compiles and changed:
             torch.compiler.reset()  # a graph of the phase before may be taken for this one's (pytorch issue 139476)
@@ -104,7 +108,9 @@ class PlannedModule(pl.LightningModule):
     # Steps
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return optimizers.make(self.network, self.plan, self.optim)
+        optimizer = optimizers.make(self.network, self.plan, self.optim)
+        self._starts_with_state = bool(optimizer.state)
+        return optimizer
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.network(x_NCHW)

@@ -81,9 +81,8 @@ def make(network: nn.Module, plan: Plan, spec: OptimSpec) -> torch.optim.Optimiz
         raise UserError(f"optim: {spec.name} refuses its options: {error}") from None
 
 
-def initial_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> dict | None:
-    """The state that the optimizer gives `parameter` where it starts with one (Adagrad); None where it does not."""
-    own = {
-        name: value for name, value in group.items() if name not in ("params", "name", "group", "tensors", "initial_lr")
-    }
-    return type(optimizer)([parameter], **{k: v for k, v in own.items() if k in inspect.signature(type(optimizer)).parameters}).state.get(parameter)  # fmt: skip
+def initial_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> dict:
+    """What an optimizer that has state before its first step (Adagrad) gives `parameter` there."""
+    taken = inspect.signature(type(optimizer)).parameters
+    own = {name: value for name, value in group.items() if name in taken and name != "params"}
+    return type(optimizer)([parameter], **own).state[parameter]
