@@ -292,3 +292,68 @@ def test_self_takes_over_every_field_of_the_runs_optimizer_and_schedule(config):
     assert canonical(mine.donor.optim) == canonical(mine.optim) and canonical(mine.donor.schedule) == canonical(
         mine.schedule
     )
+
+
+# The plan
+
+
+def test_plan_prints_groups_rates_and_what_is_frozen_when(command):
+    code, out, err = command("plan", "strategy=hybrid", "schedule.epochs=6", "host=resnet8", "optim.batch_size=50")
+    assert code == 0 and err == ""
+    lines = [line.split() for line in out.splitlines()]
+    assert ["graft", "1", "144", "0-2", "conv1.*"] in lines
+    assert ["early", "8", "4,704", "0-5", "bn1.*,", "layer1.*"] in lines
+    assert ["epochs", "phase", "graft", "early", "rest"] in lines
+    assert ["0-2", "start", "frozen", "frozen", "0.001"] in lines and [
+        "3-5",
+        "thaw",
+        "0.0001",
+        "frozen",
+        "0.001",
+    ] in lines
+    assert "phase thaw starts at epoch 3; norm statistics move in: graft, rest" in out
+    assert "strategy hybrid: 6 epochs of 2 steps" in out
+
+
+def test_plan_says_when_a_phase_may_come_sooner_and_what_is_not_there(command):
+    code, out, _ = command(
+        "plan", "strategy=hybrid", "schedule.epochs=8", "strategy.phases.thaw.plateau.patience=2", "host=resnet8"
+    )
+    assert code == 0 and "phase thaw starts at epoch 4, or as soon as val/loss has not been better for 2 epochs" in out
+    code, out, _ = command("plan", "strategy=l2_sp", "host=resnet8", "strategy.groups.new=[adapter]")
+    assert code == 0 and re.search(r"new +0 +0 +never +none in this network", out)
+
+
+def test_plan_refuses_what_train_would(command):
+    for override, message in {
+        "strategy.phases.thaw.epoch=99": "phase thaw starts at epoch 99, but training ends after 30 epochs",
+        "strategy.phases.thaw.train.rest=0": "trains rest at 0.0 times the learning rate; it must be above 0",
+        "strategy.groups.early=[layer9]": "unknown pattern in strategy hybrid, group early (it matches no parameter): 'layer9'; did you mean 'layer",
+        "strategy.groups.rest=[head]": "is in no group; its groups: graft, early, rest",
+        "schedule.epochs=1": "schedule.epochs=1 is too short for it",
+        "strategy.phases.thaw.plateau.metric=acc": "unknown strategy.phases.thaw.plateau.metric 'acc'; did you mean 'val/acc'?",
+    }.items():
+        code, out, err = command("plan", override)
+        assert (code, out) == (2, "") and message in err and err.count("\n") == 1, err
+
+
+def test_scratch_takes_no_donor_whatever_is_asked_for(config):
+    from layergraft.runs.assemble import checked
+
+    runs = [
+        checked(config("strategy=scratch", *more))
+        for more in ([], ["donor=random", "site=late"], ["surgery=insert", "surgery.gate=0"])
+    ]
+    assert len({run.key for run in runs}) == 1 and runs[0].grafted is None
+    assert runs[0].key.startswith("scratch.resnet18.none.seed0.")
+
+
+def test_a_strategys_key_in_a_sweep_is_about_that_strategy(tmp_path, command):
+    arguments = ["-m", "strategy=freeze,hybrid,scratch", "strategy.phases.thaw.epoch=1", "donor=random", "host=resnet8", "host.width=4",
+                 "schedule.epochs=2", "optim.batch_size=25", "exec.device=cpu", "exec.sweep=thaws", "site=early,late"]  # fmt: skip
+    code, _, err = command("train", *arguments, f"exec.outputs={tmp_path}")
+    assert code == 0 and "5 of 5 runs completed" in err  # scratch does not depend on the site
+    page = (tmp_path / "sweeps" / "thaws" / "report.html").read_text()
+    assert "What learned when" in page and "hybrid, resnet8, donor at early" in page
+    assert {path.name for path in (tmp_path / "sweeps" / "thaws" / "figures").glob("plan.*.png")} == {
+        "plan.freeze.png", "plan.hybrid.png", "plan.scratch.png"}  # fmt: skip

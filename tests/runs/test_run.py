@@ -1,11 +1,18 @@
 """One run: its key, its record, its place in the store."""
 
 import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import TINY
 from layergraft.errors import UserError
@@ -138,3 +145,85 @@ def test_nothing_is_written_for_bad_input(tiny, tmp_path):
     with pytest.raises(UserError):
         execute(tiny("site=layer9"))
     assert list(tmp_path.iterdir()) == []
+
+
+# Going on
+
+LONG = ["donor=random", "strategy=hybrid", "schedule=cosine", "schedule.epochs=8", "exec.checkpoint_seconds=0"]
+
+
+def killed(overrides, outputs, epochs):
+    """Start a run in a process of its own and kill it, without warning, after some epochs."""
+    program = [Path(sys.executable).with_name("layergraft"), "train", *overrides, f"exec.outputs={outputs}"]
+    process = subprocess.Popen(program, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        for path in outputs.glob("runs/*/last.ckpt"):
+            if torch.load(path, weights_only=True, mmap=True)["epoch"] >= epochs:
+                process.kill()
+                process.wait()
+                return path
+        time.sleep(0.01)
+    raise AssertionError("it ended before it could be killed")
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(config, tmp_path):
+    overrides = [*TINY[:1], *TINY[3:], *LONG, "exec.threads=1", "exec.probe.epochs=[0,2,-1]"]
+    checkpoint = killed(overrides, tmp_path / "killed", epochs=3)
+    assert not (checkpoint.parent / "record.json").exists()
+    whole = execute(config(*overrides, f"exec.outputs={tmp_path / 'whole'}"))
+    resumed = execute(config(*overrides, f"exec.outputs={tmp_path / 'killed'}"))
+    assert (whole["resumed"], resumed["resumed"]) == (False, True) and whole["status"] == "completed"
+    for name in ("key", "metrics", "probes", "plan", "surgery"):
+        assert resumed[name] == whole[name], name
+    for name in ("model.safetensors", "curves.csv"):
+        one, two = (tmp_path / which / "runs" / whole["key"] / name for which in ("whole", "killed"))
+        assert one.read_bytes() == two.read_bytes(), name
+    assert not checkpoint.exists()  # it is done
+    events = EventAccumulator(str(checkpoint.parent))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/acc")] == list(range(8))  # no epoch twice
+    assert "plan" in events.Tags()["images"]
+
+
+def test_a_run_that_was_interrupted_goes_on_and_one_that_failed_does_not(tiny, tmp_path, monkeypatch):
+    class Stop(pl.Callback):
+        def __init__(self, error):
+            self.error = error
+
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 5:
+                raise self.error
+
+    settings = tiny(*LONG[1:])
+    with pytest.raises(KeyboardInterrupt):
+        execute(settings, [Stop(KeyboardInterrupt())])
+    first = execute(settings, [Stop(ValueError("no luck"))])
+    assert first["resumed"] and first["status"] == "failed"
+    again = execute(settings)
+    assert not again["resumed"] and again["status"] == "completed"  # what failed may fail for what it was resumed from
+
+
+def test_resuming_by_name_and_what_cannot_be_resumed(tiny, tmp_path):
+    class Keep(pl.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 4:
+                (checkpoint,) = tmp_path.glob("runs/*/last.ckpt")
+                shutil.copy(checkpoint, tmp_path / "kept.ckpt")
+
+    whole = execute(tiny(*LONG[1:]), [Keep()])
+    kept = f"exec.resume={tmp_path / 'kept.ckpt'}"
+    again = execute(tiny(*LONG[1:], kept, "exec.rerun=true"))
+    assert again["resumed"] and again["metrics"] == whole["metrics"]
+    for overrides, message in {
+        ("optim.lr=0.5",): r"is of another run, which differs in config.optim.lr \(0.001 then, 0.5 now\)",
+        ("host=resnet20",): r"differs in config.host.name \(resnet18 then, resnet20 now\)",
+        ("strategy=freeze",): "differs in config.strategy.name",
+        ("exec.resume=nowhere.ckpt",): "there is no checkpoint nowhere.ckpt",
+        (
+            f"exec.resume={tmp_path / 'runs' / whole['key'] / 'model.safetensors'}",
+        ): "is not a whole checkpoint of a run",
+    }.items():
+        with pytest.raises(UserError, match=message) as error:
+            execute(tiny(*LONG[1:], kept, "exec.rerun=true", *overrides))
+        assert "\n" not in str(error.value)
+    assert execute(tiny(*LONG[1:]))["metrics"] == whole["metrics"]  # nothing was lost
