@@ -92,13 +92,14 @@ def figure(line: dict[str, Any]) -> Figure:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     groups = {name: group for name, group in line["groups"].items() if group["tensors"]}
     rates = np.array([[math.sqrt(a * b) for a, b in group["lr"]] for group in groups.values()])
     shown = np.ma.masked_equal(rates, 0)
     high = rates.max()
     low = min(shown.min(), high / 10)
-    drawing = Figure(figsize=(8, 1.5 + 0.34 * len(groups)), layout="constrained")
+    drawing = Figure(figsize=(6.5, 1.4 + 0.3 * len(groups)), layout="constrained")
     axis = drawing.subplots()
     axis.set_facecolor("0.85")
     axis.pcolormesh(
@@ -110,6 +111,7 @@ def figure(line: dict[str, Any]) -> Figure:
     axis.invert_yaxis()
     for phase in line["phases"][1:]:
         axis.axvline(phase["epoch"], color="white", linestyle="--", linewidth=1)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("epoch; grey: frozen")
     drawing.colorbar(ScalarMappable(LogNorm(low, high), "viridis"), ax=axis, label="learning rate", pad=0.01)
     return drawing

@@ -189,3 +189,8 @@ def test_a_key_of_some_donors_is_about_those(tmp_path, command):
     neither = ["donor=gabor,random" if override.startswith("donor=") else override for override in arguments]
     code, _, err = command("train", *neither, f"exec.outputs={tmp_path}")
     assert code == 2 and "unknown key in donor: 'schedule'" in err and "[in the run donor=gabor " in err
+
+
+def test_devices_are_not_shared_in_a_sweep(tmp_path, command):
+    code, _, err = command("train", *SWEEP, f"exec.outputs={tmp_path}", "exec.devices=2")
+    assert code == 2 and "exec.devices is of a single run; a sweep does a run on each device" in err

@@ -336,3 +336,24 @@ def test_bad_values_name_their_keys():
         validate(StrategySpec("s", split={"all": SplitSpec(decay=2.0)}), "strategy")
     with pytest.raises(UserError, match=r"strategy.phases.p.plateau.patience is 0; it must be 1 or more"):
         validate(StrategySpec("s", phases={"p": PhaseSpec(0, plateau=PlateauSpec(patience=0))}), "strategy")
+
+
+def test_no_step_waits_for_the_device(images, monkeypatch, tmp_path):
+    """Whatever reads a tensor back makes the host wait: it happens as often in an epoch of 8 steps as in one of 2."""
+    counts = []
+    for size in (20, 5):
+        network, plan, batches, recipe = start(images, BATCH, OptimSpec("adam", batch_size=size, clip_norm=1.0),
+                                               RegularizerSpec(ema=0.9, label_smoothing=0.1), HALFWAY)  # fmt: skip
+        count = [0]
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy", "cpu"):
+                plain = getattr(torch.Tensor, name)
+                patch.setattr(
+                    torch.Tensor,
+                    name,
+                    lambda *a, plain=plain, **k: (count.__setitem__(0, count[0] + 1), plain(*a, **k))[1],
+                )
+            (tmp_path / str(size)).mkdir()
+            fit(network, plan, batches, recipe, CPU, saving=Saving(tmp_path / str(size), None, {}))
+        counts.append(count[0])
+    assert counts[0] == counts[1] > 0

@@ -134,16 +134,17 @@ def _train(
     record["probes"] = probes.points
     steps = len(batches.train) // config.optim.accumulate
     record["metrics"] = {**fitted.summary(), **probes.summary(fitted.curves, steps)}
-    _report(config, folder, record)
+    _report(config, folder, fitted, record)
 
 
-def _report(config: Config, folder: Path, record: dict[str, Any]) -> None:
+def _report(config: Config, folder: Path, fitted: Fitted, record: dict[str, Any]) -> None:
     """The plan as a picture, and the figures that runs are compared by, for TensorBoard's HParams tab."""
     logger = EventsLogger(folder)
     logger.experiment.add_image("plan", picture(json.dumps(record["plan"])), dataformats="HWC")
     # Under names of their own: TensorBoard keeps these as scalars too, at step 0, amid a curve of that name.
-    figures = {name: value for name, value in record["metrics"].items() if value is not None}
-    logger.log_hyperparams(_hparams(config), {f"final/{name.replace('/', '_')}": v for name, v in figures.items()})
+    # Those that every run has: the tab shows what all runs share.
+    figures = {f"final/{name.replace('/', '_')}": value for name, value in fitted.summary().items()}
+    logger.log_hyperparams(_hparams(config), figures)
     logger.finalize("success")
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from layergraft.donors.cache import PROVENANCE
-from layergraft.errors import UserError
+from layergraft.errors import UserError, require
 from layergraft.explain import explain
 from layergraft.files import write_json
 from layergraft.runs.assemble import axes, checked, outputs_of, prepare_donors
@@ -47,6 +47,7 @@ def plan(composer: Composer, cells: Iterable[Sequence[str]]) -> list[Job]:
     for overrides in cells:
         try:
             config = composer(overrides)
+            require(config.exec.devices == 1, "exec.devices is of a single run; a sweep does a run on each device")
             run = checked(config)
         except Exception as error:
             line = explain(error)

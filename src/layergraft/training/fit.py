@@ -27,7 +27,6 @@ from layergraft.training.module import Diverged, PlannedModule
 from layergraft.training.optimizers import make
 from layergraft.training.unfreeze import UnfreezeByPhase
 
-
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
@@ -183,6 +182,11 @@ def check(network: nn.Module, plan: Plan, recipe: Recipe, backend: Backend) -> N
         recipe.optim.batch_size % backend.devices == 0,
         f"optim.batch_size is {recipe.optim.batch_size}; exec.devices={backend.devices} cannot share it evenly",
     )
+    if backend.device == "cuda":
+        there = torch.cuda.device_count()
+        require(
+            backend.devices <= there, f"exec.devices is {backend.devices}, but torch sees {there} CUDA devices here"
+        )
     if backend.devices > 1 and backend.device == "cpu":
         moving = any(phase.statistics & set(plan.norms.values()) for phase in plan.phases)
         require(

@@ -211,6 +211,7 @@ class PlannedModule(pl.LightningModule):
             "losses": self._epoch_losses() if self._losses else None,
             "by_tensor": self.by_tensor,
             "generator": torch.get_rng_state(),
+            "cuda_generator": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -221,6 +222,8 @@ class PlannedModule(pl.LightningModule):
         self.curves, self.by_tensor = list(own["curves"]), dict(own["by_tensor"])
         self._losses = [] if own["losses"] is None else list(own["losses"])
         torch.set_rng_state(own["generator"])
+        if own["cuda_generator"] is not None:
+            torch.cuda.set_rng_state(own["cuda_generator"], torch.cuda.current_device())
 
 
 def norm_paths(network: nn.Module) -> list[str]:
