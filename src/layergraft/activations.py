@@ -3,42 +3,61 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 BATCH = 128  # images at a time, which is what batch norm's re-estimated statistics are of
+
+
+def eagerly(network: nn.Module) -> Any:
+    """A context in which a compiled network runs as it is written: hooks are seen, and nothing is compiled for a look."""
+    return nullcontext() if network._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode that it was in."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with eagerly(network):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager
 def measuring(network: nn.Module, anew: bool = False) -> Iterator[None]:
     """Evaluation mode, but a batch norm whose statistics are still those it was born with, or any for `anew`, takes
-    the batch's, as in training's first step: without statistics, activations would grow from block to block.
+    the batch's: without statistics, activations would grow from block to block.
 
     Nothing is moved: statistics, counts and modes are afterwards what they were.
     """
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    tracking = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    tracking = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     norms = [norm for norm in tracking if anew or _is_new(norm)]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.training, norm.momentum = True, 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
-        for module, mode in modes.items():
-            module.training = mode
+    before = [(norm.momentum, norm.num_batches_tracked.clone(), type(norm)) for norm in norms]
+    with evaluating(network):
+        for norm in norms:
+            # One process looks by itself: what waits for the others' batches would wait for ever.
+            norm.__class__ = nn.BatchNorm2d
+            norm.training, norm.momentum = True, 0.0
+        try:
+            yield
+        finally:
+            for norm, (momentum, count, kind) in zip(norms, before, strict=True):
+                norm.momentum, norm.__class__ = momentum, kind
+                norm.num_batches_tracked.copy_(count)
 
 
-def _is_new(norm: nn.BatchNorm2d) -> bool:
+def _is_new(norm: nn.Module) -> bool:
     return not norm.running_mean.any() and bool((norm.running_var == 1).all())
 
 
@@ -81,7 +100,7 @@ class Statistics:
 
 @dataclass
 class Seen:
-    """A network on some images, run as `measuring` has it."""
+    """A network on some images."""
 
     activations: dict[str, Statistics] = field(default_factory=dict)
     """Module path -> statistics of what it gives."""
@@ -90,8 +109,10 @@ class Seen:
     """Percent."""
 
 
-def see(network: nn.Module, paths: Sequence[str], x_NCHW: Tensor, y_N: Tensor) -> Seen:
-    """Run `network` on these images and look at what the modules at `paths` give."""
+def see(
+    network: nn.Module, paths: Sequence[str], x_NCHW: Tensor, y_N: Tensor, mode: Callable[[nn.Module], Any] = measuring
+) -> Seen:
+    """Run `network` on these images, as `mode` has it, and look at what the modules at `paths` give."""
     result = Seen({path: Statistics() for path in paths})
 
     def record(path: str):
@@ -99,7 +120,7 @@ def see(network: nn.Module, paths: Sequence[str], x_NCHW: Tensor, y_N: Tensor) -
 
     handles = [network.get_submodule(path).register_forward_hook(record(path)) for path in paths]
     correct = 0
-    with measuring(network), torch.no_grad():
+    with mode(network), torch.no_grad():
         for x, y in zip(x_NCHW.split(BATCH), y_N.split(BATCH), strict=True):
             logits = network(x)
             result.loss += F.cross_entropy(logits, y, reduction="sum").item() / len(y_N)

@@ -194,7 +194,8 @@ class ProbeSpec:
 
 @dataclass
 class ExecSpec:
-    """How to run: nothing here can change a result."""
+    """How to run: nothing here can change a result, but for the last bits of a sum where that is said, and for what the
+    probes add to a record."""
 
     device: Device = Device.auto
     outputs: str = "outputs"
@@ -225,6 +226,10 @@ class ExecSpec:
         for name in ("workers", "jobs_per_gpu", "threads", "devices"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more")
+        require(
+            self.checkpoint_seconds is None or self.checkpoint_seconds >= 0,
+            f"{at}.checkpoint_seconds is {self.checkpoint_seconds}; it must be 0 or more, or null",
+        )
         require(
             self.sweep is None or re.fullmatch(r"[\w.-]*\w[\w.-]*", self.sweep) is not None,
             f"{at}.sweep is '{self.sweep}'; a sweep's name is letters, digits, '.', '_' and '-'",

@@ -44,6 +44,8 @@ class Phase:
     """Groups whose norms take the batch's statistics and move their own."""
     warmup: Mapping[str, float] = field(default_factory=dict)
     """Group -> epochs of warm-up from the start of the phase."""
+    begun: Mapping[str, int] = field(default_factory=dict)
+    """Group -> epochs before the start of the phase at which its warm-up began; 0 where it is not named."""
     plateau: PlateauSpec = field(default_factory=PlateauSpec)
 
     def trains(self, group: str) -> bool:
@@ -86,12 +88,14 @@ class Plan:
         """Group -> what `optim.lr` is multiplied by at `step` (from 0, over the whole training); 0.0 where frozen."""
         epoch = step // steps_per_epoch
         index = self.index(epoch, curves)
-        phase, first = self.phases[index], self.starts(curves[:epoch])[index] * steps_per_epoch
+        phase, start = self.phases[index], self.starts(curves[:epoch])[index]
         left = share(schedule, step, steps_per_epoch)
-        return {
-            group: lr * left * ramp(step - first, num_steps(phase.warmup.get(group, 0.0), steps_per_epoch))
-            for group, lr in phase.lr.items()
-        }
+        rates = {}
+        for group, lr in phase.lr.items():
+            since = step - (start - phase.begun.get(group, 0)) * steps_per_epoch
+            warm = num_steps(phase.warmup.get(group, 0.0), steps_per_epoch)
+            rates[group] = lr * left * ramp(since, warm) if lr else 0.0
+        return rates
 
 
 def epochs_to_plateau(spec: PlateauSpec, curves: Curves) -> float:
@@ -124,10 +128,15 @@ def _under(name: str, path: str) -> bool:
 
 
 def make_plan(
-    spec: StrategySpec, parameters: Sequence[str], norms: Iterable[str], roles: Mapping[str, Sequence[str]], epochs: int
+    spec: StrategySpec,
+    parameters: Sequence[str],
+    norms: Iterable[str],
+    roles: Mapping[str, Sequence[str]],
+    epochs: int,
+    blocks: Sequence[str] = (),
 ) -> Plan:
     """The plan of `spec` for a network with these parameter names (in the order of the forward pass) and norm layers
-    with statistics, over `epochs` epochs.
+    with statistics, over `epochs` epochs; `blocks` are the module paths of the host's residual blocks, for `split`.
 
     Raises UserError where a pattern matches no parameter, a parameter is in no group, a group is left empty that is not
     of roles alone, a phase is out of order or past the end, trains nothing, or does not say of each group whether it
@@ -157,7 +166,7 @@ def make_plan(
             bool(names) or all(any(_under(name, path) for path in of_surgery) for name in matched),
             f"{what}: group '{group}' is empty: the groups before it take all that it matches",
         )  # a role may have nothing in this network: no adapters, or a donor where the stem was
-    parts = {group: _parts(split, members[group], roles) for group, split in spec.split.items()}
+    parts = {group: _parts(split, members[group], roles, blocks) for group, split in spec.split.items()}
     groups: dict[str, list[str]] = {}
     for group, names in members.items():
         groups |= {f"{group}.{part}": there for part, there in parts[group].items()} if group in parts else {group: names}  # fmt: skip
@@ -178,21 +187,32 @@ def _plan_groups(group: str, parts: Mapping[str, Mapping[str, Sequence[str]]]) -
     return [f"{group}.{part}" for part in parts[group]] if group in parts else [group]
 
 
-def _parts(split: SplitSpec, names: Sequence[str], roles: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Part -> parameter names, from the stem up to the head."""
-    depth = 1 if split.by == "stage" else 2
+def _parts(
+    split: SplitSpec, names: Sequence[str], roles: Mapping[str, Sequence[str]], blocks: Sequence[str]
+) -> dict[str, list[str]]:
+    """Part -> parameter names, from the stem up to the head.
+
+    What surgery put beside the blocks of a stage belongs to the block next to it, and a donor in a whole stage's place is
+    one part: how many parts there are is the host's affair.
+    """
+    # `host` is where surgery puts a layer of the host beside or behind a donor
+    paths = {name: ".".join(part for part in name.split(".") if part != "host") for name in names}
+    there = [block for block in blocks if any(_under(path, block) for path in paths.values())]
     parts: dict[str, list[str]] = {"stem": []}
     head: list[str] = []
-    for name in names:
-        if any(_under(name, path) for path in roles.get("head", [])):
+    for name, path in paths.items():
+        stage = path.split(".")[0]
+        around = [block for block in there if block.startswith(stage + ".")] if split.by == "block" else []
+        if any(_under(name, own) for own in roles.get("head", [])):
             head.append(name)
-        elif any(_under(name, path) for path in roles.get("stem", [])):
+        elif any(_under(name, own) for own in roles.get("stem", [])):
             parts["stem"].append(name)
-        else:  # `host` is where surgery puts a layer of the host beside or behind a donor
-            path = [part for part in name.split(".")[:-1] if part != "host"]
-            parts.setdefault(".".join(path[:depth]), []).append(name)
+        else:
+            own = [block for block in around if _under(path, block)]
+            last = [part for part in parts if part in around][-1:]
+            parts.setdefault((own or last or around[:1] or [stage])[0], []).append(name)
     parts["head"] = head
-    return {part: there for part, there in parts.items() if there}
+    return {part: members for part, members in parts.items() if members}
 
 
 def _check_groups(where: str, named: Iterable[str], groups: Iterable[str]) -> None:
@@ -229,7 +249,10 @@ def _phases(
     for name, phase in spec.phases.items():
         where = f"{what}, phase {name}"
         _check_phase(where, phase, spec, epochs, phases, members)
-        for label, epoch, frozen_parts in _stages_of(where, name, phase, parts, epochs):
+        begins = _begins(where, phase, parts, epochs)
+        for epoch in sorted({phase.epoch, *begins.values()}):
+            label = name if epoch == phase.epoch else f"{name}+{epoch - phase.epoch}"
+            frozen_parts = [of for of, begin in begins.items() if begin > epoch]
             lr = {}
             for group in spec.groups:
                 own = _plan_groups(group, parts)
@@ -241,7 +264,8 @@ def _phases(
             if phase.statistics is not None:
                 moving = {of for group in phase.statistics for of in _plan_groups(group, parts)}
             warmup = {of: length for group, length in phase.warmup.items() for of in _plan_groups(group, parts)}
-            phases.append(Phase(label, epoch, lr, frozenset(moving), warmup, phase.plateau))
+            begun = {of: epoch - begins.get(of, phase.epoch) for of in lr if of not in frozen_parts}
+            phases.append(Phase(label, epoch, lr, frozenset(moving), warmup, begun, phase.plateau))
     return phases
 
 
@@ -302,21 +326,17 @@ def _check_phase(
         require(phase.plateau.patience is None, f"{where}: a phase with top_down starts at its epoch, not on a plateau")
 
 
-def _stages_of(
-    where: str, name: str, phase: PhaseSpec, parts: Mapping[str, Mapping[str, Sequence[str]]], epochs: int
-) -> list[tuple[str, int, frozenset[str]]]:
-    """(name, epoch, groups of the plan that do not train yet) of each stage of a phase: one, or as many as parts that
-    begin to train from the top down, spread evenly."""
+def _begins(
+    where: str, phase: PhaseSpec, parts: Mapping[str, Mapping[str, Sequence[str]]], epochs: int
+) -> dict[str, int]:
+    """Group of the plan -> the epoch at which it begins to train, for parts that do so from the top down, spread evenly."""
     begins = {f"{group}.{part}": phase.epoch + index * length // len(parts[group])
               for group, length in phase.top_down.items()
               for index, part in enumerate(reversed(parts[group]))}  # fmt: skip
     for of, epoch in begins.items():
+        warm = phase.warmup.get(of.partition(".")[0], 0)
         require(
-            epoch < epochs,
-            f"{where}: {of} would begin to train at epoch {epoch}, but training ends after {epochs} epochs",
+            epoch < epochs and epoch + warm <= epochs,
+            f"{where}: {of} would begin to train at epoch {epoch}{f', warm up for {warm:g}' if warm else ''}, but training ends after {epochs} epochs",
         )
-    stages = []
-    for epoch in sorted({phase.epoch, *begins.values()}):
-        label = name if epoch == phase.epoch else f"{name}+{epoch - phase.epoch}"
-        stages.append((label, epoch, frozenset(of for of, begin in begins.items() if begin > epoch)))
-    return stages
+    return begins

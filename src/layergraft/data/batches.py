@@ -100,38 +100,47 @@ class TrainBatches:
 
     def of_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `epoch`, all of them."""
+        size, shift, steps = self.spec.batch_size, self.spec.shift, len(self)
         order = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
         augment = torch.Generator().manual_seed(stream(self.seed, "augment", epoch))
         mixing = np.random.default_rng(stream(self.seed, "mixup", epoch))
-        index_N = torch.randperm(len(self.y_N), generator=order)
-        size, shift = self.spec.batch_size, self.spec.shift
-        for start in range(0, len(self) * size, size):
-            index = index_N[start : start + size]
-            offset = torch.randint(0, 2 * shift + 1, (size, 2), generator=augment) if shift else None
-            x, y = self._images(index, offset)
-            if self.spec.mixup:
-                part = mixing.beta(self.spec.mixup, self.spec.mixup)
-                partner = torch.from_numpy(mixing.permutation(size))
-                other_x, other_y = self._images(index[partner], offset[partner] if shift else None)
-                x = part * x + (1 - part) * other_x
+        index = torch.randperm(len(self.y_N), generator=order)[: steps * size].view(steps, size)
+        offsets = torch.randint(0, 2 * shift + 1, (steps, size, 2), generator=augment) if shift else None
+        # To the device at once: a copy for each batch would make every step wait for the one before.
+        mine, device = slice(self.rank, None, self.num_ranks), self.y_N.device
+        drawn = [self._to_device(index, offsets, mine, device)]
+        if self.spec.mixup:
+            parts = [mixing.beta(self.spec.mixup, self.spec.mixup) for _ in range(steps)]
+            partners = torch.stack([torch.from_numpy(mixing.permutation(size)) for _ in range(steps)])
+            moved = None if offsets is None else offsets.gather(1, partners[:, :, None].expand(-1, -1, 2))
+            drawn.append(self._to_device(index.gather(1, partners), moved, mine, device))
+        for step in range(steps):
+            (x, y), *other = [self._images(which[step], None if to is None else to[step]) for which, to in drawn]
+            if other:
+                ((other_x, other_y),) = other
+                x = parts[step] * x + (1 - parts[step]) * other_x
                 shares = [F.one_hot(labels, self.num_classes).float() for labels in (y, other_y)]
-                y = part * shares[0] + (1 - part) * shares[1]
+                y = parts[step] * shares[0] + (1 - parts[step]) * shares[1]
             yield x, y
 
+    @staticmethod
+    def _to_device(
+        index_SN: Tensor, offset_SN2: Tensor | None, mine: slice, device: torch.device
+    ) -> tuple[Tensor, Tensor | None]:
+        """This rank's part of what was drawn for all steps S of an epoch."""
+        return index_SN[:, mine].to(device), None if offset_SN2 is None else offset_SN2[:, mine].to(device)
+
     def _images(self, index_N: Tensor, offset_N2: Tensor | None) -> tuple[Tensor, Tensor]:
-        """This rank's part of the images at `index_N`, moved by their offsets, and their labels."""
-        part = slice(self.rank, None, self.num_ranks)
-        index = index_N[part].to(self.y_N.device)
-        x = self.x_NCHW[index]
+        """The images at `index_N`, moved by their offsets, and their labels."""
+        x = self.x_NCHW[index_N]
         if offset_N2 is not None:
-            x = shifted(x, offset_N2[part], self.spec.shift)
-        return self.normalize(x), self.y_N[index]
+            x = shifted(x, offset_N2, self.spec.shift)
+        return self.normalize(x), self.y_N[index_N]
 
 
 def shifted(x_NCHW: Tensor, offset_N2: Tensor, shift: int) -> Tensor:
     """Each image moved by `offset - shift` rows and columns (`offset` from 0 to 2 * shift), black where nothing was."""
     n, c, h, w = x_NCHW.shape
-    offset_N2 = offset_N2.to(x_NCHW.device)
     padded = F.pad(x_NCHW, (shift,) * 4)
     rows = (offset_N2[:, 0, None] + torch.arange(h, device=x_NCHW.device))[:, None, :, None]
     columns = (offset_N2[:, 1, None] + torch.arange(w, device=x_NCHW.device))[:, None, None, :]

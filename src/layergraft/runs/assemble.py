@@ -18,6 +18,7 @@ from layergraft.data.images import ImageData
 from layergraft.donors import NoDonor
 from layergraft.donors.cache import Donor, key_of, obtain, require_batch
 from layergraft.donors.forms import Form, Place
+from layergraft.errors import require
 from layergraft.files import digest, label
 from layergraft.hosts import sites, skeletons, weights
 from layergraft.hosts.blocks import blank
@@ -95,6 +96,8 @@ def identity(config: Config, backend: Backend, fingerprint: str, donor_keys: Seq
     body["host"]["weights"] = weights.fingerprint(config.host)
     body["donor"] = list(donor_keys)  # a donor's key holds all that it is, its file by content
     body["site"] = config.sites
+    if config.optim.name.lower() != "sgd":
+        del body["optim"]["momentum"]  # others take theirs from the options
     operation = body["surgery"]
     looks = operation["calibrate"] != "none" or (operation["fit"], operation["start"]) == ("project", "least_squares")
     acts = {"where": operation["name"] == "insert", "start": operation["fit"] == "project", "images": looks}
@@ -205,8 +208,14 @@ def _put_together(
         network = grafted.network
     roles["norm"] = all_norm_paths(skeleton)
     names = [name for name, _ in network.named_parameters()]
-    plan = make_plan(config.strategy, names, norm_paths(network), roles, config.schedule.epochs)
+    blocks = [path for path, site in sites_of(config, data).items() if site.kind == sites.BLOCK]
+    plan = make_plan(config.strategy, names, norm_paths(network), roles, config.schedule.epochs, blocks)
     check(skeleton, plan, recipe_of(config), backend)
+    for epoch in config.exec.probe.epochs:
+        require(
+            epoch <= config.schedule.epochs,
+            f"exec.probe.epochs has {epoch}, but training ends after {config.schedule.epochs} epochs",
+        )
     parts = [part for name, part in axes(config).items() if name not in ("data", "seed") and part != "-"]
     known = identity(config, backend, data.fingerprint, donor_keys)
     key = label(*parts, f"seed{config.seed}", digest(known))
@@ -257,4 +266,5 @@ def probes_of(config: Config, run: Assembled, batches: Batches) -> Probes:
             [name for name in donors if run.network.get_parameter(name).ndim == 4],
         )
     images = batches.val.first(config.exec.probe.images)
-    return Probes(config.exec.probe, run.network, subject, images, batches.val, config.schedule.epochs)
+    with run.backend.arithmetic():
+        return Probes(config.exec.probe, run.network, subject, images, batches.val, config.schedule.epochs)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from layergraft.data.batches import Batches
 from layergraft.donors import NoDonor
-from layergraft.errors import UserError
+from layergraft.errors import UserError, require
 from layergraft.files import write_atomic, write_json
 from layergraft.runs.assemble import (
     Assembled,
@@ -61,6 +61,10 @@ def execute(config: Config, callbacks: Sequence[pl.Callback] = ()) -> dict[str, 
     with FileLock(folder.with_name(f".{run.key}.lock")):  # two sweeps that want the same run do it once
         record = read_record(folder)
         if is_done(record) and not config.exec.rerun:
+            require(
+                config.exec.resume is None,
+                f"exec.resume: the run {run.key} is in the store already; exec.rerun=true does it again from the checkpoint",
+            )
             return record
         resume = _checkpoint(config, run, folder, record)
         if resume is None:

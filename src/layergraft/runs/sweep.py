@@ -47,6 +47,9 @@ def plan(composer: Composer, cells: Iterable[Sequence[str]]) -> list[Job]:
     for overrides in cells:
         try:
             config = composer(overrides)
+            require(
+                config.exec.resume is None, "exec.resume is of a single run; a sweep goes on with each run by itself"
+            )
             require(config.exec.devices == 1, "exec.devices is of a single run; a sweep does a run on each device")
             run = checked(config)
         except Exception as error:

@@ -20,7 +20,9 @@ from layergraft.training.module import PlannedModule
 class Averages(pl.Callback):
     """Keeps the average of a network's state, buffers included, and puts it in the network's place.
 
-    What does not move is averaged to what it is, bit for bit. With `ema` the average is what is validated, too.
+    What does not move is averaged to what it is, bit for bit; the average of a group that was frozen again is of what it
+    was while it trained, too. With `ema` the average is what is validated as well. Its decay climbs to `ema` from a tenth
+    as (1 + steps) / (10 + steps), or it would be of the initial weights in a short training.
     """
 
     def __init__(self, network: nn.Module, spec: RegularizerSpec, epochs: int) -> None:
@@ -46,7 +48,8 @@ class Averages(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: PlannedModule, *_: Any) -> None:
         if self.ema is not None and pl_module.has_stepped:
-            self._towards_now(1 - self.ema)
+            self._towards_now(1 - min(self.ema, (1 + self.num_averaged) / (10 + self.num_averaged)))
+            self.num_averaged += 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
         if self.first_epoch is not None and trainer.current_epoch >= self.first_epoch:
@@ -64,13 +67,15 @@ class Averages(pl.Callback):
             self._live = None
 
     def finish(self, module: PlannedModule, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Leave the average in the network. With `swa`, the batch norms that trained are measured on `batches`: their
+        """Leave the average in the network. With `swa`, the batch norms that moved are measured on `batches`: their
         statistics are of the weights that each epoch ended with, not of the mean of those."""
         if self.first_epoch is not None and not self.num_averaged:
             return  # training was stopped before there was anything to average
         self._put(self.average)
-        norms = [norm for norm in module.moving_norms() if norm.track_running_stats]
-        if self.first_epoch is None or not norms:
+        if self.first_epoch is None:
+            return
+        norms = [norm for norm in module.norms_that_moved(self.first_epoch) if norm.track_running_stats]
+        if not norms:
             return
         modes, momenta = [m.training for m in self.network.modules()], [norm.momentum for norm in norms]
         self.network.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -38,10 +39,11 @@ class Checkpoints(pl.Callback):
         self, trainer: pl.Trainer, pl_module: PlannedModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         at_the_end = batch_idx + 1 == trainer.num_training_batches  # then the epoch's end will do it
-        agree = trainer.world_size == 1 or self.every == 0 or batch_idx % AGREE == 0
+        agree = trainer.world_size == 1 or self.every == 0 or trainer.global_step % AGREE == 0
         if pl_module.has_stepped and not at_the_end and agree and self._is_due(trainer, mid_epoch=True):
-            if not torch.isfinite(torch.tensor(pl_module.mean_loss())):
-                raise Diverged(f"the training loss is {pl_module.mean_loss()} in epoch {trainer.current_epoch}")
+            loss = pl_module.mean_loss()
+            if not math.isfinite(loss):
+                raise Diverged(f"the training loss is {loss} in epoch {trainer.current_epoch}")
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
@@ -92,6 +94,9 @@ def require_same(path: Path, facts: Mapping[str, Any]) -> None:
     """Raise UserError, naming the keys that differ, unless the checkpoint is of the run that `facts` describe."""
     then, now = _leaves(facts_of(path)), _leaves(facts)
     differing = [key for key in {**then, **now} if then.get(key, "unset") != now.get(key, "unset")]
+    if not differing and list(then) != list(now):  # groups and phases are ordered
+        differing = ["the order of " + next(a for a, b in zip(then, now, strict=True) if a != b).rpartition(".")[0]]
+        raise UserError(f"{path} is of another run, which differs in {differing[0]}")
     if differing:
         words = [f"{key} ({then.get(key, 'unset')} then, {now.get(key, 'unset')} now)" for key in differing]
         raise UserError(f"{path} is of another run, which differs in {listing(words)}")

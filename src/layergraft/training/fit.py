@@ -151,6 +151,8 @@ class Probe(Protocol):
 
     def look(self, module: PlannedModule, epochs_done: int) -> None: ...
 
+    def log_again(self, module: PlannedModule) -> None: ...
+
 
 class _Look(pl.Callback):
     """Has the probe look before the first step and at the end of each epoch; which of them it takes is its affair."""
@@ -167,6 +169,8 @@ class _Look(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
         if trainer.global_step == 0:
             self.probe.look(pl_module, 0)
+        else:
+            self.probe.log_again(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
         self.probe.look(pl_module, trainer.current_epoch + 1)
@@ -270,7 +274,7 @@ def _resumed_epoch(saving: Saving | None) -> int | None:
     """From which step on the events in the folder are of a run that was cut off; None where none are."""
     if saving is None or saving.resume is None:
         return None
-    return torch.load(saving.resume, map_location="cpu", weights_only=True, mmap=True)["epoch"]
+    return len(torch.load(saving.resume, map_location="cpu", weights_only=True, mmap=True)["layergraft"]["curves"])
 
 
 def _strategy(backend: Backend) -> Any:

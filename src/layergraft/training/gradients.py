@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from layergraft.activations import eagerly
 
 NUM_BATCHES = 5
 SNR_THRESHOLD = 0.95
@@ -23,7 +26,8 @@ def measured(
     buffers = {name: tensor.clone() for name, tensor in network.named_buffers()}
     found = []
     for x_NCHW, y_N in batches:
-        loss = F.cross_entropy(network(x_NCHW).float(), y_N)
+        with eagerly(network):
+            loss = F.cross_entropy(network(x_NCHW).float(), y_N)
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for grad in grads:
@@ -41,18 +45,21 @@ def relative_norms(grads: Sequence[Mapping[str, Tensor]], parameters: Mapping[st
 
     Source: Lee et al., Surgical Fine-Tuning, 2023, section 4 (RGN).
     """
-    ratios = {name: torch.stack([g[name].norm() for g in grads]).mean() / parameters[name].norm() for name in parameters}  # fmt: skip
-    return {name: ratio.item() if ratio == ratio else 0.0 for name, ratio in ratios.items()}
+    ratios = [torch.stack([g[name].norm() for g in grads]).mean() / parameters[name].norm() for name in parameters]
+    # 0 / 0: a tensor of zeros without a gradient
+    return dict(zip(parameters, torch.stack(ratios).nan_to_num(0.0, posinf=math.inf).tolist(), strict=True))
 
 
 def rgn_weights(grads: Sequence[Mapping[str, Tensor]], parameters: Mapping[str, Tensor]) -> dict[str, float]:
     """Auto-RGN: relative norms over the largest, so that each tensor has a share of the learning rate.
 
-    A tensor that is 0 (a gate, say) has no relative norm: it learns at the full rate, and is no measure for the others.
+    A single number (a gate) may be 0 or next to it, and a tensor that is 0 has no relative norm: neither is a measure for
+    the others, and neither learns at more than the full rate.
     """
     norms = relative_norms(grads, parameters)
-    largest = max((norm for norm in norms.values() if norm != float("inf")), default=0.0)
-    return {name: 1.0 if norm == float("inf") else norm / largest if largest else 0.0 for name, norm in norms.items()}
+    measures = [norm for name, norm in norms.items() if parameters[name].ndim and norm != math.inf]
+    largest = max(measures, default=0.0) or math.inf
+    return {name: 1.0 if norm == math.inf else min(1.0, norm / largest) for name, norm in norms.items()}
 
 
 def snr_weights(grads: Sequence[Mapping[str, Tensor]], parameters: Mapping[str, Tensor]) -> dict[str, float]:
@@ -64,8 +71,8 @@ def snr_weights(grads: Sequence[Mapping[str, Tensor]], parameters: Mapping[str, 
     weights = {}
     for name in parameters:
         ratios = [_signal_to_noise(g[name]) for g in grads]
-        weights[name] = float(torch.stack(ratios).mean().item() >= SNR_THRESHOLD)
-    return weights
+        weights[name] = torch.stack(ratios).mean() >= SNR_THRESHOLD
+    return dict(zip(weights, torch.stack(list(weights.values())).double().tolist(), strict=True))
 
 
 def _signal_to_noise(grad: Tensor) -> Tensor:

@@ -100,10 +100,11 @@ class PlannedModule(pl.LightningModule):
                         norm.eval()
         return self
 
-    def moving_norms(self) -> list[nn.Module]:
-        """Norm layers whose statistics moved in the last epoch."""
-        phase = self.plan.phase(len(self.curves) - 1, self.curves)
-        return [norm for group, norms in self.norms_of.items() if group in phase.statistics for norm in norms]
+    def norms_that_moved(self, first_epoch: int) -> list[nn.Module]:
+        """Norm layers whose statistics moved in an epoch that is over, from `first_epoch` on."""
+        phases = [self.plan.phase(epoch, self.curves) for epoch in range(first_epoch, len(self.curves))]
+        moved = {group for phase in phases for group in phase.statistics}
+        return [norm for group, norms in self.norms_of.items() if group in moved for norm in norms]
 
     # Steps
 
@@ -150,9 +151,19 @@ class PlannedModule(pl.LightningModule):
         self._losses.append(loss.detach())
         return loss
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning's own refuses fused optimizers in mixed precision, where a loss may be scaled; bf16 is not.
+        if gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """L2-SP's gradient, alpha (w - w0). Source: Li, Grandvalet & Davoine 2018, equation 2."""
-        for alpha, parameter, start in self.anchors:
+        for index, (alpha, parameter, start) in enumerate(self.anchors):
+            if start.device != parameter.device:  # where Lightning has taken the network since
+                start = start.to(parameter.device)
+                self.anchors[index] = (alpha, parameter, start)
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=alpha)
 
@@ -208,11 +219,18 @@ class PlannedModule(pl.LightningModule):
         checkpoint["layergraft"] = {
             "groups": [group["name"] for group in self.trainer.optimizers[0].param_groups],
             "curves": self.curves,
-            "losses": self._epoch_losses() if self._losses else None,
+            "losses": self._losses_of_ranks(),
             "by_tensor": self.by_tensor,
             "generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
+
+    def _losses_of_ranks(self) -> Tensor | None:
+        """(ranks, batches of the epoch so far); called by all of them."""
+        if not self._losses:
+            return None
+        losses = self._epoch_losses()
+        return self.trainer.strategy.all_gather(losses) if self.trainer.world_size > 1 else losses[None]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = checkpoint["layergraft"]
@@ -220,7 +238,7 @@ class PlannedModule(pl.LightningModule):
         if own["groups"] != names:  # else a group of the same size in another's place would be loaded silently
             raise UserError(f"the checkpoint's parameter groups are {own['groups']}, this run's are {names}")
         self.curves, self.by_tensor = list(own["curves"]), dict(own["by_tensor"])
-        self._losses = [] if own["losses"] is None else list(own["losses"])
+        self._losses = [] if own["losses"] is None else list(own["losses"][self.trainer.global_rank])
         torch.set_rng_state(own["generator"])
         if own["cuda_generator"] is not None:
             torch.cuda.set_rng_state(own["cuda_generator"], torch.cuda.current_device())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layergraft.activations import BATCH, measuring, see
+from layergraft.activations import BATCH, evaluating, measuring, see
 from layergraft.distances import centred_gram, frechet_distance, linear_cka
 from layergraft.specs import ProbeSpec
 from layergraft.training.module import PlannedModule
 
 GRID = 8  # features are averaged over a grid of at most so many places a side before they are compared image by image
 MAX_FILTERS = 64
+Mode = Callable[[nn.Module], Any]  # a context that a network is run in
 
 
 @dataclass(frozen=True)
@@ -75,40 +76,55 @@ class Probes:
         if not self.is_due(epochs_done):
             return
         network, epoch = module.network, len(module.curves) if epochs_done == -1 else epochs_done
+        # Before training, graft and intact host are run alike: norms that have no statistics yet take the batch's.
+        mode = measuring if epoch == 0 else evaluating
         point: dict[str, Any] = {"epoch": epoch}
-        seen = see(network, self.subject.paths, self.x_NCHW, self.y_N)
+        seen = see(network, self.subject.paths, self.x_NCHW, self.y_N, mode)
         for path, statistics in seen.activations.items():
             values = {"mean": statistics.mean, "variance": statistics.deviation**2, "dead": statistics.share_dead}
             point |= {f"activation/{path}/{name}": value for name, value in values.items()}
-        for place, sides in _features(network, self.subject.places if self.of_intact else {}, self.x_NCHW).items():
+        for place, sides in _features(
+            network, self.subject.places if self.of_intact else {}, self.x_NCHW, mode
+        ).items():
             for side, (pooled, gram) in sides.items():
                 intact_pooled, intact_gram = self.of_intact[place][side]
                 point[f"frechet/{place}/{side}"] = frechet_distance(pooled, intact_pooled)
                 point[f"cka/{place}/{side}"] = linear_cka(gram, intact_gram)
         if self.start:
             point["drift"] = _drift(network, self.start)
-        point |= {f"gradient/{group}": norm for group, norm in self._relative_gradients(module).items()}
+        point |= {f"gradient/{group}": norm for group, norm in self._relative_gradients(module, mode).items()}
         point |= {f"gate/{name}": network.get_parameter(name).item() for name in self.subject.gates}
         if epoch == 0:
             loss, acc = _judged(network, self.val)
             point |= {"loss": loss, "acc": acc, "intact/loss": self.intact_loss, "intact/acc": self.intact_acc}
-        point = {name: _finite(value) for name, value in point.items()}
-        self.points.append(point)
-        if module.logger is not None:
-            scalars = {f"probe/{name}": value for name, value in point.items() if name != "epoch" and value is not None}
-            module.logger.log_metrics(scalars, step=epoch)
-            for name in self.subject.filters:
-                picture = drawn(network.get_parameter(name).detach())
-                module.logger.experiment.add_image(f"filters/{name}", picture, epoch)
+        self.points.append({name: _finite(value) for name, value in point.items()})
+        self._log(
+            module, self.points[-1], {name: network.get_parameter(name).detach() for name in self.subject.filters}
+        )
 
-    def _relative_gradients(self, module: PlannedModule) -> dict[str, float]:
+    def log_again(self, module: PlannedModule) -> None:
+        """Write what a resumed run had seen from the epoch on that its checkpoint is of: TensorBoard drops it there."""
+        for point in self.points:
+            if point["epoch"] >= len(module.curves):
+                filters = {name: self.start[name] for name in self.subject.filters} if point["epoch"] == 0 else {}
+                self._log(module, point, filters)
+
+    def _log(self, module: PlannedModule, point: Mapping[str, Any], filters: Mapping[str, Tensor]) -> None:
+        if module.logger is None:
+            return
+        scalars = {f"probe/{name}": value for name, value in point.items() if name != "epoch" and value is not None}
+        module.logger.log_metrics(scalars, step=point["epoch"])
+        for name, weight in filters.items():
+            module.logger.experiment.add_image(f"filters/{name}", drawn(weight), point["epoch"])
+
+    def _relative_gradients(self, module: PlannedModule, mode: Mode) -> dict[str, float]:
         """Group that trains -> ||g|| / ||theta|| of the mean loss on the probe's images, over all of its tensors."""
         phase = module.plan.phase(max(len(module.curves) - 1, 0), module.curves)
         groups = {g: [p for p in ps if p.requires_grad] for g, ps in module.parameters_of.items() if phase.trains(g)}
         groups = {group: parameters for group, parameters in groups.items() if parameters}
         every = [parameter for parameters in groups.values() for parameter in parameters]
         total = [torch.zeros_like(parameter) for parameter in every]
-        with measuring(module.network), torch.enable_grad():
+        with mode(module.network), torch.enable_grad():
             for x, y in zip(self.x_NCHW.split(BATCH), self.y_N.split(BATCH), strict=True):
                 loss = F.cross_entropy(module.network(x), y, reduction="sum") / len(self.y_N)
                 grads = torch.autograd.grad(loss, every, allow_unused=True, materialize_grads=True)
@@ -133,7 +149,7 @@ class Probes:
         for threshold in self.spec.thresholds:
             at = next((p["epoch"] + 1 for p in curves if p["val/acc"] >= threshold), None)
             found[f"steps_to/{threshold:g}"] = None if at is None else at * steps_per_epoch
-        if self.points and "drift" in self.points[-1]:
+        if self.points and self.points[-1]["epoch"] == len(curves) and "drift" in self.points[-1]:
             found["drift"] = self.points[-1]["drift"]
         return found
 
@@ -167,7 +183,7 @@ def _judged(network: nn.Module, batches: Any) -> tuple[float, float]:
 
 @torch.no_grad()
 def _features(
-    network: nn.Module, places: Mapping[str, tuple[str, str]], x_NCHW: Tensor
+    network: nn.Module, places: Mapping[str, tuple[str, str]], x_NCHW: Tensor, mode: Mode = measuring
 ) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
     """Place -> side (in, out) -> (features averaged over an image, (N, C); centred Gram matrix of the features, (N, N))."""
     kept: dict[tuple[str, str], list[Tensor]] = {}
@@ -183,7 +199,7 @@ def _features(
         handles.append(network.get_submodule(after).register_forward_hook(
             lambda module, args, output, name=name: keep((name, "out"), output)))  # fmt: skip
     if handles:
-        with measuring(network):
+        with mode(network):
             for x in x_NCHW.split(BATCH):
                 network(x)
     for handle in handles:

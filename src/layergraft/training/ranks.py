@@ -38,8 +38,7 @@ def fit(
 ) -> single.Fitted:
     """`training.fit.fit` by `backend.devices` processes; `network`, and `probe.points`, come back from the first.
 
-    Raises Diverged as a
-    single process does; whatever else a process raises comes up as torch's ProcessRaisedException.
+    Raises Diverged as a single process does; whatever else a process raises comes up as torch's ProcessRaisedException.
     """
     with tempfile.TemporaryDirectory() as folder:
         with socket.socket() as free:
@@ -48,11 +47,18 @@ def fit(
         threads = max(1, torch.get_num_threads() // backend.devices)
         task = (Path(folder), port, threads, network.cpu(), plan, batches, recipe, backend, probe, options)
         multiprocessing.set_forkserver_preload([__name__])  # one process imports; the others are forked from it
-        torch.multiprocessing.start_processes(_rank, task, nprocs=backend.devices, start_method="forkserver")
+        ranks = torch.multiprocessing.start_processes(_rank, task, backend.devices, False, start_method="forkserver")
+        try:
+            while not ranks.join():
+                pass
+        finally:  # Ctrl-C, or one that failed: none may train on
+            for process in ranks.processes:
+                process.terminate()
+                process.join()
         result = torch.load(Path(folder) / RESULT, weights_only=True)
+        if result["diverged"] is not None:
+            raise Diverged(result["diverged"])
         require_agreement(Path(folder), backend.devices)
-    if result["diverged"] is not None:
-        raise Diverged(result["diverged"])
     network.load_state_dict(result["state"])
     if probe is not None:
         probe.points = result["points"]
