@@ -330,7 +330,8 @@ def test_plan_refuses_what_train_would(command):
         "strategy.phases.thaw.train.rest=0": "trains rest at 0.0 times the learning rate; it must be above 0",
         "strategy.groups.early=[layer9]": "unknown pattern in strategy hybrid, group early (it matches no parameter): 'layer9'; did you mean 'layer",
         "strategy.groups.rest=[head]": "is in no group; its groups: graft, early, rest",
-        "schedule.epochs=1": "schedule.epochs=1 is too short for it",
+        "schedule.epochs=1": "is schedule.epochs=1 too short for a share of it?",
+        "strategy.groups.early=layer1": "a list is needed, such as [A,B]",
         "strategy.phases.thaw.plateau.metric=acc": "unknown strategy.phases.thaw.plateau.metric 'acc'; did you mean 'val/acc'?",
     }.items():
         code, out, err = command("plan", override)

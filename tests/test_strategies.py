@@ -56,7 +56,7 @@ BAD = {
     ),
     "negative": (ALL, {"p": phase(-1, all=1.0)}, "starts at epoch -1"),
     "late start": (ALL, {"p": phase(1, all=1.0)}, "is the first and starts at epoch 1"),
-    "order": (ALL, {"p": phase(all=1.0), "q": phase(5, all=1.0), "r": phase(5, all=1.0)}, "not after phase q at 5"),
+    "order": (ALL, {"p": phase(all=1.0), "q": phase(5, all=0.5), "r": phase(5, all=0.1)}, "not after phase q at 5"),
     "no phase": (ALL, {}, "has no phases"),
     "unknown group": (ALL, {"p": phase(al=1.0)}, "'al'; did you mean 'all'?"),
     "zero lr": (ALL, {"p": phase(all=0.0)}, "trains all at 0.0 times"),
@@ -83,7 +83,8 @@ DEEP = ["conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "layer1.1.conv1.w
 
 def deep(split, phases, epochs=10, groups=ALL, **more):
     spec = StrategySpec("s", groups=groups, split={"all": split}, phases=phases, **more)
-    return make_plan(spec, DEEP, ["bn1"], ROLES | {"graft": ["layer2.0.donor"]}, epochs)
+    blocks = ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0"]
+    return make_plan(spec, DEEP, ["bn1"], ROLES | {"graft": ["layer2.0.donor"]}, epochs, blocks)
 
 
 def test_layer_wise_decay_is_the_numbers_written_here():
@@ -92,13 +93,51 @@ def test_layer_wise_decay_is_the_numbers_written_here():
     assert made.phases[0].lr == pytest.approx(expected, abs=1e-9)  # 2.6 ** -4, -3, -2, -1, 0
     assert made.groups["all.head"] == ["fc.weight", "fc.bias"] and made.norms == {"bn1": "all.stem"}
 
-    made = deep(SplitSpec("block", 0.75, min_scale=0.2), {"p": phase(all=0.5)})
-    expected = {"all.stem": 0.5 * 0.2, "all.layer1.0": 0.5 * 0.2, "all.layer1.1": 0.5 * 0.2373046875,
-                "all.layer2.0": 0.5 * 0.31640625, "all.layer2.1": 0.5 * 0.421875, "all.layer3.0": 0.5 * 0.5625,
-                "all.layer3.donor": 0.5 * 0.75, "all.head": 0.5}  # fmt: skip
-    assert made.phases[0].lr == pytest.approx(expected, abs=1e-9)  # 0.75 ** 7 and ** 6 are below 0.2
+    made = deep(SplitSpec("block", 0.75, min_scale=0.25), {"p": phase(all=0.5)})
+    expected = {"all.stem": 0.5 * 0.25, "all.layer1.0": 0.5 * 0.25, "all.layer1.1": 0.5 * 0.31640625,
+                "all.layer2.0": 0.5 * 0.421875, "all.layer2.1": 0.5 * 0.5625, "all.layer3.0": 0.5 * 0.75, "all.head": 0.5}  # fmt: skip
+    assert made.phases[0].lr == pytest.approx(expected, abs=1e-9)  # 0.75 ** 6 and ** 5 are below 0.25
     assert list(made.groups) == list(expected)
     assert made.groups["all.layer2.0"] == ["layer2.0.host.conv1.weight", "layer2.0.donor.weight"]
+    # A donor beside a whole stage is of the block next to it: it adds no level.
+    assert made.groups["all.layer3.0"] == ["layer3.host.0.conv1.weight", "layer3.donor.weight"]
+
+
+def test_a_block_in_a_stages_place_is_one_part():
+    names = [
+        "conv1.weight",
+        "layer1.0.conv1.weight",
+        "layer2.conv1.weight",
+        "layer2.bn1.weight",
+        "layer2.downsample.0.weight",
+        "fc.weight",
+    ]
+    spec = StrategySpec("s", groups=ALL, split={"all": SplitSpec("block")}, phases={"p": phase(all=1.0)})
+    made = make_plan(spec, names, [], ROLES, 5, ["layer1.0", "layer2.0", "layer2.1"])
+    assert list(made.groups) == ["all.stem", "all.layer1.0", "all.layer2", "all.head"]
+
+
+def test_parts_warm_up_once_each_from_where_they_begin():
+    made = deep(SplitSpec("stage"), {"p": PhaseSpec(0, {"all": 1.0}, top_down={"all": 5}, warmup={"all": 2.0})})
+    assert rates(made, "all.head", 5) == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1]
+    assert rates(made, "all.layer2", 6) == [0, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
+    with pytest.raises(
+        UserError, match="all.stem would begin to train at epoch 4, warm up for 2, but training ends after 5 epochs"
+    ):
+        deep(SplitSpec("stage"), {"p": PhaseSpec(0, {"all": 1.0}, top_down={"all": 5}, warmup={"all": 2.0})}, 5)
+
+
+def test_the_head_begins_alone_however_short_training_is():
+    made = deep(SplitSpec("stage"), {"p": PhaseSpec(0, {"all": 1.0}, top_down={"all": 2})})
+    assert [group for group in made.groups if made.phase(0).trains(group)] == ["all.head"]
+    assert all(made.phase(2).trains(group) for group in made.groups)
+
+
+def test_early_stopping_waits_for_the_last_phase():
+    phases = {"a": phase(freeze=["h"], r=1.0), "b": phase(4, h=1.0, r=1.0)}
+    made = plan({"h": ["head"], "r": [".*"]}, phases)
+    spec, flat = PlateauSpec("val/loss", 2), [{"val/loss": 1.0}] * 8
+    assert [made.is_over(spec, flat[:n]) for n in range(8)] == [False] * 7 + [True]  # epochs 4, 5 and 6
 
 
 def test_top_down_thaws_from_the_head_and_spreads_evenly():
@@ -200,6 +239,9 @@ SPLIT = {"split": {"all": SplitSpec()}}
 MORE_BAD = {
     "before without a graft": ({"a": ["before"], "b": [".*"]}, {"p": phase(a=1.0, b=1.0)}, {}, "so nothing is 'before'"),
     "only what is not there": ({"a": ["adapter"], "b": [".*"]}, {"p": phase(freeze=["b"], a=1.0)}, {}, "phase p trains nothing: there is nothing in a here"),
+    "no pattern": ({"a": [], "b": [".*"]}, {"p": phase(a=1.0, b=1.0)}, {}, "group a has no pattern, so it matches nothing"),
+    "in two groups": ({"a": ["fc"], "b": ["fc", ".*"]}, {"p": phase(a=1.0, b=1.0)}, {}, "pattern 'fc' is in group a and again in b"),
+    "an unfreeze that is none": ({"a": ["fc"], "b": [".*"]}, {"p": phase(freeze=["a"], b=1.0), "q": phase(3, freeze=["a"], b=1.0)}, {}, "phase q changes nothing: it is the phase before it once more"),
     "split": (ALL, {"p": phase(all=1.0)}, {"split": {"al": SplitSpec()}}, "unknown group in strategy s, split: 'al'; did you mean 'all'?"),
     "decay": (ALL, {"p": phase(all=1.0)}, {"weight_decay": {"rest": 1.0}}, "unknown group in strategy s, weight_decay: 'rest'"),
     "anchor": (ALL, {"p": phase(all=1.0)}, {"anchor": {"graft": 1.0}}, "unknown group in strategy s, anchor: 'graft'"),
@@ -211,7 +253,7 @@ MORE_BAD = {
     "statistics of none": (ALL, {"p": PhaseSpec(0, {"all": 1.0}, statistics=["al"])}, {}, "unknown group in strategy s, phase p, statistics: 'al'"),
     "first on a plateau": (ALL, {"p": PhaseSpec(0, {"all": 1.0}, plateau=PlateauSpec(patience=2))}, {}, "is the first: it has no plateau to wait for"),
     "plateau too long": (ALL, {"p": phase(all=1.0), "q": PhaseSpec(3, {"all": 0.1}, plateau=PlateauSpec(patience=3))}, {}, "waits for a plateau of 3 epochs, but starts at epoch 3 in any case"),
-    "two at once": (ALL, {"p": phase(all=1.0), "q": phase(0, all=0.1)}, {}, "not after phase p at 0; schedule.epochs=10 is too short for it"),
+    "two at once": (ALL, {"p": phase(all=1.0), "q": phase(0, all=0.1)}, {}, "not after phase p at 0 (is schedule.epochs=10 too short for a share of it?)"),
 }  # fmt: skip
 
 

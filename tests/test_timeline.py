@@ -30,9 +30,12 @@ def test_a_timeline_is_the_rates_of_each_epochs_first_and_last_step():
 
 
 def test_with_curves_phases_are_where_they_were():
-    line = timeline(PLAN, 0.1, ScheduleSpec("constant", 5), 3, SIZES.get, [{"val/acc": 5}, {"val/acc": 4}])
-    assert [phase["epoch"] for phase in line["phases"]] == [0, 2]
-    assert line["groups"]["head"]["lr"][1:3] == [[0, 0], [0.05, 0.05]]
+    curves = [{"val/acc": 5}, {"val/acc": 4}, {"val/acc": 6}]
+    line = timeline(PLAN, 0.1, ScheduleSpec("constant", 5), 3, SIZES.get, curves)
+    assert [phase["epoch"] for phase in line["phases"]] == [0, 2] and line["epochs"] == 3
+    assert line["groups"]["head"]["lr"] == [[0, 0], [0, 0], [0.05, 0.05]]
+    line = timeline(PLAN, 0.1, ScheduleSpec("constant", 5), 3, SIZES.get, curves[:1])
+    assert [phase["name"] for phase in line["phases"]] == ["start"]  # what never came is not shown
 
 
 def test_rates_that_change_within_an_epoch_are_shown_as_such():

@@ -84,6 +84,8 @@ def _omegaconf(error: OmegaConfBaseException) -> str:
     choice = re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", message)
     if choice:
         return str(unknown(error.full_key or "value", choice[1], choice[2].split(", ")))
+    if re.search(r"is not a ListConfig|type hint 'typing.List", message):
+        return f"{error.full_key or 'a value'}: a list is needed, such as [A,B]; {message}"
     group = re.match(r"Invalid type assigned: str is not a subclass of (\w+)Spec. value: (.*)", message)
     if group and error.full_key:
         kind = group[1].lower()

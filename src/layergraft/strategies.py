@@ -84,6 +84,11 @@ class Plan:
     def phase(self, epoch: int, curves: Curves = ()) -> Phase:
         return self.phases[self.index(epoch, curves)]
 
+    def is_over(self, spec: PlateauSpec, curves: Curves) -> bool:
+        """Whether `curves` have plateaued in the last phase: before it, there is still something to begin."""
+        since = curves[self.starts(curves)[-1] :]
+        return epochs_to_plateau(spec, since) <= len(since)
+
     def rates(self, schedule: ScheduleSpec, step: int, steps_per_epoch: int, curves: Curves = ()) -> dict[str, float]:
         """Group -> what `optim.lr` is multiplied by at `step` (from 0, over the whole training); 0.0 where frozen."""
         epoch = step // steps_per_epoch
@@ -143,8 +148,15 @@ def make_plan(
     trains.
     """
     what = f"strategy {spec.name}"
+    named: dict[str, str] = {}
     for group, patterns in spec.groups.items():
+        require(bool(patterns), f"{what}, group {group} has no pattern, so it matches nothing")
         for pattern in patterns:
+            require(
+                pattern not in named,
+                f"{what}: pattern '{pattern}' is in group {named.get(pattern)} and again in {group}",
+            )
+            named[pattern] = group
             _check_pattern(f"{what}, group {group}", pattern, parameters, roles)
     for field_name in ("split", "weight_decay", "anchor"):
         _check_groups(f"group in {what}, {field_name}:", getattr(spec, field_name), spec.groups)
@@ -266,6 +278,8 @@ def _phases(
             warmup = {of: length for group, length in phase.warmup.items() for of in _plan_groups(group, parts)}
             begun = {of: epoch - begins.get(of, phase.epoch) for of in lr if of not in frozen_parts}
             phases.append(Phase(label, epoch, lr, frozenset(moving), warmup, begun, phase.plateau))
+            same = phases[1:] and all(getattr(phases[-1], of) == getattr(phases[-2], of) for of in ("lr", "statistics"))
+            require(not same or bool(warmup), f"{where} changes nothing: it is the phase before it once more")
     return phases
 
 
@@ -287,7 +301,9 @@ def _check_phase(
         require(phase.epoch == 0, f"{where} is the first and starts at epoch {phase.epoch}; it must start at 0")
         require(phase.plateau.patience is None, f"{where} is the first: it has no plateau to wait for")
     elif phase.epoch <= before[-1].epoch:
-        short = f"; schedule.epochs={epochs} is too short for it" if phase.epoch == before[-1].epoch else ""
+        short = (
+            f" (is schedule.epochs={epochs} too short for a share of it?)" if phase.epoch == before[-1].epoch else ""
+        )
         raise UserError(
             f"{where} starts at epoch {phase.epoch}, not after phase {before[-1].name} at {before[-1].epoch}{short}"
         )
@@ -330,7 +346,7 @@ def _begins(
     where: str, phase: PhaseSpec, parts: Mapping[str, Mapping[str, Sequence[str]]], epochs: int
 ) -> dict[str, int]:
     """Group of the plan -> the epoch at which it begins to train, for parts that do so from the top down, spread evenly."""
-    begins = {f"{group}.{part}": phase.epoch + index * length // len(parts[group])
+    begins = {f"{group}.{part}": phase.epoch - (-index * length // len(parts[group]))
               for group, length in phase.top_down.items()
               for index, part in enumerate(reversed(parts[group]))}  # fmt: skip
     for of, epoch in begins.items():

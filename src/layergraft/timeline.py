@@ -26,15 +26,16 @@ def timeline(
 ) -> dict[str, Any]:
     """Groups with their sizes and phases, and the learning rate of each in the first and the last step of each epoch.
 
-    `size_of` gives the number of a parameter's elements. Phases that wait for a plateau are shown where `curves` had
-    them start, or at the latest.
+    `size_of` gives the number of a parameter's elements. Without `curves` it is what is planned: phases that wait for a
+    plateau start at the latest. With them it is what was done: as many epochs as there are points, the phases that came.
     """
-    rates = []
-    for epoch in range(schedule.epochs):
+    rates, epochs = [], len(curves) or schedule.epochs
+    for epoch in range(epochs):
         steps = (epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1)
         rates.append([plan.rates(schedule, step, steps_per_epoch, curves) for step in steps])
     return {
-        "epochs": schedule.epochs,
+        "epochs": epochs,
+        "auto": plan.auto,
         "groups": {
             group: {
                 "tensors": list(names),
@@ -46,7 +47,7 @@ def timeline(
         "phases": [
             {"name": phase.name, "epoch": start, "plateau": _words(phase.plateau),
              "statistics": [group for group in plan.groups if group in phase.statistics]}
-            for phase, start in zip(plan.phases, plan.starts(curves), strict=True)
+            for phase, start in zip(plan.phases, plan.starts(curves), strict=True) if start < epochs
         ],
     }  # fmt: skip
 

@@ -183,6 +183,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(config, tmp_path):
     events.Reload()
     assert [event.step for event in events.Scalars("val/acc")] == list(range(8))  # no epoch twice
     assert "plan" in events.Tags()["images"]
+    assert [event.step for event in events.Scalars("probe/drift")] == [0, 2, 8]
+    assert {event.step for event in events.Images("filters/conv1.weight")} >= {0, 8}
 
 
 def test_a_run_that_was_interrupted_goes_on_and_one_that_failed_does_not(tiny, tmp_path, monkeypatch):
@@ -227,3 +229,5 @@ def test_resuming_by_name_and_what_cannot_be_resumed(tiny, tmp_path):
             execute(tiny(*LONG[1:], kept, "exec.rerun=true", *overrides))
         assert "\n" not in str(error.value)
     assert execute(tiny(*LONG[1:]))["metrics"] == whole["metrics"]  # nothing was lost
+    with pytest.raises(UserError, match="is in the store already; exec.rerun=true does it again from the checkpoint"):
+        execute(tiny(*LONG[1:], kept))

@@ -89,6 +89,12 @@ def test_rgn_weights_by_hand():
     assert gradients.rgn_weights(grads, parameters) == {"a": 1.0, "b": 1.0, "gate": 1.0, "still": 0.0}
 
 
+def test_a_gate_that_opens_does_not_slow_the_others_down():
+    parameters = {"a": torch.tensor([2.0]), "gate": torch.tensor(1e-6)}
+    grads = [{"a": torch.tensor([1.0]), "gate": torch.tensor(1.0)}]
+    assert gradients.rgn_weights(grads, parameters) == {"a": 1.0, "gate": 1.0}
+
+
 def test_snr_weights_by_hand():
     strong = torch.tensor([[3.0], [3.1]])  # mean square about 9, variance 0.005
     weak = torch.tensor([[1.0], [-1.0]])  # square 1, variance 2: 0.5

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import CPU
-from layergraft.activations import Statistics, see
+from layergraft.activations import Statistics, evaluating, see
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.sites import survey
@@ -147,6 +147,27 @@ def test_seeing_moves_nothing():
     seen = see(network.train(), ["layer1"], torch.randn(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64))
     assert network.training and seen.activations["layer1"].count == 20 * 4 * 8 * 8
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_norms_over_several_processes_are_looked_at_alone():
+    """Looked at by one process, a SyncBatchNorm must not wait for the others; on a CPU it would refuse to run at all."""
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(HOST.build((1, 8, 8), 4, seed=0))
+    plain = HOST.build((1, 8, 8), 4, seed=0)
+    x, y = torch.randn(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
+    assert see(network, [], x, y).loss == see(plain, [], x, y).loss
+    assert isinstance(network.bn1, nn.SyncBatchNorm) and network.bn1.num_batches_tracked == 0
+
+
+def test_after_training_the_network_is_run_as_it_is_evaluated(looked):
+    """A strategy may hold norms in evaluation mode with the statistics they were born with: they take no others then."""
+    fitted, network, *_, batches, probes = looked(ProbeSpec([0, -1]), freeze=True)
+    network.bn1.reset_running_stats()
+    x, y = batches.val.first(20)
+    network.eval()
+    with torch.no_grad():
+        expected = F.cross_entropy(network(x), y).item()
+    assert see(network, [], x, y, evaluating).loss == pytest.approx(expected, rel=1e-6)
+    assert see(network, [], x, y).loss != pytest.approx(expected, rel=1e-3)
 
 
 def test_filters_are_drawn_before_and_after(looked, tmp_path):

@@ -1,8 +1,10 @@
 """Several processes that share each batch end with the same weights, and with those of one process."""
 
 import copy
+import shutil
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from layergraft.data.batches import Batches, BatchSpec
@@ -74,20 +76,35 @@ def test_ranks_that_differ_in_one_bit_are_found(tmp_path):
         ranks.require_agreement(tmp_path, 2)
 
 
-def test_ranks_resume_and_look(images, config, tmp_path):
+class KeepMid(pl.Callback):
+    """Copies the checkpoint that was written in mid-epoch 1, after its second step."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        new = not (self.folder / "mid.ckpt").exists()
+        if new and trainer.is_global_zero and (trainer.current_epoch, batch_idx) == (1, 2):
+            shutil.copy(self.folder / CHECKPOINT, self.folder / "mid.ckpt")
+
+
+def test_ranks_resume_in_mid_epoch_and_look(images, config, tmp_path):
     strategy = config("strategy=hybrid", "schedule.epochs=3").strategy
     network, plan, batches, recipe = training(images, strategy, OptimSpec("sgd", 0.1, batch_size=10))
     again = copy.deepcopy(network)
     subject = Subject(["layer2.0"], drifting=["layer2.0.conv1.weight"])
-    looks = []
-    for trained, resume in ((network, None), (again, tmp_path / "first" / CHECKPOINT)):
-        folder = tmp_path / ("first" if resume is None else "second")
-        folder.mkdir()
+    looks, curves = [], []
+    for trained, resume in ((network, None), (again, tmp_path / "mid.ckpt")):
         probe = Probes(ProbeSpec([0, -1]), trained, subject, batches.val.first(20), batches.val, 3)
-        saving = Saving(folder, 0 if resume is None else 1e9, {}, resume)
-        ranks.fit(trained, plan, batches, recipe, TWO, saving=saving, probe=probe)
+        saving = Saving(tmp_path, 0 if resume is None else 1e9, {}, resume)
+        fitted = ranks.fit(
+            trained, plan, batches, recipe, TWO, saving=saving, probe=probe, callbacks=[KeepMid(tmp_path)]
+        )
         looks.append(probe.points)
+        curves.append(fitted.curves)
+    assert torch.load(tmp_path / "mid.ckpt", weights_only=True)["global_step"] == 6  # of 4 steps an epoch
     assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in network.state_dict().items())
+    assert curves[0] == curves[1]  # the losses of both ranks, from before the checkpoint too
     assert looks[0] == looks[1] and [point["epoch"] for point in looks[0]] == [0, 3] and looks[0][1]["drift"] > 0
 
 

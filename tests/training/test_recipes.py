@@ -17,11 +17,13 @@ from layergraft.recipes import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpe
 from layergraft.runs.assemble import checked
 from layergraft.runs.run import execute
 from layergraft.schema import validate
+from layergraft.specs import ProbeSpec
 from layergraft.strategies import make_plan
 from layergraft.training import optimizers
 from layergraft.training.checkpoints import CHECKPOINT, facts_of
 from layergraft.training.fit import Backend, Recipe, Saving, fit
 from layergraft.training.module import Diverged, all_norm_paths, norm_paths
+from layergraft.training.probes import Probes, Subject
 
 GROUP = CifarResNet("resnet8", width=4, norm="group")
 BATCH = CifarResNet("resnet8", width=4)
@@ -119,6 +121,9 @@ BAD_OPTIM = {
     "clip": (["optim.clip_norm=0"], "optim.clip_norm is 0.0; it must be above 0, or null for no clipping"),
     "smoothing": (["regularizer.label_smoothing=1"], "regularizer.label_smoothing is 1.0; it must be in [0, 1)"),
     "two averages": (["regularizer.ema=0.9", "regularizer.swa=0.5"], "regularizer.ema and regularizer.swa are both set"),
+    "a probe past the end": (["exec.probe.epochs=[99]"], "exec.probe.epochs has 99, but training ends after 30 epochs"),
+    "seconds": (["exec.checkpoint_seconds=-5"], "exec.checkpoint_seconds is -5.0; it must be 0 or more, or null"),
+    "yes or no": (["+optim.options.amsgrad=maybe"], "optim.options.amsgrad is maybe; it must be true or false"),
     "no lr": (["optim.lr=0"], "optim.lr is 0.0; a learning rate must be above 0"),
 }  # fmt: skip
 
@@ -159,6 +164,18 @@ def test_the_gradient_is_clipped_to_its_norm(images):
     steps(theirs, torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9), batches, 3, clip)
     fit(network, plan, batches, recipe, CPU)
     require_close(network, theirs.state_dict())
+
+
+@pytest.mark.parametrize("optim", ["adam", "sgd"])
+def test_clipping_accumulation_and_averages_in_bf16(optim, images):
+    """Lightning's own clipping refuses fused optimizers in mixed precision."""
+    spec = OptimSpec(optim, 0.05, batch_size=10, accumulate=2, clip_norm=0.05)
+    network, plan, batches, recipe = start(images, GROUP, spec, RegularizerSpec(ema=0.5))
+    full = copy.deepcopy(network)
+    fitted = fit(network, plan, batches, recipe, Backend("cpu", "bf16_mixed"))
+    exact = fit(full, plan, batches, recipe, CPU)
+    assert fitted.curves[-1]["train/loss"] == pytest.approx(exact.curves[-1]["train/loss"], abs=0.05)
+    assert all(parameter.dtype is torch.float32 for parameter in network.parameters())
 
 
 # Regularizers
@@ -208,6 +225,7 @@ def test_ema_is_the_formula_and_what_is_validated_and_kept(images):
         norm.eval()
     learning = [p for name, p in theirs.named_parameters() if not name.startswith(("conv1", "bn1", "layer1"))]
     optimizer = torch.optim.SGD(learning, lr=0.1, momentum=0.9)
+    taken = 0
     for epoch in range(3):
         batches.train.set_epoch(epoch)
         for x, y in batches.train:
@@ -215,7 +233,11 @@ def test_ema_is_the_formula_and_what_is_validated_and_kept(images):
             F.cross_entropy(theirs(x), y).backward()
             optimizer.step()
             for name, tensor in theirs.state_dict().items():
-                average[name] = 0.9 * average[name] + 0.1 * tensor if tensor.is_floating_point() else tensor.clone()
+                decay = min(0.9, (1 + taken) / (10 + taken))  # it climbs: 0.1, 0.18, 0.25, ...
+                average[name] = (
+                    decay * average[name] + (1 - decay) * tensor if tensor.is_floating_point() else tensor.clone()
+                )
+            taken += 1
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     fitted = fit(network, plan, batches, recipe, CPU)
     require_close(network, average)
@@ -319,7 +341,10 @@ def test_compiled_training_across_a_phase_change_is_eager_training(images):
     compiled = copy.deepcopy(network)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     fitted = fit(network, plan, batches, recipe, CPU)
-    again = fit(compiled, plan, batches, recipe, Backend("cpu", "float32", compile=True))
+    subject = Subject(["0", "3"], drifting=["0.0.weight"])
+    probes = Probes(ProbeSpec([0, 1, -1]), compiled, subject, batches.val.first(20), batches.val, 4)
+    again = fit(compiled, plan, batches, recipe, Backend("cpu", "float32", compile=True), probe=probes)
+    assert [point["epoch"] for point in probes.points] == [0, 1, 4]  # the hooks are seen by none but the look itself
     assert compiled._compiled_call_impl is not None
     require_close(compiled, network.state_dict(), 1e-5)
     assert [p["train/loss"] for p in again.curves] == pytest.approx([p["train/loss"] for p in fitted.curves], abs=1e-5)
@@ -344,16 +369,32 @@ def test_no_step_waits_for_the_device(images, monkeypatch, tmp_path):
     for size in (20, 5):
         network, plan, batches, recipe = start(images, BATCH, OptimSpec("adam", batch_size=size, clip_norm=1.0),
                                                RegularizerSpec(ema=0.9, label_smoothing=0.1), HALFWAY)  # fmt: skip
-        count = [0]
+        count: list[int] = []
         with monkeypatch.context() as patch:
             for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy", "cpu"):
                 plain = getattr(torch.Tensor, name)
                 patch.setattr(
                     torch.Tensor,
                     name,
-                    lambda *a, plain=plain, **k: (count.__setitem__(0, count[0] + 1), plain(*a, **k))[1],
+                    lambda *a, plain=plain, count=count, **k: (count.append(1), plain(*a, **k))[1],
                 )
             (tmp_path / str(size)).mkdir()
             fit(network, plan, batches, recipe, CPU, saving=Saving(tmp_path / str(size), None, {}))
-        counts.append(count[0])
+        counts.append(len(count))
     assert counts[0] == counts[1] > 0
+
+
+def test_options_that_exclude_the_fused_optimizer(images):
+    spec = OptimSpec("adam", 0.01, options={"foreach": True}, batch_size=10)
+    network, plan, _, _ = start(images, GROUP, spec)
+    assert optimizers.make(network, plan, spec).defaults["fused"] is None
+    assert optimizers.make(network, plan, OptimSpec("adam", 0.01)).defaults["fused"] is True
+
+
+def test_momentum_is_of_sgd_alone_and_in_no_other_key(config):
+    keys = {checked(config("strategy=freeze", f"optim.momentum={momentum}")).key for momentum in (0.1, 0.9)}
+    assert len(keys) == 1
+    keys = {
+        checked(config("strategy=freeze", "optim=sgd", f"optim.momentum={momentum}")).key for momentum in (0.1, 0.9)
+    }
+    assert len(keys) == 2

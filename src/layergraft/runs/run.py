@@ -149,7 +149,7 @@ def _report(config: Config, folder: Path, fitted: Fitted, record: dict[str, Any]
     # Those that every run has: the tab shows what all runs share.
     figures = {f"final/{name.replace('/', '_')}": value for name, value in fitted.summary().items()}
     logger.log_hyperparams(_hparams(config), figures)
-    logger.finalize("success")
+    logger.close()
 
 
 def _hparams(config: Config) -> dict[str, str | int]:
@@ -162,7 +162,8 @@ def _hparams(config: Config) -> dict[str, str | int]:
 
 def _curves(fitted: Fitted) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=fitted.curves[0], lineterminator="\n")
+    fields = dict.fromkeys(name for point in fitted.curves for name in point)
+    writer = csv.DictWriter(text, fieldnames=fields, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(fitted.curves)
     return text.getvalue()

@@ -19,6 +19,7 @@ from layergraft.hosts import sites, weights
 from layergraft.hosts.skeletons import skeleton
 from layergraft.runs.assemble import (
     assemble,
+    axes,
     calibration_images,
     checked,
     obtain_donors,
@@ -125,6 +126,10 @@ def print_plan(config: Config) -> None:
     run = checked(config)
     line = timeline_of(config, run)
     steps = steps_per_epoch(config, run.data)
+    axes_of = {
+        name: value for name, value in axes(config).items() if name in ("host", "site", "donor") and value != "-"
+    }
+    print(", ".join(f"{name} {value}" for name, value in axes_of.items()))
     print(
         f"strategy {config.strategy.name}: {line['epochs']} epochs of {steps} steps, {sum(p.numel() for p in run.network.parameters()):,} parameters\n"
     )
@@ -135,7 +140,12 @@ def print_plan(config: Config) -> None:
         tensors = ", ".join(covered(group["tensors"], every)) or "none in this network"
         rows.append((name, str(len(group["tensors"])), f"{group['parameters']:,}", frozen or "never", tensors))
     print_table(("group", "number", "parameters", "frozen in epochs", "tensors"), rows)
-    print("\nlearning rate, in the first and the last step where they differ")
+    at_most = (
+        f", at most: {config.strategy.auto} gives each tensor a share of it, each epoch anew"
+        if config.strategy.auto != "none"
+        else ""
+    )
+    print(f"\nlearning rate, in the first and the last step where they differ{at_most}")
     phases = {phase["epoch"]: phase for phase in line["phases"]}
     rows, named = [], ""
     for first, last in stretches(line):

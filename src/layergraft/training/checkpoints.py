@@ -85,9 +85,8 @@ def facts_of(path: Path) -> dict[str, Any]:
         return content[FACTS]
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
-    except Exception as error:  # whatever a file of another kind makes torch raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is not a whole checkpoint of a run of layergraft ({first})") from None
+    except Exception:  # whatever a folder, or a file of another kind or cut short, makes torch raise
+        raise UserError(f"{path} is not a whole checkpoint of a run of layergraft") from None
 
 
 def require_same(path: Path, facts: Mapping[str, Any]) -> None:
@@ -97,6 +96,9 @@ def require_same(path: Path, facts: Mapping[str, Any]) -> None:
     if not differing and list(then) != list(now):  # groups and phases are ordered
         differing = ["the order of " + next(a for a, b in zip(then, now, strict=True) if a != b).rpartition(".")[0]]
         raise UserError(f"{path} is of another run, which differs in {differing[0]}")
+    # Where another strategy or host was chosen, what it consists of goes without saying.
+    other = [key.removesuffix("name") for key in differing if key.endswith(".name")]
+    differing = [key for key in differing if key.endswith(".name") or not key.startswith(tuple(other))]
     if differing:
         words = [f"{key} ({then.get(key, 'unset')} then, {now.get(key, 'unset')} now)" for key in differing]
         raise UserError(f"{path} is of another run, which differs in {listing(words)}")

@@ -143,6 +143,13 @@ class EventsLogger(TensorBoardLogger):
     def save(self) -> None:
         self.experiment.flush()
 
+    def finalize(self, status: str) -> None:
+        """Lightning ends a logger after each fit and test; one file is to hold all, in the order of steps."""
+        self.save()
+
+    def close(self) -> None:
+        self.experiment.close()
+
 
 class Probe(Protocol):
     """What looks at a network after some epochs and writes what it saw to `points`; it may not move anything."""
@@ -217,7 +224,7 @@ def fit(
     training goes on from one. Over several devices (`backend.devices`) this is what each process does for its part of
     the batches; `training.ranks.fit` starts them. Raises `training.module.Diverged` when the loss stops being finite.
     """
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     schedule, optim = recipe.schedule, recipe.optim
     steps = len(batches.train) // optim.accumulate
@@ -244,7 +251,27 @@ def fit(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    resume = saving.resume if saving else None
+    try:
+        val_acc = _trained(trainer, module, batches, backend, averages, probe, saving.resume if saving else None)
+    finally:
+        if logger is not None:
+            logger.close()
+    test_loss, test_acc = module.evaluated()
+    if not math.isfinite(test_loss):
+        raise Diverged(f"the test loss is {test_loss}")
+    return Fitted(module.curves, test_loss, test_acc, val_acc, schedule.epochs)
+
+
+def _trained(
+    trainer: pl.Trainer,
+    module: PlannedModule,
+    batches: Batches,
+    backend: Backend,
+    averages: Averages | None,
+    probe: Probe | None,
+    resume: Path | None,
+) -> float:
+    """Train, average, look and test; the validation accuracy in percent of the network as it is kept."""
     with warnings.catch_warnings(), backend.arithmetic():
         # The batches are made on the device: there are no workers to add, and nothing is logged within an epoch.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -252,22 +279,16 @@ def fit(
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 uses what torch 2.15 deprecates
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen is
         trainer.fit(module, batches.train, batches.val, ckpt_path=resume, weights_only=True if resume else None)
-        network.to(backend.device)  # Lightning takes it to the CPU when it is done
+        module.network.to(backend.device)  # Lightning takes it to the CPU when it is done
         val_acc = module.curves[-1]["val/acc"]
         if averages is not None:
-            averages.finish(module, batches.train.of_epoch(schedule.epochs))
+            averages.finish(module, batches.train.of_epoch(module.schedule.epochs))
             trainer.validate(module, batches.val, verbose=False)
             _, val_acc = module.evaluated()
         if probe is not None:
             probe.look(module, -1)
         trainer.test(module, batches.test, verbose=False)
-    test_loss, test_acc = module.evaluated()
-    if not math.isfinite(test_loss):
-        raise Diverged(f"the test loss is {test_loss}")
-    fitted = Fitted(module.curves, test_loss, test_acc, val_acc, schedule.epochs)
-    if logger is not None:
-        logger.finalize("success")
-    return fitted
+    return val_acc
 
 
 def _resumed_epoch(saving: Saving | None) -> int | None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from layergraft.errors import UserError
 from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
-from layergraft.strategies import Phase, Plan, epochs_to_plateau
+from layergraft.strategies import Phase, Plan
 from layergraft.training import gradients, optimizers
 
 STATISTICS = (nn.modules.batchnorm._NormBase,)  # what has running statistics: batch and instance norm
@@ -201,7 +201,8 @@ class PlannedModule(pl.LightningModule):
         self._losses.clear()
         val_loss, val_acc = self.evaluated()
         rates = {f"lr/{group}": rate for group, rate in self.rates(epoch * self.steps_per_epoch).items()}
-        point = {"train/loss": train_loss, "val/loss": val_loss, "val/acc": val_acc, **rates}
+        shares = {f"share/{name}": share for name, share in self.by_tensor.items()}  # of its group's rate
+        point = {"train/loss": train_loss, "val/loss": val_loss, "val/acc": val_acc, **rates, **shares}
         self.curves.append({"epoch": epoch, **point})
         if self.logger is not None:
             self.logger.log_metrics(point, step=epoch)
@@ -211,7 +212,7 @@ class PlannedModule(pl.LightningModule):
 
     def is_to_stop(self) -> bool:
         """Whether early stopping ends training now."""
-        return epochs_to_plateau(self.schedule.early_stopping, self.curves) <= len(self.curves)
+        return self.plan.is_over(self.schedule.early_stopping, self.curves)
 
     # Checkpoints
 

@@ -33,6 +33,11 @@ def class_of(spec: OptimSpec) -> type[torch.optim.Optimizer]:
         require(option not in own, f"optim.options.{option}: give optim.{option} itself")
         if option not in taken:
             raise unknown(f"option of {name} in optim.options:", option, [key for key in taken if key not in own])
+        value = spec.options[option]
+        require(
+            not isinstance(taken[option].default, bool) or isinstance(value, bool),
+            f"optim.options.{option} is {value}; it must be true or false",
+        )
     require(
         spec.weight_decay == 0 or "weight_decay" in taken, f"optim.weight_decay is {spec.weight_decay}, but {name} has none"
     )  # fmt: skip
@@ -73,8 +78,9 @@ def make(network: nn.Module, plan: Plan, spec: OptimSpec) -> torch.optim.Optimiz
             del group["weight_decay"]
     if spec.name.lower() == "sgd":
         options["momentum"] = spec.momentum
-    if "fused" in taken and "foreach" not in options and not groups[0]["params"][0].is_meta:
-        options.setdefault("fused", True)
+    own_way = {"fused", "foreach", "differentiable"} & options.keys()  # they exclude one another
+    if "fused" in taken and not own_way and not groups[0]["params"][0].is_meta:
+        options["fused"] = True
     try:
         return cls(groups, lr=spec.lr, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
