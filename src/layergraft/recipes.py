@@ -37,7 +37,7 @@ class OptimSpec:
     """The optimizer and the size of its batches."""
 
     name: str = "adam"
-    """Any class of torch.optim, in any case: sgd, adam, adamw, rmsprop, radam, ..."""
+    """Any class of torch.optim, in any case: sgd, adam, adamw, rmsprop, ...; not LBFGS, SparseAdam, Muon."""
     lr: float = 1e-3
     """The learning rate where a strategy's multiplier is 1."""
     momentum: float = 0.9

@@ -104,7 +104,7 @@ def test_page_shows_the_figures_of_the_records(sweep):
         )
     mean = runs[runs.arm == "scratch"]["test/acc"].mean()
     assert re.search(rf'<td>scratch</td><td>-</td><td class="number">{mean:.1f}</td>', page)
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 3 + 3  # and the plans of three strategies
     assert not re.search(r'(src|href)="http', page)  # works offline
 
 
