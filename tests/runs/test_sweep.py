@@ -151,13 +151,20 @@ def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
         f"exec.outputs={outputs}",
         "schedule.epochs=60",
     ]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while True:  # until one run has ended and another, not about to end, is training
-        begun = {path.parent for path in outputs.glob("runs/*/events.*")}
-        young = {folder for folder in begun if time.time() - (folder / "config.yaml").stat().st_mtime < 1}
+    process = subprocess.Popen(
+        program,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+    before: set[Path] = set()
+    while True:  # until one run has ended and another has just trained its first epoch of 60
+        training = {path.parent for path in outputs.glob("runs/*/last.ckpt")}
         ended = {path.parent for path in outputs.glob("runs/*/record.json")}
-        if ended and young - ended:
+        if ended and training - before - ended:
             break
+        before = training
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C: the parent and its workers get it
