@@ -2,6 +2,11 @@
 
 import copy
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -134,3 +139,21 @@ def test_batch_norm_over_cpu_processes_is_refused_before_any_training(config):
         checked(config("exec.devices=2", "exec.device=cpu"))
     with pytest.raises(UserError, match="optim.batch_size is 50; exec.devices=3 cannot share it evenly"):
         checked(config("exec.devices=3", "exec.device=cpu", "optim.batch_size=50"))
+
+
+def test_an_interrupt_ends_the_ranks_at_once(tmp_path):
+    """The parent alone is interrupted, by its pid: none of the ranks may train on, nor write, after it has ended."""
+    program = [Path(sys.executable).with_name("layergraft"), "train", "strategy=hybrid", "host=resnet8", "host.width=4", "donor=random", "exec=cpu",
+               "host.norm=group", "exec.devices=2", "schedule.epochs=2000", "exec.checkpoint_seconds=0.2", f"exec.outputs={tmp_path}"]  # fmt: skip
+    process = subprocess.Popen(
+        program, stderr=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
+    while not (found := list(tmp_path.glob("runs/*/last.ckpt"))):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert '"status": "interrupted"' in (found[0].parent / "record.json").read_text()
+    written = found[0].stat().st_mtime
+    time.sleep(1.5)
+    assert found[0].stat().st_mtime == written

@@ -53,7 +53,7 @@ def fit(
                 pass
         finally:  # Ctrl-C, or one that failed: none may train on
             for process in ranks.processes:
-                process.terminate()
+                process.kill()  # Lightning would take a SIGTERM as a wish; what is written is written whole
                 process.join()
         result = torch.load(Path(folder) / RESULT, weights_only=True)
         if result["diverged"] is not None:
