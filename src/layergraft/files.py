@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,25 @@ def write_atomic(path: Path, text: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Have `folder` there, whole: `make` fills another, which is then moved to its place. One process does it."""
+    from filelock import FileLock
+
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if folder.exists():
+            return
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            make(unfinished)
+            os.chmod(unfinished, 0o755)  # mkdtemp makes 0700
+            os.replace(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)  # gone already where it was moved
 
 
 def write_json(path: Path, value: Any) -> None:

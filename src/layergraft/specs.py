@@ -13,16 +13,17 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from layergraft.errors import require, unknown
 from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec, StrategySpec
+from layergraft.schema import canonical
 
 FITS = ("strict", "project", "slice", "tile", "sum", "average")
-RESULT_VERSION = 3  # raise it when the code changes so that the same config gives other numbers
+RESULT_VERSION = 4  # raise it when the code changes so that the same config gives other numbers
 
 
 class Precision(Enum):
@@ -44,24 +45,93 @@ class Device(Enum):
 
 
 @dataclass
+class CorruptionSpec:
+    """What is done to all images of a set, the same for every seed, and to the labels that are trained on.
+
+    Severities are those of CIFAR-10-C, 1 to 5; 0: none.
+    """
+
+    noise: int = 0
+    """Gaussian."""
+    blur: int = 0
+    """Gaussian."""
+    contrast: int = 0
+    blocks: int | None = None
+    """Each image is cut into blocks of this many pixels a side, which are shuffled; null: it is not."""
+    channels: list[int] = field(default_factory=list)
+    """The images' channels in another order, such as [2,1,0]; empty: as they are."""
+    labels: float = 0.0
+    """Share of the training labels that are replaced by another class, drawn by the run's seed."""
+
+    def check(self, at: str) -> None:
+        for name in ("noise", "blur", "contrast"):
+            value = getattr(self, name)
+            require(0 <= value <= 5, f"{at}.{name} is {value}; a severity is 0 (none) to 5")
+        require(self.blocks is None or self.blocks > 0, f"{at}.blocks is {self.blocks}; it must be 1 or more, or null")
+        require(
+            sorted(self.channels) == list(range(len(self.channels))),
+            f"{at}.channels is {self.channels}; it names each channel once, such as [2,1,0]",
+        )
+        require(0 <= self.labels <= 1, f"{at}.labels is {self.labels}; it is a share, 0 to 1")
+
+
+@dataclass
 class DataSpec:
     """A data set and the part of it that is used. Kinds: `layergraft.data`."""
 
     name: str = MISSING
     classes: list[int] = field(default_factory=list)
-    """The classes to keep, relabelled 0, 1, ... in this order; empty: all."""
+    """The classes to keep, relabelled 0, 1, ... in this order; empty: all. Of a multi-label set: the labels."""
+    half: str | None = None
+    """A or B: one half of the classes, in place of `classes`; null: not halved."""
+    halves: str = "random"
+    """random, or semantic where the set knows such: CIFAR-10's animals (A) and vehicles (B)."""
+    halves_seed: int = 0
+    """Of random halves, which are then the same whatever the run's seed."""
     train_size: int | None = None
     """Training images in all, the same number of each class (give or take one), drawn by the run's seed; null: all."""
+    train_per_class: int | None = None
+    """Training images of each class, in place of `train_size`."""
+    val_share: float = 0.1
+    """Of what is not test: the validation split of a set that has none of its own."""
+    test_share: float = 0.2
+    """Of all: the test split of a set that has no splits of its own."""
+    split_seed: int = 0
+    """Of the splits that are drawn: those a set does not have of its own. They are the same whatever the run's seed."""
+    corrupt: CorruptionSpec = field(default_factory=CorruptionSpec)
     shift: int = 0
     """Augmentation: each training image is moved by up to this many pixels each way, the gap filled with black."""
+    flip: bool = False
+    """Augmentation: half of the training images, drawn anew each epoch, are mirrored left to right."""
+
+    # Fields that say where files are and how many cores decode them: they change no result.
+    places: ClassVar[tuple[str, ...]] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides a run's numbers, beside the content of its files."""
+        return {name: value for name, value in canonical(self).items() if name not in self.places}
 
     def check(self, at: str) -> None:
         require(self.shift >= 0, f"{at}.shift is {self.shift}; it is a number of pixels, 0 or more")
+        for name in ("train_size", "train_per_class"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more, or null for all")
         require(
-            self.train_size is None or self.train_size > 0,
-            f"{at}.train_size is {self.train_size}; it must be 1 or more, or null for all",
+            self.train_size is None or self.train_per_class is None,
+            f"{at}.train_size and {at}.train_per_class are both set; one of them must be null",
         )
         require(len(set(self.classes)) == len(self.classes), f"{at}.classes names a class twice: {self.classes}")
+        if self.half not in (None, "A", "B"):
+            raise unknown(f"{at}.half", self.half, ("A", "B"))
+        if self.halves not in ("random", "semantic"):
+            raise unknown(f"{at}.halves", self.halves, ("random", "semantic"))
+        require(
+            self.half is None or not self.classes,
+            f"{at}.half and {at}.classes both choose classes; one of them must be left out",
+        )
+        for name in ("val_share", "test_share"):
+            value = getattr(self, name)
+            require(0 < value < 1, f"{at}.{name} is {value}; it is a share between 0 and 1")
 
 
 @dataclass
@@ -199,7 +269,14 @@ class ExecSpec:
 
     device: Device = Device.auto
     outputs: str = "outputs"
-    """The folder of runs/, donors/ and sweeps/."""
+    """The folder of runs/, donors/, data/ and sweeps/."""
+    data: str = "data"
+    """The folder of data sets' files, where those that are downloaded go."""
+    data_gib: float | None = None
+    """Images that take more memory than this on the device are read batch by batch from the disk; null: half of what is
+    free there."""
+    readers: int = 4
+    """Processes that read such batches."""
     sweep: str | None = None
     """The sweep's name, its folder under sweeps/; null: made from the overrides, the same for the same command."""
     workers: int | None = None

@@ -1,4 +1,4 @@
-"""Batches made on the device: the whole split lies there as uint8; no worker processes, no per-image Python."""
+"""Batches made on the device: gathered as uint8 (`pixels`), moved, mirrored and normalised there a batch at a time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layergraft.data.images import ImageData, Split
+from layergraft.data.pixels import Pixels, counts, place
 from layergraft.errors import UserError
 from layergraft.seeds import stream
+from layergraft.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class BatchSpec:
     """Batches that make one step."""
     shift: int = 0
     """Pixels that an image is moved by at most."""
+    flip: bool = False
+    """Whether half of the images are mirrored left to right."""
     mixup: float = 0.0
     """alpha of the Beta(alpha, alpha) that two images of a batch are mixed by (Zhang et al., mixup, 2018); 0: none are."""
 
@@ -32,9 +36,13 @@ class Normalize:
     """uint8 images to float, with each channel's mean 0 and deviation 1 over the training split."""
 
     def __init__(self, train: Split, device: torch.device) -> None:
-        pixels = torch.from_numpy(train.x_NCHW).double() / 255
-        self.mean = pixels.mean((0, 2, 3)).float().view(1, -1, 1, 1).to(device)
-        self.std = pixels.std((0, 2, 3)).clamp_min(1e-3).float().view(1, -1, 1, 1).to(device)
+        count_C256, values = counts(train), np.arange(256) / 255
+        number = count_C256.sum(1)
+        mean = count_C256 @ values / number
+        variance = (count_C256 * (values - mean[:, None]) ** 2).sum(1) / np.maximum(number - 1, 1)
+        self.mean, self.std = (
+            torch.from_numpy(x).float().view(1, -1, 1, 1).to(device) for x in (mean, np.maximum(variance**0.5, 1e-3))
+        )
 
     def to(self, device: str) -> Normalize:
         self.mean, self.std = self.mean.to(device), self.std.to(device)
@@ -55,7 +63,14 @@ class TrainBatches:
     """
 
     def __init__(
-        self, split: Split, normalize: Normalize, spec: BatchSpec, num_classes: int, seed: int, device: torch.device
+        self,
+        pixels: Pixels,
+        split: Split,
+        normalize: Normalize,
+        spec: BatchSpec,
+        data: ImageData,
+        seed: int,
+        device: torch.device,
     ) -> None:
         per_step = spec.batch_size * spec.accumulate
         if len(split) < per_step:
@@ -63,9 +78,9 @@ class TrainBatches:
             raise UserError(
                 f"optim.batch_size is {spec.batch_size}{times}, but there are only {len(split)} training images"
             )
-        self.x_NCHW = torch.from_numpy(split.x_NCHW).to(device)
-        self.y_N = torch.from_numpy(split.y_N).to(device)
-        self.normalize, self.spec, self.num_classes, self.seed = normalize, spec, num_classes, seed
+        self.pixels, self.y_N = pixels, torch.from_numpy(split.y_N).to(device)
+        self.normalize, self.spec, self.seed = normalize, spec, seed
+        self.num_classes, self.task = data.num_classes, data.task
         self.epoch, self.position, self.resume_at, self.rank, self.num_ranks = 0, (0, 0), (0, 0), 0, 1
 
     @property
@@ -93,49 +108,47 @@ class TrainBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         (epoch, done), self.resume_at = self.resume_at, (0, 0)
         done = done if epoch == self.epoch else 0
-        for number, batch in enumerate(self.of_epoch(self.epoch)):
-            if number >= done:
-                self.position = (self.epoch, number + 1)
-                yield batch
+        for number, batch in enumerate(self.of_epoch(self.epoch, done), done + 1):
+            self.position = (self.epoch, number)
+            yield batch
 
-    def of_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of `epoch`, all of them."""
+    def of_epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of `epoch`, from the `first` on."""
         size, shift, steps = self.spec.batch_size, self.spec.shift, len(self)
         order = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
         augment = torch.Generator().manual_seed(stream(self.seed, "augment", epoch))
         mixing = np.random.default_rng(stream(self.seed, "mixup", epoch))
         index = torch.randperm(len(self.y_N), generator=order)[: steps * size].view(steps, size)
         offsets = torch.randint(0, 2 * shift + 1, (steps, size, 2), generator=augment) if shift else None
-        # To the device at once: a copy for each batch would make every step wait for the one before.
-        mine, device = slice(self.rank, None, self.num_ranks), self.y_N.device
-        drawn = [self._to_device(index, offsets, mine, device)]
-        if self.spec.mixup:
-            parts = [mixing.beta(self.spec.mixup, self.spec.mixup) for _ in range(steps)]
+        mirrored = torch.randint(0, 2, (steps, size), generator=augment).bool() if self.spec.flip else None
+        shares = None
+        if self.spec.mixup:  # each image's partner follows the batch, changed as it is in its own right
+            shares = [mixing.beta(self.spec.mixup, self.spec.mixup) for _ in range(steps)]
             partners = torch.stack([torch.from_numpy(mixing.permutation(size)) for _ in range(steps)])
-            moved = None if offsets is None else offsets.gather(1, partners[:, :, None].expand(-1, -1, 2))
-            drawn.append(self._to_device(index.gather(1, partners), moved, mine, device))
-        for step in range(steps):
-            (x, y), *other = [self._images(which[step], None if to is None else to[step]) for which, to in drawn]
-            if other:
-                ((other_x, other_y),) = other
-                x = parts[step] * x + (1 - parts[step]) * other_x
-                shares = [F.one_hot(labels, self.num_classes).float() for labels in (y, other_y)]
-                y = parts[step] * shares[0] + (1 - parts[step]) * shares[1]
-            yield x, y
-
-    @staticmethod
-    def _to_device(
-        index_SN: Tensor, offset_SN2: Tensor | None, mine: slice, device: torch.device
-    ) -> tuple[Tensor, Tensor | None]:
-        """This rank's part of what was drawn for all steps S of an epoch."""
-        return index_SN[:, mine].to(device), None if offset_SN2 is None else offset_SN2[:, mine].to(device)
-
-    def _images(self, index_N: Tensor, offset_N2: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The images at `index_N`, moved by their offsets, and their labels."""
-        x = self.x_NCHW[index_N]
-        if offset_N2 is not None:
-            x = shifted(x, offset_N2, self.spec.shift)
-        return self.normalize(x), self.y_N[index_N]
+            index = torch.cat([index, index.gather(1, partners)], 1)
+            offsets = (
+                offsets
+                if offsets is None
+                else torch.cat([offsets, offsets.gather(1, partners[:, :, None].expand(-1, -1, 2))], 1)
+            )
+            mirrored = mirrored if mirrored is None else torch.cat([mirrored, mirrored.gather(1, partners)], 1)
+        # To the device at once: a copy for each batch would make every step wait for the one before.
+        index, offsets, mirrored = (
+            drawn if drawn is None else drawn[first:, self.rank :: self.num_ranks].contiguous().to(self.y_N.device)
+            for drawn in (index, offsets, mirrored)
+        )
+        for step, x in enumerate(self.pixels.batches(index)):
+            if offsets is not None:
+                x = shifted(x, offsets[step], shift)
+            if mirrored is not None:
+                x = torch.where(mirrored[step][:, None, None, None], x.flip(3), x)
+            x, y = self.normalize(x), self.y_N[index[step]]
+            if shares is None:
+                yield x, y
+                continue
+            part, half = shares[first + step], len(x) // 2
+            y = (y if y.ndim == 2 else F.one_hot(y, self.num_classes)).float()
+            yield part * x[:half] + (1 - part) * x[half:], part * y[:half] + (1 - part) * y[half:]
 
 
 def shifted(x_NCHW: Tensor, offset_N2: Tensor, shift: int) -> Tensor:
@@ -153,21 +166,21 @@ class EvalBatches:
 
     batch_size = 512
 
-    def __init__(self, split: Split, normalize: Normalize, device: torch.device) -> None:
-        self.x_NCHW = torch.from_numpy(split.x_NCHW).to(device)
-        self.y_N = torch.from_numpy(split.y_N).to(device)
-        self.normalize = normalize
+    def __init__(self, pixels: Pixels, split: Split, normalize: Normalize, task: Task, device: torch.device) -> None:
+        self.pixels, self.y_N = pixels, torch.from_numpy(split.y_N).to(device)
+        self.normalize, self.task = normalize, task
 
     def first(self, number: int) -> tuple[Tensor, Tensor]:
         """The first `number` images and labels, or all where there are fewer."""
-        return self.normalize(self.x_NCHW[:number]), self.y_N[:number]
+        return self.normalize(self.pixels.run(0, number)), self.y_N[:number]
 
     def __len__(self) -> int:
         return -(-len(self.y_N) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y in zip(self.x_NCHW.split(self.batch_size), self.y_N.split(self.batch_size), strict=True):
-            yield self.normalize(x), y
+        for start in range(0, len(self.y_N), self.batch_size):
+            stop = start + self.batch_size
+            yield self.normalize(self.pixels.run(start, stop)), self.y_N[start:stop]
 
 
 @dataclass(frozen=True)
@@ -181,17 +194,21 @@ class Batches:
     def to(self, device: str) -> Batches:
         """These, on another device."""
         for part in (self.train, self.val, self.test):
-            part.x_NCHW, part.y_N = part.x_NCHW.to(device), part.y_N.to(device)
+            part.pixels, part.y_N = part.pixels.to(device), part.y_N.to(device)
             part.normalize = part.normalize.to(device)
         return self
 
     @classmethod
-    def of(cls, data: ImageData, spec: BatchSpec, seed: int, device: str) -> Batches:
-        """Raises UserError where there are fewer training images than a step takes."""
+    def of(
+        cls, data: ImageData, spec: BatchSpec, seed: int, device: str, gib: float | None = None, readers: int = 0
+    ) -> Batches:
+        """Splits that take more than `gib` on the device (None: half of what is free) are read from the disk by so many
+        `readers`. Raises UserError where there are fewer training images than a step takes."""
         where = torch.device(device)
         normalize = Normalize(data.train, where)
-        return cls(
-            TrainBatches(data.train, normalize, spec, data.num_classes, seed, where),
-            EvalBatches(data.val, normalize, where),
-            EvalBatches(data.test, normalize, where),
+        train, *rest = (place(split, where, gib, readers) for split in data.splits.values())
+        val, test = (
+            EvalBatches(pixels, split, normalize, data.task, where)
+            for pixels, split in zip(rest, (data.val, data.test), strict=True)
         )
+        return cls(TrainBatches(train, data.train, normalize, spec, data, seed, where), val, test)

@@ -6,57 +6,25 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from layergraft.data.images import ImageData, Split, few_shot, fingerprint, keep_classes
+from layergraft.data.sets import DataSet, Whole
 from layergraft.schema import register
-from layergraft.specs import DataSpec
 
 
 @register("data", "digits")
 @dataclass
-class Digits(DataSpec):
-    """Half of each class is the test set, a sixth validation, the rest is there to train on; the same for every seed."""
+class Digits(DataSet):
+    """Half of each class is the test set, a sixth validation, the rest is there to train on."""
 
     name: str = "digits"
+    val_share: float = 1 / 3
+    test_share: float = 1 / 2
 
-    def load(self, seed: int) -> ImageData:
-        """The three splits; `seed` draws which images are in a few-shot training split, nothing else."""
-        train, val, test = (keep_classes(split, self) for split in _splits())
-        return ImageData(
-            train=few_shot(train, self, seed),
-            val=val,
-            test=test,
-            num_classes=int(test.y_N.max()) + 1,
-            fingerprint=_fingerprint(),
-        )
+    def read(self) -> Whole:
+        from sklearn.datasets import load_digits
 
-
-@lru_cache(maxsize=1)
-def _splits() -> tuple[Split, Split, Split]:
-    """What there is to train on, validation and test, of all classes.
-
-    Split before classes are chosen: a donor of some classes then never learns on test images of a host of others.
-    """
-    from sklearn.model_selection import train_test_split
-
-    whole = _read()
-    rest, test = train_test_split(np.arange(len(whole)), test_size=1 / 2, stratify=whole.y_N, random_state=0)
-    pool, val = train_test_split(rest, test_size=1 / 3, stratify=whole.y_N[rest], random_state=0)
-    return whole.take(pool), whole.take(val), whole.take(test)
-
-
-@lru_cache(maxsize=1)
-def _fingerprint() -> str:
-    return fingerprint(_read())
-
-
-@lru_cache(maxsize=1)
-def _read() -> Split:
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    grey = np.round(images * (255 / 16)).astype(np.uint8)  # the set's values are 0 to 16
-    return Split(grey.reshape(-1, 1, 8, 8), labels.astype(np.int64))
+        images, labels = load_digits(return_X_y=True)
+        grey = np.round(images * (255 / 16)).astype(np.uint8)  # the set's values are 0 to 16
+        return Whole(grey.reshape(-1, 1, 8, 8), labels.astype(np.int64), tuple("0123456789"))

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +17,7 @@ from layergraft.donors.forms import Form, Place, describe, from_json, to_json
 from layergraft.donors.random import RandomDonor
 from layergraft.donors.trained import TrainedDonor
 from layergraft.errors import RunFailed, UserError, require
-from layergraft.files import digest, label, write_json
+from layergraft.files import digest, label, once, write_json
 from layergraft.hosts import weights
 from layergraft.recipes import OptimSpec, PhaseSpec, StrategySpec
 from layergraft.schema import canonical
@@ -157,25 +153,6 @@ def obtain(spec: AnyDonor, place: Place, backend: Backend, outputs: Path) -> Don
     return _read(folder)
 
 
-def once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Have `folder` there, whole: `make` fills another, which is then moved to its place. One process does it."""
-    from filelock import FileLock
-
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        if folder.exists():
-            return
-        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            make(unfinished)
-            os.chmod(unfinished, 0o755)  # mkdtemp makes 0700
-            os.replace(unfinished, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)  # gone already where it was moved
-
-
 def _made(
     spec: AnyDonor, place: Place, backend: Backend, outputs: Path, folder: Path
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -231,7 +208,7 @@ def _fit(
 
     names = [name for name, _ in network.named_parameters()]
     plan = make_plan(ALL_TRAINS, names, norm_paths(network), {}, spec.schedule.epochs)
-    batch = BatchSpec(spec.optim.batch_size, spec.optim.accumulate, spec.data.shift)
+    batch = BatchSpec(spec.optim.batch_size, spec.optim.accumulate, spec.data.shift, spec.data.flip)
     batches = Batches.of(data, batch, stream(spec.seed, "donor", "data"), backend.device)
     # One thread, whoever asks: the number of threads changes the last bits, and runs share what comes out.
     threads = torch.get_num_threads()

@@ -76,7 +76,9 @@ def backend_of(config: Config) -> Backend:
 
 
 def batch_spec(config: Config) -> BatchSpec:
-    return BatchSpec(config.optim.batch_size, config.optim.accumulate, config.data.shift, config.regularizer.mixup)
+    return BatchSpec(
+        config.optim.batch_size, config.optim.accumulate, config.data.shift, config.data.flip, config.regularizer.mixup
+    )
 
 
 def recipe_of(config: Config) -> Recipe:
@@ -93,6 +95,7 @@ def identity(config: Config, backend: Backend, fingerprint: str, donor_keys: Seq
     body = canonical(config)
     del body["exec"]
     body["precision"] = backend.precision
+    body["data"] = config.data.identity()
     body["host"]["weights"] = weights.fingerprint(config.host)
     body["donor"] = list(donor_keys)  # a donor's key holds all that it is, its file by content
     body["site"] = config.sites

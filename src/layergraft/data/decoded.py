@@ -1,0 +1,117 @@
+"""Image files of any size, decoded once into an array on disk that all processes map: never an image at a time again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from layergraft.data.sets import DataSet
+from layergraft.errors import require
+from layergraft.files import digest, label, once, write_json
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CHUNK = 256  # files at a time, so that few whole images are in memory
+
+
+@dataclass
+class FileSet(DataSet):
+    """A set of image files in a folder."""
+
+    root: str = "data"
+    """The folder that the files lie in."""
+    cache: str = "outputs/data"
+    """Where decoded images are kept."""
+    size: int = 64
+    """Pixels a side: the shorter side is resized to it, the middle is cut out."""
+    channels: int = 3
+    """3, or 1: colours are turned into grey."""
+    skip_corrupt: bool = False
+    """Leave files out that cannot be read, and count them; else the first of them is an error."""
+
+    places: ClassVar[tuple[str, ...]] = ("root", "cache")
+
+    def check(self, at: str) -> None:
+        super().check(at)
+        require(self.size > 0, f"{at}.size is {self.size}; it must be 1 or more")
+        require(self.channels in (1, 3), f"{at}.channels is {self.channels}; it must be 1 or 3")
+
+    def folder(self) -> Path:
+        """`root`. Raises UserError where it is not there."""
+        folder = Path(self.root)
+        require(folder.is_dir(), f"data={self.name}: there is no folder {folder}; set data.root=FOLDER")
+        return folder
+
+    def decoded(
+        self, files: Sequence[Path], read: Callable[[Path], Image], options: Any = None
+    ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """The images of `files` as (N, channels, size, size) uint8, mapped from the cache; the indices of the files that
+        they are of; and the names of those left out.
+
+        `read` gives an image of PIL's; `options` is what it depends on. Raises UserError for a file that cannot be read,
+        unless such are to be left out.
+        """
+        facts = [(str(file.resolve()), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+        key = digest([facts, self.size, self.channels, self.skip_corrupt, options])
+        folder = Path(self.cache) / label(self.name, f"{self.size}x{self.size}", key)
+        once(folder, lambda unfinished: self._decode(files, read, unfinished))
+        known = json.loads((folder / "decoded.json").read_text())
+        return np.load(folder / "images.npy", mmap_mode="r"), np.array(known["kept"]), tuple(known["skipped"])
+
+    def _decode(self, files: Sequence[Path], read: Callable[[Path], Image], folder: Path) -> None:
+        def one(file: Path) -> np.ndarray | str:
+            try:
+                return fitted(read(file), self.size, self.channels)
+            except Exception as error:  # decoders raise what they like
+                return f"{file}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+        shape = (len(files), self.channels, self.size, self.size)
+        kept, skipped, whole = [], [], folder / "all.npy"
+        out = np.lib.format.open_memmap(whole, "w+", np.uint8, shape)
+        with ThreadPoolExecutor() as pool:  # decoders give up the interpreter's lock
+            for start in range(0, len(files), CHUNK):
+                for index, image in enumerate(pool.map(one, files[start : start + CHUNK]), start):
+                    if isinstance(image, str):
+                        skipped.append(image)
+                        require(
+                            self.skip_corrupt,
+                            f"data={self.name}: cannot read {image}; data.skip_corrupt=true leaves such files out, and counts them",
+                        )
+                    else:
+                        out[len(kept)] = image
+                        kept.append(index)
+        require(bool(kept), f"data={self.name}: none of the {len(files)} files could be read")
+        out.flush()
+        if skipped:
+            np.save(folder / "images.npy", out[: len(kept)])
+            whole.unlink()
+        else:
+            whole.rename(folder / "images.npy")
+        write_json(folder / "decoded.json", {"kept": kept, "skipped": skipped})
+
+
+def open_image(file: Path) -> Image:
+    """Any file that PIL reads, upright."""
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as image:
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+def fitted(image: Image, size: int, channels: int) -> np.ndarray:
+    """(channels, size, size) uint8: the shorter side resized to `size`, the middle cut out."""
+    from PIL import Image, ImageOps
+
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

@@ -1,0 +1,124 @@
+"""A folder of DICOM files with a table of labels: the medical pipeline.
+
+Stored values go through the modality's rescale slope and intercept, then through the window (the file's own, or one for
+all), then to 0 to 255; MONOCHROME1, where small values are bright, is turned round. Source: DICOM PS3.3, C.11.1 and C.11.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from layergraft.data.decoded import FileSet
+from layergraft.data.sets import PARTS, Whole
+from layergraft.errors import UserError, require, unknown
+from layergraft.schema import register
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@register("data", "dicom")
+@dataclass
+class Dicom(FileSet):
+    """`labels` is a CSV with the columns `file` (below `root`) and `label`, and perhaps `split` (train, val, test) and
+    `patient`, whose images then stay in one split. Needs pydicom, which is in the extra `layergraft[medical]`."""
+
+    name: str = "dicom"
+    labels: str = "labels.csv"
+    """The table, below `root`."""
+    window: list[float] = field(default_factory=list)
+    """Centre and width in the modality's units, such as [40,400] in Hounsfield units; empty: the file's own window, or
+    all of its values where it has none."""
+    channels: int = 1
+
+    def check(self, at: str) -> None:
+        super().check(at)
+        require(
+            not self.window or (len(self.window) == 2 and self.window[1] >= 1),
+            f"{at}.window is {self.window}; it is a centre and a width of 1 or more, such as [40,400]",
+        )
+
+    def read(self) -> Whole:
+        import pandas as pd
+
+        root = self.folder()
+        table_file = root / self.labels
+        require(table_file.is_file(), f"data={self.name}: there is no table {table_file}; set data.labels=FILE.csv")
+        try:
+            table = pd.read_csv(table_file, dtype=str, keep_default_na=False)
+        except ValueError as error:
+            raise UserError(f"{table_file} is not a table that can be read: {str(error).splitlines()[0]}") from error
+        for column in ("file", "label"):
+            if column not in table:
+                raise unknown(f"{table_file} has no column", column, table.columns)
+        require(len(table) > 0, f"{table_file} has no row")
+        for column in ("file", "label"):
+            empty = table.index[table[column] == ""]
+            require(not len(empty), f"{table_file}: line {empty.min() + 2 if len(empty) else 0} has no {column}")
+        twice = table.file[table.file.duplicated()]
+        require(not len(twice), f"{table_file} names {twice.iloc[0] if len(twice) else ''} twice")
+        missing = [name for name in table.file if not (root / name).is_file()]
+        require(
+            not missing,
+            f"{table_file} names {len(missing)} files that are not in {root}, the first {missing[0] if missing else ''}",
+        )
+        if "split" in table:
+            for name in set(table.split) - set(PARTS):
+                raise unknown(f"split in {table_file}", name, PARTS)
+        x_NCHW, kept, skipped = self.decoded([root / name for name in table.file], self._image, self.window)
+        table = table.iloc[kept]
+        names = tuple(sorted(set(table.label), key=lambda name: (not name.isdigit(), name.zfill(9))))
+        part = table.split.map(PARTS.index).to_numpy() if "split" in table else None
+        patients = table.patient.to_numpy().astype(str) if "patient" in table else None
+        if part is not None and patients is not None:
+            several = table.groupby("patient").split.nunique()
+            astray = several.index[several > 1]
+            require(
+                not len(astray),
+                f"{table_file}: patient {astray[0] if len(astray) else ''} is in several splits",
+            )
+        labels = table.label.map(names.index).to_numpy().astype(np.int64)
+        return Whole(x_NCHW, labels, names, part, group_N=patients, skipped=skipped)
+
+    def _image(self, file: Path) -> Image:
+        from PIL import Image
+
+        return Image.fromarray(windowed(file, self.window))
+
+
+def windowed(file: Path, window: list[float]) -> np.ndarray:
+    """The file's image as uint8, (H, W) or (H, W, 3)."""
+    try:
+        import pydicom
+        from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, convert_color_space
+    except ImportError as error:
+        raise UserError("data=dicom needs pydicom: pip install 'layergraft[medical]'") from error
+    image = pydicom.dcmread(file)
+    x = image.pixel_array
+    if getattr(image, "SamplesPerPixel", 1) == 3:
+        require(x.ndim == 3, f"{x.shape[0]} frames; only single images are read")
+        if image.PhotometricInterpretation != "RGB":
+            x = convert_color_space(x, image.PhotometricInterpretation, "RGB")
+        return x.astype(np.uint8)
+    require(x.ndim == 2, f"{x.shape[0]} frames; only single images are read")
+    x = np.asarray(apply_modality_lut(x, image), np.float64)
+    if window:
+        image.WindowCenter, image.WindowWidth = window
+        image.VOILUTFunction = "LINEAR"
+    low, high = x.min(), x.max()
+    if "WindowCenter" in image and "WindowWidth" in image:
+        centre, width = (float(np.ravel(value)[0]) for value in (image.WindowCenter, image.WindowWidth))
+        beyond = [centre - 50 * width, centre + 50 * width]  # they tell the range that the window is mapped to
+        x = apply_windowing(np.append(x.ravel(), beyond), image)
+        x, (low, high) = x[:-2].reshape(image.Rows, image.Columns), x[-2:]
+    elif image.get("VOILUTSequence"):
+        x = np.asarray(apply_voi(x.astype(np.int64), image), np.float64)
+        low, high = 0, 2 ** image.VOILUTSequence[0].LUTDescriptor[2] - 1
+    x = (x - low) / (high - low) if high != low else np.zeros_like(x)
+    if image.PhotometricInterpretation == "MONOCHROME1":
+        x = 1 - x
+    return np.round(np.clip(x, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,55 @@
+"""A folder of image files in torchvision's ImageFolder layout: a folder a class, within a folder a split where there are
+splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from layergraft.data.decoded import FileSet, open_image
+from layergraft.data.sets import PARTS, Whole
+from layergraft.errors import UserError, require, unknown
+from layergraft.schema import register
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@register("data", "folder")
+@dataclass
+class Folder(FileSet):
+    """`root/CLASS/*.jpg`, or `root/train/CLASS/*.jpg` and `root/test/...`, and perhaps `root/val/...`."""
+
+    name: str = "folder"
+
+    def read(self) -> Whole:
+        root = self.folder()
+        inside = sorted(path.name for path in root.iterdir() if path.is_dir())
+        splits = {name: SPLITS[name] for name in inside if name in SPLITS}
+        if splits and len(splits) < len(inside):
+            raise unknown(f"split folder in {root}", (set(inside) - set(splits)).pop(), [*PARTS])
+        found = [(part, *_listed(root / name)) for name, part in splits.items()] or [(None, *_listed(root))]
+        classes = found[0][1]
+        for part, others, _ in found:
+            odd = set(others) ^ set(classes)
+            require(
+                not odd,
+                f"{root}: the class folders of {part} are not those of {found[0][0]}; one of them lacks {', '.join(sorted(odd)[:5])}",
+            )
+        files = [(path, label, part) for part, _, samples in found for path, label in samples]
+        x_NCHW, kept, skipped = self.decoded([path for path, _, _ in files], open_image)
+        labels = np.array([label for _, label, _ in files], np.int64)[kept]
+        parts = np.array([PARTS.index(part) for _, _, part in files])[kept] if splits else None
+        return Whole(x_NCHW, labels, tuple(classes), parts, skipped=skipped)
+
+
+def _listed(folder: Path) -> tuple[list[str], list[tuple[Path, int]]]:
+    """The classes, and each file with its class. Raises UserError for a class without images."""
+    from torchvision.datasets import ImageFolder
+
+    try:
+        listed = ImageFolder(str(folder))
+    except FileNotFoundError as error:  # no class folder, or one without an image
+        raise UserError(f"data=folder: {str(error).splitlines()[0]}; the layout is {folder}/CLASS/*.jpg") from error
+    return listed.classes, [(Path(path), label) for path, label in listed.samples]

@@ -1,0 +1,89 @@
+"""A NumPy file in MedMNIST's layout: `{train,val,test}_images` (N, H, W) or (N, H, W, C) uint8, `..._labels` (N,) or
+(N, 1), or (N, labels) of 0 and 1."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from layergraft.data.sets import PARTS, DataSet, Whole
+from layergraft.errors import UserError, require
+from layergraft.schema import register
+from layergraft.specs import MISSING
+from layergraft.tasks import Task
+
+
+@register("data", "npz")
+@dataclass
+class Npz(DataSet):
+    """A set that lacks the validation split has it drawn from the training split."""
+
+    name: str = "npz"
+    path: str = MISSING
+    """The .npz file."""
+    task: str = "auto"
+    """multi_class, multi_label or ordinal; auto: multi_label where an image has several labels, else multi_class."""
+
+    places: ClassVar[tuple[str, ...]] = ("path",)
+
+    def check(self, at: str) -> None:
+        super().check(at)
+        known = ("auto", *(task.name for task in Task))
+        require(self.task in known, f"{at}.task is {self.task}; it must be one of {', '.join(known)}")
+
+    def read(self) -> Whole:
+        require(Path(self.path).is_file(), f"data={self.name}: there is no file {self.path}; set data.path=FILE.npz")
+        try:
+            with np.load(self.path) as file:  # allow_pickle is off: a file from a stranger runs no code
+                arrays = {name: file[name] for name in file.files}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path} is not a .npz file that can be read: {str(error).splitlines()[0]}") from error
+        return whole_of(arrays, self.path, None if self.task == "auto" else Task[self.task])
+
+
+def whole_of(
+    arrays: Mapping[str, np.ndarray], where: str, task: Task | None = None, class_names: tuple[str, ...] | None = None
+) -> Whole:
+    """The set of these arrays. Raises UserError, naming `where`, for one that is missing or misshapen."""
+    images, labels, parts = [], [], []
+    for number, part in enumerate(PARTS):
+        pair = [arrays.get(f"{part}_{what}") for what in ("images", "labels")]
+        if pair[0] is None and pair[1] is None:
+            continue
+        require(pair[0] is not None, f"{where} has {part}_labels but no {part}_images")
+        require(pair[1] is not None, f"{where} has {part}_images but no {part}_labels")
+        x, y = pair
+        require(x.ndim in (3, 4), f"{where}: {part}_images has shape {x.shape}; it must be (N, H, W) or (N, H, W, C)")
+        require(
+            len(x) == len(y) and y.ndim in (1, 2),
+            f"{where}: {part}_labels has shape {y.shape} for {len(x)} images; it must be (N,), (N, 1) or (N, labels)",
+        )
+        require(
+            bool(np.array_equal(y, np.asarray(y).astype(np.int64))), f"{where}: {part}_labels are not whole numbers"
+        )
+        images.append(x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2))
+        labels.append(y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y)
+        parts.append(np.full(len(x), number))
+    require(
+        bool(images),
+        f"{where} holds {', '.join(arrays) or 'nothing'}; MedMNIST's layout is train_images, train_labels, val_..., test_...",
+    )
+    for kind, found in (("images", [x.shape[1:] for x in images]), ("labels", [y.shape[1:] for y in labels])):
+        require(
+            len(set(found)) == 1, f"{where}: the splits' {kind} have different shapes: {', '.join(map(str, found))}"
+        )
+    y = np.concatenate(labels).astype(np.int64)
+    several = y.ndim == 2
+    task = task or (Task.multi_label if several else Task.multi_class)
+    require(
+        several == (task is Task.multi_label),
+        f"{where}: an image has {y.shape[1] if several else 1} labels, so the task cannot be {task.name}",
+    )
+    number = y.shape[1] if several else int(y.max(initial=0)) + 1
+    names = class_names or tuple(str(label) for label in range(number))
+    return Whole(np.concatenate(images), y, names, np.concatenate(parts), task)

@@ -1,0 +1,130 @@
+"""Textures made by formula, with a dial for how much their statistics differ from another instance's.
+
+Each class is a family of textures (oriented gratings, noise of a spectrum, blobs, checkers) with parameters of its own:
+orientation, scale, spectral slope, density, contrast, brightness, colour. An instance at dial 0 has the parameters of the
+reference, at dial 1 entirely others; between, each parameter lies on the line from the one to the other, so that the
+distance between the two sets' statistics grows with the dial.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from layergraft.data.sets import TEST, TRAIN, VAL, DataSet, Whole
+from layergraft.errors import require
+from layergraft.schema import register
+from layergraft.seeds import stream
+
+FAMILIES = ("gratings", "spectrum", "blobs", "checker")
+# Parameter -> its range; angles and shares as they are, scales as logarithms to base 2 of cycles an image.
+RANGES = {
+    "angle": (0.0, math.pi),
+    "scale": (1.0, 3.0),
+    "slope": (0.5, 2.5),
+    "density": (0.2, 0.8),
+    "contrast": (0.15, 0.35),
+    "brightness": (0.35, 0.65),
+    "hue": (0.0, 1.0),
+}
+
+
+@register("data", "textures")
+@dataclass
+class Textures(DataSet):
+    """`num_classes` classes, the families in turn; the images depend on these fields alone, not on the run's seed."""
+
+    name: str = "textures"
+    num_classes: int = 8
+    size: int = 32
+    """Pixels a side."""
+    channels: int = 3
+    """1 or 3."""
+    dial: float = 0.0
+    """From 0, the reference's statistics, to 1."""
+    instance: int = 0
+    """Which images are drawn with these statistics: two instances have none in common."""
+    texture_seed: int = 0
+    """Of the reference's parameters and of those at dial 1."""
+    per_class: int = 300
+    """Images of each class: 1/6 of them test, 1/12 validation."""
+
+    semantic = {"A": [0, 3, 4, 7], "B": [1, 2, 5, 6]}  # of 8 classes: periodic, and random
+
+    def check(self, at: str) -> None:
+        super().check(at)
+        require(0 <= self.dial <= 1, f"{at}.dial is {self.dial}; it goes from 0 to 1")
+        require(self.num_classes >= 2, f"{at}.num_classes is {self.num_classes}; it must be 2 or more")
+        require(self.size >= 4, f"{at}.size is {self.size}; it must be 4 pixels or more")
+        require(self.channels in (1, 3), f"{at}.channels is {self.channels}; it must be 1 or 3")
+        require(self.per_class >= 12, f"{at}.per_class is {self.per_class}; it must be 12 or more")
+        require(
+            self.halves == "random" or self.num_classes == 8,
+            f"{at}.halves=semantic is of 8 classes; {at}.num_classes is {self.num_classes}",
+        )
+
+    def read(self) -> Whole:
+        images, names = [], []
+        for label in range(self.num_classes):
+            rng = np.random.default_rng(stream(self.texture_seed, "textures", self.instance, label))
+            images.append(_drawn(FAMILIES[label % 4], self._parameters(label), self, rng))
+            names.append(f"{FAMILIES[label % 4]} {label // 4}")
+        part = np.full(self.per_class, TRAIN)
+        part[: self.per_class // 6] = TEST
+        part[self.per_class // 6 :][: self.per_class // 12] = VAL
+        labels = np.repeat(np.arange(self.num_classes), self.per_class)
+        return Whole(np.concatenate(images), labels, tuple(names), np.tile(part, self.num_classes))
+
+    def _parameters(self, label: int) -> dict[str, float]:
+        start, end = (
+            np.random.default_rng(stream(self.texture_seed, "texture parameters", which, label)).random(len(RANGES))
+            for which in ("reference", "other")
+        )
+        # At dial 1 every parameter is at least half its range away: 'entirely other' is not left to chance.
+        end = np.where(start < 0.5, start + 0.5 + 0.5 * end * (0.5 - start), start - 0.5 - 0.5 * end * (start - 0.5))
+        at = start + self.dial * (end - start)
+        found = {
+            name: low + share * (high - low) for (name, (low, high)), share in zip(RANGES.items(), at, strict=True)
+        }
+        return {**found, "scale": min(found["scale"], math.log2(self.size / 3))}  # a wave has three pixels or more
+
+
+def _drawn(family: str, p: dict[str, float], spec: Textures, rng: np.random.Generator) -> np.ndarray:
+    """(per_class, channels, size, size) uint8 images of one class; each has a place, a phase and a jitter of its own."""
+    n, size = spec.per_class, spec.size
+    y, x = (np.mgrid[:size, :size] / size)[:, None]  # 1 size size, in image sides
+    angle = (p["angle"] + rng.normal(0, 0.1, n))[:, None, None]
+    cycles = 2 ** (p["scale"] + rng.normal(0, 0.1, n))[:, None, None]
+    phase = rng.random((2, n, 1, 1)) * 2 * math.pi
+    along = 2 * math.pi * cycles * (x * np.cos(angle) + y * np.sin(angle)) + phase[0]
+    across = 2 * math.pi * cycles * (y * np.cos(angle) - x * np.sin(angle)) + phase[1]
+    if family == "gratings":
+        z = np.sin(along) * math.sqrt(2)
+    elif family == "checker":
+        z = np.sign(np.sin(along) * np.sin(across))
+    elif family == "spectrum":
+        fy, fx = np.meshgrid(np.fft.fftfreq(size) * size, np.fft.rfftfreq(size) * size, indexing="ij")
+        # Longer along `angle` than across, by the density.
+        a, b = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
+        radius = np.sqrt(a**2 + (b * (0.5 + p["density"])) ** 2)
+        amplitude = np.where(radius > 0, np.maximum(radius, 1e-9) ** -p["slope"], 0)
+        z = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(n, size, size))) * amplitude, s=(size, size))
+    else:
+        smooth = np.exp(-0.5 * (np.minimum(x, 1 - x) ** 2 + np.minimum(y, 1 - y) ** 2) * (2 * cycles) ** 2)
+        dots = rng.random((n, size, size)) < p["density"] * 4.0 * cycles**2 / size**2
+        z = np.fft.irfft2(np.fft.rfft2(dots) * np.fft.rfft2(smooth), s=(size, size))
+    z = z - z.mean((1, 2), keepdims=True)
+    z = z / np.maximum(z.std((1, 2), keepdims=True), 1e-6)
+    level = p["brightness"] + rng.normal(0, 0.03, n)[:, None, None]
+    grey = level[:, None] + p["contrast"] * z[:, None] * _tint(p["hue"], spec.channels)[None, :, None, None]
+    grey = grey + rng.normal(0, 0.02, (n, spec.channels, size, size))
+    return np.round(np.clip(grey, 0, 1) * 255).astype(np.uint8)
+
+
+def _tint(hue: float, channels: int) -> np.ndarray:
+    """How strongly each channel shows the pattern."""
+    if channels == 1:
+        return np.ones(1)
+    return 0.6 + 0.4 * np.cos(2 * math.pi * (hue - np.arange(3) / 3))

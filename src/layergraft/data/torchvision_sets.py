@@ -1,0 +1,122 @@
+"""Sets that torchvision reads, and downloads where there is a network, into `root` with torchvision's own layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from layergraft.data.decoded import FileSet, open_image
+from layergraft.data.sets import TEST, TRAIN, VAL, DataSet, Whole
+from layergraft.errors import UserError, unknown
+from layergraft.schema import register
+
+# Name -> torchvision's class; what to put where, without a network.
+ARRAYS = {
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/ (from cifar-10-python.tar.gz)"),
+    "cifar100": ("CIFAR100", "cifar-100-python/ (from cifar-100-python.tar.gz)"),
+    "mnist": ("MNIST", "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"),
+    "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
+    "stl10": ("STL10", "stl10_binary/ (from stl10_binary.tar.gz)"),
+}
+FILES = {
+    "food101": ("Food101", "food-101/ (from food-101.tar.gz)"),
+    "flowers102": ("Flowers102", "flowers-102/jpg/ (from 102flowers.tgz), flowers-102/imagelabels.mat and setid.mat"),
+}
+HALVES = {
+    "cifar10": {"A": [2, 3, 4, 5, 6, 7], "B": [0, 1, 8, 9]},  # animals, vehicles
+    "stl10": {"A": [1, 3, 4, 5, 6, 7], "B": [0, 2, 8, 9]},  # animals, vehicles
+    "fashion_mnist": {"A": [0, 1, 2, 3, 4, 6], "B": [5, 7, 8, 9]},  # clothes, shoes and bags
+}
+
+
+@register("data", "torchvision")
+@dataclass
+class TorchvisionArrays(DataSet):
+    """Images of one size, read into memory; the validation split is drawn from the training split."""
+
+    name: str = "cifar10"
+    """cifar10, cifar100, mnist, fashion_mnist, svhn or stl10."""
+    root: str = "data"
+    """The folder of the files; what is not there is downloaded."""
+
+    places: ClassVar[tuple[str, ...]] = ("root",)
+
+    def check(self, at: str) -> None:
+        super().check(at)
+        if self.name not in ARRAYS:
+            raise unknown(f"{at}.name", self.name, ARRAYS)
+
+    @property
+    def semantic(self) -> dict[str, list[int]]:
+        return HALVES.get(self.name, {})
+
+    def read(self) -> Whole:
+        kind, layout = ARRAYS[self.name]
+        argument = "split" if self.name in ("svhn", "stl10") else "train"
+        halves = [
+            _of_torchvision(kind, self.name, layout, self.root, **{argument: value})
+            for value in (("train", "test") if argument == "split" else (True, False))
+        ]
+        images = [_channels_first(np.asarray(half.data), self.name) for half in halves]
+        labels = [np.asarray(half.labels if argument == "split" else half.targets) for half in halves]
+        part = np.repeat([TRAIN, TEST], [len(x) for x in images])
+        names = tuple(map(str, getattr(halves[0], "classes", range(10))))
+        return Whole(np.concatenate(images), np.concatenate(labels).astype(np.int64), names, part)
+
+
+@register("data", "torchvision_files")
+@dataclass
+class TorchvisionFiles(FileSet):
+    """Images of many sizes, decoded once; with the splits that the set has."""
+
+    name: str = "food101"
+    """food101 or flowers102."""
+
+    def check(self, at: str) -> None:
+        super().check(at)
+        if self.name not in FILES:
+            raise unknown(f"{at}.name", self.name, FILES)
+
+    def read(self) -> Whole:
+        kind, layout = FILES[self.name]
+        parts = {"train": TRAIN, "test": TEST} if self.name == "food101" else {"train": TRAIN, "val": VAL, "test": TEST}
+        found = {
+            part: _of_torchvision(kind, self.name, layout, self.root, split=split) for split, part in parts.items()
+        }
+        files = [Path(path) for split in found.values() for path in split._image_files]
+        x_NCHW, kept, skipped = self.decoded(files, open_image)
+        labels = np.array([label for split in found.values() for label in split._labels], np.int64)[kept]
+        part = np.repeat(list(found), [len(split) for split in found.values()])[kept]
+        classes = getattr(found[TRAIN], "classes", None) or [str(label) for label in range(102)]
+        return Whole(x_NCHW, labels, tuple(classes), part, skipped=skipped)
+
+
+def _of_torchvision(kind: str, name: str, layout: str, root: str, **split: Any) -> Any:
+    """Torchvision's data set, downloaded where it is not there. Raises UserError, with what to put where."""
+    import torchvision
+
+    make: Callable[..., Any] = getattr(torchvision.datasets, kind)
+    try:
+        return make(root, download=False, **split)
+    except Exception as error:  # missing, or not whole
+        missing = error
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        return make(root, download=True, **split)
+    except Exception as error:
+        reason = next((str(e).splitlines()[0] for e in (error, missing) if str(e)), type(error).__name__)
+        raise UserError(
+            f"data={name} is not in {Path(root).resolve()}, and could not be downloaded ({reason}); put {layout} there, or set exec.data=FOLDER"
+        ) from error
+
+
+def _channels_first(x: np.ndarray, name: str) -> np.ndarray:
+    """(N, C, H, W) of what torchvision's classes keep."""
+    if name in ("svhn", "stl10"):
+        return x
+    return x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
