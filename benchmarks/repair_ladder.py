@@ -51,7 +51,7 @@ def trained(network, data, epochs, lr, backend, seed):
     plan = make_plan(ALL_TRAINS, [n for n, _ in network.named_parameters()], norm_paths(network), {}, epochs)
     batches = Batches.of(data, BatchSpec(128, shift=2), seed, backend.device)
     recipe = Recipe(OptimSpec("adamw", lr), ScheduleSpec("cosine", epochs))
-    return fit(network.train(), plan, batches, recipe, backend).test_acc
+    return fit(network.train(), plan, batches, recipe, backend).test["acc"]
 
 
 def accuracy(network, data, backend):

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from layergraft.tasks import Task
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 BATCH = 128  # images at a time, which is what batch norm's re-estimated statistics are of
@@ -110,7 +111,12 @@ class Seen:
 
 
 def see(
-    network: nn.Module, paths: Sequence[str], x_NCHW: Tensor, y_N: Tensor, mode: Callable[[nn.Module], Any] = measuring
+    network: nn.Module,
+    paths: Sequence[str],
+    x_NCHW: Tensor,
+    y_N: Tensor,
+    mode: Callable[[nn.Module], Any] = measuring,
+    task: Task = Task.multi_class,
 ) -> Seen:
     """Run `network` on these images, as `mode` has it, and look at what the modules at `paths` give."""
     result = Seen({path: Statistics() for path in paths})
@@ -119,13 +125,13 @@ def see(
         return lambda module, args, output: result.activations[path].add(output)
 
     handles = [network.get_submodule(path).register_forward_hook(record(path)) for path in paths]
-    correct = 0
+    right = 0.0
     with mode(network), torch.no_grad():
         for x, y in zip(x_NCHW.split(BATCH), y_N.split(BATCH), strict=True):
             logits = network(x)
-            result.loss += F.cross_entropy(logits, y, reduction="sum").item() / len(y_N)
-            correct += int((logits.argmax(1) == y).sum())
-    result.accuracy = 100 * correct / len(y_N)
+            result.loss += task.loss(logits, y, reduction="sum").item() / len(y_N)
+            right += task.num_right(logits, y).item()
+    result.accuracy = 100 * right / len(y_N)
     for handle in handles:
         handle.remove()
     return result

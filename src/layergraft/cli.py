@@ -1,4 +1,4 @@
-"""The command line: `layergraft train | plan | donate | surgery | sites | report`. Arguments only; what they do is in `runs` and `report`."""
+"""The command line: `layergraft train | plan | donate | surgery | similarity | sites | report`. Arguments only; what they do is in `runs` and `report`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet
   layergraft plan [KEY=VALUE ...]       what such a run's strategy trains when, and how fast, before any training
   layergraft donate [KEY=VALUE ...]     train or cut the donor of such a run, store it, print its key
   layergraft surgery [KEY=VALUE ...]    what such a run's surgery does, before any training
+  layergraft similarity [KEY=VALUE ...] how alike donor.data and data are, on fixed features and at the graft site
   layergraft sites [KEY=VALUE ...]      the places in a host where a donor can go: layergraft sites host=resnet50
   layergraft report DIR                 write the report of a sweep anew
   layergraft COMMAND --help             what a command takes
@@ -109,6 +110,7 @@ SINGLE = {
     "plan": "print_plan",
     "donate": "donate_one",
     "surgery": "print_surgery",
+    "similarity": "print_similarity",
     "sites": "print_sites",
 }
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -116,6 +118,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plan": _of_one_run("plan", "prints every group with its tensors, when it is frozen, its learning rate by epoch"),
     "donate": _of_one_run("donate", "trains or cuts the donors alone, or finds them, and prints their keys"),
     "surgery": _of_one_run("surgery", "prints what the surgery does, step-0 activations and loss; trains no host"),
+    "similarity": _of_one_run(
+        "similarity", "prints how alike source and target are, on fixed features and at the site"
+    ),
     "sites": _of_one_run("sites", "prints every site of the host; only host and data matter"),
     "report": report,
 }
@@ -129,7 +134,7 @@ def _hydra(arguments: list[str], task: Callable) -> None:
     """Run `task(composed config)` under Hydra. Errors come up as exceptions, for `main` to word."""
     import hydra
 
-    from layergraft.runs.compose import conf_dir
+    from layergraft.runs.compose import conf_dir, spelled
 
     raised: list[BaseException] = []
 
@@ -139,7 +144,7 @@ def _hydra(arguments: list[str], task: Callable) -> None:
         except (Exception, KeyboardInterrupt) as error:  # kept from Hydra, which would print lines of its own
             raised.append(error)
 
-    sys.argv = [sys.argv[0], *arguments]
+    sys.argv = [sys.argv[0], *map(spelled, arguments)]
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

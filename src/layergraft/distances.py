@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,3 +38,87 @@ def linear_cka(gram_x_NN: Tensor, gram_y_NN: Tensor) -> float:
     same up to rotation and scale, nan where either does not vary. Source: Kornblith et al. 2019, equation 5."""
     scale = (gram_x_NN.square().sum() * gram_y_NN.square().sum()).sqrt()
     return ((gram_x_NN * gram_y_NN).sum() / scale).item()
+
+
+def proxy_a_distance(x_NC: Tensor, y_MC: Tensor, seed: int) -> float:
+    """2 (1 - 2 e), e the error of a linear classifier that tells the two sets apart, on the half of each that it was not
+    fitted to: 0 where it cannot, 2 where it always can. Source: Ben-David et al. 2007, section 4.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    halves: list[list[np.ndarray]] = [[], []]
+    for z in (x_NC.numpy(), y_MC.numpy()):
+        order = rng.permutation(len(z))
+        for half, index in zip(halves, (order[: len(z) // 2], order[len(z) // 2 :]), strict=True):
+            half.append(z[index])
+    (fitted, fitted_is), (held, held_is) = (
+        (np.concatenate(pair), np.repeat([0, 1], [len(part) for part in pair])) for pair in halves
+    )
+    error = float((linear_classifier(fitted, fitted_is).predict(held) != held_is).mean())
+    return 2 * (1 - 2 * error)
+
+
+def linear_classifier(x_NC: Any, y_N: Any) -> Any:
+    """scikit-learn's logistic regression on standardised features, fitted; it gives `predict_proba` and the logits."""
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    with warnings.catch_warnings():  # what separates perfectly has no end to converge to
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return make_pipeline(StandardScaler(), LogisticRegression(max_iter=100)).fit(x_NC, y_N)
+
+
+def leep(theta_NZ: Tensor, y_N: Tensor) -> float:
+    """Log expected empirical prediction of target labels from a source classifier's class probabilities on the target's
+    images; 0 at most, higher is more alike.
+
+    The mean of log sum_z P(y_i | z) theta_iz, with P(y | z) from the joint mean of theta over images of class y.
+    Source: Nguyen et al., LEEP, 2020, section 3.
+    """
+    theta = theta_NZ.double()
+    joint_YZ = torch.stack([theta[y_N == label].sum(0) for label in y_N.unique()]) / len(theta)
+    given_z = joint_YZ / joint_YZ.sum(0).clamp_min(1e-300)
+    expected_NY = theta @ given_z.T
+    of_own = expected_NY.gather(1, torch.searchsorted(y_N.unique(), y_N)[:, None])
+    return of_own.clamp_min(1e-300).log().mean().item()
+
+
+def logme(f_ND: Tensor, y_NK: Tensor, rounds: int = 100) -> float:
+    """Log evidence, per image and label column, of a linear model of the labels on features, at the best precisions of
+    weights (alpha) and noise (beta); higher is better.
+
+    Source: You et al., LogME, 2021, section 4 and algorithm 1; the fixed point of their `alpha` and `beta` in the basis
+    of the features' singular vectors, iterated until it rests.
+    """
+    f, y = f_ND.double(), y_NK.double()
+    n, d = f.shape
+    u, s, _ = torch.linalg.svd(f, full_matrices=False)
+    s2, total = s.square(), 0.0
+    for t in y.T:
+        z2 = (u.T @ t).square()
+        beyond = (t @ t - z2.sum()).clamp_min(0)
+        alpha, beta = torch.ones((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        for _ in range(rounds):
+            shrink = alpha + beta * s2
+            gamma = (beta * s2 / shrink).sum()
+            length = (beta**2 * s2 * z2 / shrink.square()).sum()
+            residual = (z2 * (alpha / shrink).square()).sum() + beyond
+            before = torch.stack([alpha, beta]).log()
+            alpha = (gamma / length.clamp_min(1e-12)).clamp(1e-9, 1e9)
+            beta = ((n - gamma) / residual.clamp_min(1e-12)).clamp(1e-9, 1e9)
+            if (torch.stack([alpha, beta]).log() - before).abs().max() < 1e-6:
+                break
+        shrink = alpha + beta * s2
+        length = (beta**2 * s2 * z2 / shrink.square()).sum()
+        residual = (z2 * (alpha / shrink).square()).sum() + beyond
+        log_det = shrink.log().sum() + (d - len(s2)) * alpha.log()
+        evidence = (
+            d * alpha.log() + n * beta.log() - log_det - beta * residual - alpha * length - n * math.log(2 * math.pi)
+        )
+        total += evidence.item() / 2 / n
+    return total / y.shape[1]

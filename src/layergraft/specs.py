@@ -263,6 +263,20 @@ class ProbeSpec:
 
 
 @dataclass
+class SimilaritySpec:
+    """How alike source and target are, measured beside training: it goes to the record, and changes no result."""
+
+    resamples: int = 10
+    """Halves of the images that each measure is taken on; 0: nothing is measured."""
+    images: int = 512
+    """Training images of each set to look at."""
+
+    def check(self, at: str) -> None:
+        require(self.resamples >= 0, f"{at}.resamples is {self.resamples}; it must be 0 or more")
+        require(self.images >= 16, f"{at}.images is {self.images}; it must be 16 or more")
+
+
+@dataclass
 class ExecSpec:
     """How to run: nothing here can change a result, but for the last bits of a sum where that is said, and for what the
     probes add to a record."""
@@ -294,13 +308,15 @@ class ExecSpec:
     resume: str | None = None
     """A checkpoint to go on from; null: the one that an interrupted run has left in its folder."""
     probe: ProbeSpec = field(default_factory=ProbeSpec)
+    similarity: SimilaritySpec = field(default_factory=SimilaritySpec)
     rerun: bool = False
     """Run again what is in the store already."""
     traceback: bool = False
     """Show where an error arose."""
 
     def check(self, at: str) -> None:
-        for name in ("workers", "jobs_per_gpu", "threads", "devices"):
+        require(self.data_gib is None or self.data_gib >= 0, f"{at}.data_gib is {self.data_gib}; it must be 0 or more")
+        for name in ("workers", "jobs_per_gpu", "threads", "devices", "readers"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more")
         require(

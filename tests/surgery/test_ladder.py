@@ -27,7 +27,9 @@ SITE = "layer2.0"
 def trained(network, epochs, lr=5e-3):
     plan = make_plan(ALL_TRAINS, [n for n, _ in network.named_parameters()], norm_paths(network), {}, epochs)
     batches = Batches.of(DATA, BatchSpec(50, shift=1), 0, "cpu")
-    return fit(network.train(), plan, batches, Recipe(OptimSpec(lr=lr), ScheduleSpec("cosine", epochs)), CPU).test_acc
+    return fit(network.train(), plan, batches, Recipe(OptimSpec(lr=lr), ScheduleSpec("cosine", epochs)), CPU).test[
+        "acc"
+    ]
 
 
 def accuracy(network):

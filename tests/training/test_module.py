@@ -142,7 +142,7 @@ def test_test_accuracy_is_counted_right(images):
     network.eval()
     with torch.no_grad():
         right = sum((network(x).argmax(1) == y).sum().item() for x, y in batches.test)
-    assert fitted.test_acc == pytest.approx(100 * right / len(data.test))
+    assert fitted.test["acc"] == pytest.approx(100 * right / len(data.test))
 
 
 def test_backend(monkeypatch):

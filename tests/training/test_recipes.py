@@ -246,7 +246,7 @@ def test_ema_is_the_formula_and_what_is_validated_and_kept(images):
     theirs.load_state_dict(average)
     theirs.eval()
     right = sum((theirs(x).argmax(1) == y).sum().item() for x, y in batches.val)
-    assert fitted.curves[-1]["val/acc"] == fitted.val_acc == pytest.approx(100 * right / 20)
+    assert fitted.curves[-1]["val/acc"] == fitted.val["acc"] == pytest.approx(100 * right / 20)
 
 
 def test_swa_is_the_mean_of_the_last_epochs_with_its_own_statistics(images):

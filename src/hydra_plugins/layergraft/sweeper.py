@@ -46,14 +46,16 @@ class LayergraftSweeper(BasicSweeper):
 
     def cells(self, arguments: list[str]) -> list[list[str]]:
         """The overrides of every run asked for: the product, then each control over it, without repeats."""
+        from layergraft.runs.compose import spelled
+
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides(self._parse_config() + arguments)
+        overrides = parser.parse_overrides([*map(spelled, self._parse_config()), *arguments])
         for override in overrides:
             if override.is_sweep_override() and within(override.key_or_group, "exec"):
                 raise UserError(f"{override.input_line}: exec cannot be swept over; nothing there changes a result")
         (product,) = self.split_arguments(overrides, None)
         cells = [list(cell) for cell in product]
-        for control in self.controls:
+        for control in (list(map(spelled, control)) for control in self.controls):
             pinned = [key_of(override) for override in control]
             for cell in product:
                 kept = [override for override in cell if not any(within(key_of(override), key) for key in pinned)]

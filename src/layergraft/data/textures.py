@@ -2,8 +2,8 @@
 
 Each class is a family of textures (oriented gratings, noise of a spectrum, blobs, checkers) with parameters of its own:
 orientation, scale, spectral slope, density, contrast, brightness, colour. An instance at dial 0 has the parameters of the
-reference, at dial 1 entirely others; between, each parameter lies on the line from the one to the other, so that the
-distance between the two sets' statistics grows with the dial.
+reference; the dial moves each of them away from there, at a pace of its own, so that the distance between the two sets'
+statistics grows with it. At dial 1 a linear classifier knows little of the reference's classes from the other's.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from layergraft.schema import register
 from layergraft.seeds import stream
 
 FAMILIES = ("gratings", "spectrum", "blobs", "checker")
-# Parameter -> its range; angles and shares as they are, scales as logarithms to base 2 of cycles an image.
+# Parameter -> its range, which does not come back to where it starts, as a whole turn would; angles and shares as they are, scales as logarithms to base 2 of cycles an image.
 RANGES = {
-    "angle": (0.0, math.pi),
+    "angle": (0.0, math.pi / 2),
     "scale": (1.0, 3.0),
     "slope": (0.5, 2.5),
     "density": (0.2, 0.8),
     "contrast": (0.15, 0.35),
     "brightness": (0.35, 0.65),
-    "hue": (0.0, 1.0),
+    "hue": (0.0, 0.5),
 }
+
+
+FURTHEST = 0.25  # of a parameter's range: how far dial 1 takes it at most; half of that at least
 
 
 @register("data", "textures")
@@ -47,7 +50,7 @@ class Textures(DataSet):
     instance: int = 0
     """Which images are drawn with these statistics: two instances have none in common."""
     texture_seed: int = 0
-    """Of the reference's parameters and of those at dial 1."""
+    """Of the reference's parameters and of the pace of each."""
     per_class: int = 300
     """Images of each class: 1/6 of them test, 1/12 validation."""
 
@@ -78,13 +81,10 @@ class Textures(DataSet):
         return Whole(np.concatenate(images), labels, tuple(names), np.tile(part, self.num_classes))
 
     def _parameters(self, label: int) -> dict[str, float]:
-        start, end = (
-            np.random.default_rng(stream(self.texture_seed, "texture parameters", which, label)).random(len(RANGES))
-            for which in ("reference", "other")
-        )
-        # At dial 1 every parameter is at least half its range away: 'entirely other' is not left to chance.
-        end = np.where(start < 0.5, start + 0.5 + 0.5 * end * (0.5 - start), start - 0.5 - 0.5 * end * (start - 0.5))
-        at = start + self.dial * (end - start)
+        rng = np.random.default_rng(stream(self.texture_seed, "texture parameters", label))
+        start, pace = rng.random(len(RANGES)), 0.5 + 0.5 * rng.random(len(RANGES))
+        # Towards the side with more room, so that every parameter moves as far as the dial says.
+        at = start + self.dial * FURTHEST * pace * np.where(start < 0.5, 1, -1)
         found = {
             name: low + share * (high - low) for (name, (low, high)), share in zip(RANGES.items(), at, strict=True)
         }

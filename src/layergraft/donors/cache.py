@@ -93,12 +93,17 @@ def _dry_run(form: Form, k: int, image: tuple[int, int, int], num_classes: int) 
         ) from None
 
 
+def _fields(spec: AnyDonor) -> dict[str, Any]:
+    fields = canonical(spec)
+    return fields | {"data": spec.data.identity()} if hasattr(spec, "data") else fields
+
+
 def identity(spec: AnyDonor, place: Place, backend: Backend) -> dict[str, Any]:
     """All that decides a donor's weights. Raises UserError where it cannot be made."""
     data = source_data(spec, place)
     if isinstance(spec, TrainedDonor):
         _dry_run(spec.form(place), spec.k, data.shape, data.num_classes)
-    fields = canonical(spec)
+    fields = _fields(spec)
     if isinstance(spec, TrainedDonor):
         for name in ("kind", "in_channels", "out_channels", "kernel_size", "stride", "padding", "bias"):
             del fields[name]  # resolved in the form
@@ -164,6 +169,7 @@ def _made(
         data = source_data(spec, place)
         network, layer = spec.network(spec.form(place), data.channels, data.num_classes)
         metrics = _fit(network, data, spec, backend, folder, key_of(spec, place, backend))
+        _save(network, folder / NETWORK)  # what the layer saw in training can be seen again
         return layer, {"num_train": len(data.train), "metrics": metrics}
     if isinstance(spec, EndToEndDonor):
         return _end_to_end(spec, place, backend, outputs)
@@ -179,7 +185,7 @@ def _end_to_end(spec: EndToEndDonor, place: Place, backend: Backend, outputs: Pa
     network = spec.network(data.shape, data.num_classes)
     if not spec.is_trained:
         return spec.cut(network, data, place), {"network": spec.host.weights}
-    fields = canonical(replace(spec, layer=None, kind=None, name="network", control=Control.none))
+    fields = _fields(replace(spec, layer=None, kind=None, name="network", control=Control.none))
     fields["host"]["weights"] = weights.fingerprint(spec.host)
     known = {"version": RESULT_VERSION, "spec": fields, "data": data.fingerprint, "precision": backend.precision}
     folder = outputs / "donors" / label("network", spec.source(), f"seed{spec.seed}", digest(known))

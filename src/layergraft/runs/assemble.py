@@ -225,6 +225,11 @@ def _put_together(
     return Assembled(key, known, donor_keys, (), grafted, network, plan, data, backend)
 
 
+def places_of(config: Config, data: ImageData) -> list[Place]:
+    """What a donor finds at each site of this run."""
+    return _places(config, data)[1]
+
+
 def obtain_donors(config: Config) -> list[Donor]:
     """The donors that this run takes, one for each site, made where nobody has yet; none without a donor."""
     set_threads(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def conf_dir() -> Path:
     """The folder of the config groups: inside an installed package, beside `src/` in a checkout."""
     packaged = Path(__file__).parents[1] / "conf"
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "conf"
+
+
+def spelled(override: str) -> str:
+    """`donor.data=cifar10` as Hydra spells it: the group `data`, put at `donor.data`."""
+    return re.sub(r"^(\+*)donor\.data=(?=[\w,.-]+$)", r"\1data@donor.data=", override)
 
 
 def to_config(composed: DictConfig) -> Config:

@@ -37,6 +37,8 @@ from layergraft.runs.assemble import (
     set_threads,
     timeline_of,
 )
+from layergraft.runs.prepared import written
+from layergraft.runs.similarity import similarity
 from layergraft.schema import canonical
 from layergraft.seeds import stream
 from layergraft.specs import Config
@@ -119,7 +121,16 @@ def _train(
     record["surgery"] = [
         {"site": graft.site.path, "donor": graft.donor, "did": list(graft.did)} for graft in run.grafted.grafts
     ] if run.grafted else []  # fmt: skip
-    batches = Batches.of(run.data, batch_spec(config), stream(config.seed, "data"), run.backend.device)
+    record["data"] = written(config.data, run.data, outputs_of(config))
+    record["similarity"] = similarity(config, run)
+    batches = Batches.of(
+        run.data,
+        batch_spec(config),
+        stream(config.seed, "data"),
+        run.backend.device,
+        config.exec.data_gib,
+        config.exec.readers,
+    )
     probes = probes_of(config, run, batches)
     seed, options = stream(config.seed, "training"), {"folder": folder, "probe": probes}
     options["saving"] = Saving(folder, config.exec.checkpoint_seconds, run.identity, resume)

@@ -14,7 +14,7 @@ from layergraft.activations import see
 from layergraft.donors import NoDonor
 from layergraft.donors.cache import Donor
 from layergraft.donors.forms import describe
-from layergraft.errors import RunFailed, UserError
+from layergraft.errors import RunFailed, UserError, require
 from layergraft.hosts import sites, weights
 from layergraft.hosts.skeletons import skeleton
 from layergraft.runs.assemble import (
@@ -29,12 +29,32 @@ from layergraft.runs.assemble import (
     timeline_of,
 )
 from layergraft.runs.run import execute
+from layergraft.runs.similarity import similarity
 from layergraft.specs import Config
 from layergraft.store import run_folder
 from layergraft.surgery.calibrate import reconstruction_error
 from layergraft.timeline import covered, stretches
 
-TEXT_COLUMNS = ("path", "kind", "in", "out", "norm after it", "output of", "group", "tensors", "epochs", "phase")
+MEANINGS = {
+    "frechet": ("Frechet distance", "low"),
+    "a_distance": ("proxy A-distance (0 to 2)", "low"),
+    "leep": ("LEEP", "high"),
+    "logme": ("LogME", "high"),
+}
+TEXT_COLUMNS = (
+    "measure",
+    "more alike",
+    "path",
+    "kind",
+    "in",
+    "out",
+    "norm after it",
+    "output of",
+    "group",
+    "tensors",
+    "epochs",
+    "phase",
+)
 
 
 class _EpochBar(pl.Callback):
@@ -198,7 +218,9 @@ def print_surgery(config: Config) -> None:
             left = reconstruction_error(grafted, graft, images)
             print(f"{graft.chain} differs from the intact host by {100 * left:.2g}% of its output's power")
     paths = grafted.watched(sites_of(config, run.data))
-    before, after = (see(network, paths, images, labels) for network in (grafted.host, grafted.network))
+    before, after = (
+        see(network, paths, images, labels, task=run.data.task) for network in (grafted.host, grafted.network)
+    )
     print(f"\nstep 0 on {len(labels)} training images, in evaluation mode (norms without statistics take the batch's)")
     changed = {path for graft in grafted.grafts for path in graft.replaced}
     rows = []
@@ -209,6 +231,34 @@ def print_surgery(config: Config) -> None:
     print_table(("output of", "mean: host", "grafted", "deviation: host", "grafted", "zeros: host", "grafted"), rows)
     print(f"\nloss      host {before.loss:.4f}, grafted {after.loss:.4f}")
     print(f"accuracy  host {before.accuracy:.1f}%, grafted {after.accuracy:.1f}%")
+
+
+def print_similarity(config: Config) -> None:
+    """How alike the donor's source and the target are, each measure with its spread over resamples."""
+    checked(config)
+    require(config.exec.similarity.resamples > 0, "exec.similarity.resamples is 0, so there is nothing to measure")
+    run = assemble(config)
+    found = similarity(config, run)
+    require(
+        found is not None,
+        f"donor={config.donor.name} learns from no images; donor=trained and others do, from donor.data",
+    )
+    print(
+        f"source {config.donor.data.name}, target {config.data.name}: {found['images'][0]} and {found['images'][1]} training images"
+    )
+    rows = []
+    for name, (what, more) in MEANINGS.items():
+        cells = [_spread(part.get(name)) for part in (found["fixed"], *found["site"].values())]
+        rows.append((what, *cells, more))
+    print_table(("measure", "on fixed features", *(f"at {path}" for path in found["site"]), "more alike"), rows)
+    seen = found["target test images in source train"]
+    print(
+        f"\nof the target's test images, {seen['near']} are nearly the same as one of the source's training images, {seen['exact']} exactly"
+    )
+
+
+def _spread(value: dict[str, float] | None) -> str:
+    return "-" if value is None else f"{value['mean']:.3g} ± {value['deviation']:.2g}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

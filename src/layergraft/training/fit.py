@@ -31,7 +31,7 @@ NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 class Batches(Protocol):
-    """What `fit` asks of data: iterables of `(x_NCHW float, y_N int64)` that lie on the device already.
+    """What `fit` asks of data: iterables of `(x_NCHW float, y_N)` that lie on the device already, with their `task`.
 
     `train` has a length, `of_epoch(epoch)`, which gives the batches of any epoch, and, for more than one device,
     `share_out(rank, num_ranks)`.
@@ -109,11 +109,10 @@ class Fitted:
     """What came of training: one point an epoch (from 0), and the test split read once, after the last."""
 
     curves: list[dict[str, float]]
-    test_loss: float
-    test_acc: float
-    """Percent."""
-    val_acc: float
-    """Percent, of the network as it is kept: an average of weights where one was asked for."""
+    val: dict[str, float]
+    """`loss`, `acc` in percent and what else goes with the task, of the network as it is kept: an average of weights
+    where one was asked for."""
+    test: dict[str, float]
     epochs: int
     """As planned; early stopping may have ended training sooner."""
 
@@ -125,10 +124,9 @@ class Fitted:
         """
         accuracies = [point["val/acc"] for point in self.curves]
         accuracies += accuracies[-1:] * (self.epochs - len(accuracies))
+        others = {f"{split}/{name}": v for split in ("test", "val") for name, v in getattr(self, split).items()}
         return {
-            "test/acc": self.test_acc,
-            "test/loss": self.test_loss,
-            "val/acc": self.val_acc,
+            **{name: value for name, value in others.items() if name != "val/loss" and math.isfinite(value)},
             "val/aulc": sum(accuracies) / len(accuracies),
             "train/loss": self.curves[-1]["train/loss"],
         }
@@ -228,7 +226,7 @@ def fit(
         logging.getLogger(name).setLevel(logging.ERROR)
     schedule, optim = recipe.schedule, recipe.optim
     steps = len(batches.train) // optim.accumulate
-    module = PlannedModule(network, plan, optim, schedule, recipe.regularizer, steps, backend.compile)
+    module = PlannedModule(network, plan, optim, schedule, recipe.regularizer, steps, backend.compile, batches.val.task)
     averages = None
     if recipe.regularizer.ema is not None or recipe.regularizer.swa is not None:
         averages = Averages(network, recipe.regularizer, schedule.epochs)
@@ -252,14 +250,14 @@ def fit(
         num_sanity_val_steps=0,
     )
     try:
-        val_acc = _trained(trainer, module, batches, backend, averages, probe, saving.resume if saving else None)
+        val = _trained(trainer, module, batches, backend, averages, probe, saving.resume if saving else None)
     finally:
         if logger is not None:
             logger.close()
-    test_loss, test_acc = module.evaluated()
-    if not math.isfinite(test_loss):
-        raise Diverged(f"the test loss is {test_loss}")
-    return Fitted(module.curves, test_loss, test_acc, val_acc, schedule.epochs)
+    test = module.evaluated()
+    if not math.isfinite(test["loss"]):
+        raise Diverged(f"the test loss is {test['loss']}")
+    return Fitted(module.curves, val, test, schedule.epochs)
 
 
 def _trained(
@@ -270,8 +268,8 @@ def _trained(
     averages: Averages | None,
     probe: Probe | None,
     resume: Path | None,
-) -> float:
-    """Train, average, look and test; the validation accuracy in percent of the network as it is kept."""
+) -> dict[str, float]:
+    """Train, average, look and test; the validation figures of the network as it is kept."""
     with warnings.catch_warnings(), backend.arithmetic():
         # The batches are made on the device: there are no workers to add, and nothing is logged within an epoch.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -280,15 +278,15 @@ def _trained(
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen is
         trainer.fit(module, batches.train, batches.val, ckpt_path=resume, weights_only=True if resume else None)
         module.network.to(backend.device)  # Lightning takes it to the CPU when it is done
-        val_acc = module.curves[-1]["val/acc"]
+        val = {name[4:]: value for name, value in module.curves[-1].items() if name.startswith("val/")}
         if averages is not None:
             averages.finish(module, batches.train.of_epoch(module.schedule.epochs))
             trainer.validate(module, batches.val, verbose=False)
-            _, val_acc = module.evaluated()
+            val = module.evaluated()
         if probe is not None:
             probe.look(module, -1)
         trainer.test(module, batches.test, verbose=False)
-    return val_acc
+    return val
 
 
 def _resumed_epoch(saving: Saving | None) -> int | None:

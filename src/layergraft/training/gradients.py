@@ -7,18 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from layergraft.activations import eagerly
+from layergraft.tasks import Task
 
 NUM_BATCHES = 5
 SNR_THRESHOLD = 0.95
 
 
 def measured(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], parameters: Mapping[str, nn.Parameter]
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    parameters: Mapping[str, nn.Parameter],
+    task: Task = Task.multi_class,
 ) -> list[dict[str, Tensor]]:
-    """For each batch the gradient of the mean cross-entropy by parameter, 0 where it has none.
+    """For each batch the gradient of the mean loss by parameter, 0 where it has none.
 
     The network is run in the mode that it is in; batch norms' statistics are not moved. Over several processes the
     gradients are those of all batches together.
@@ -27,7 +30,7 @@ def measured(
     found = []
     for x_NCHW, y_N in batches:
         with eagerly(network):
-            loss = F.cross_entropy(network(x_NCHW).float(), y_N)
+            loss = task.loss(network(x_NCHW).float(), y_N)
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for grad in grads:

@@ -9,11 +9,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from layergraft.errors import UserError
 from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
 from layergraft.strategies import Phase, Plan
+from layergraft.tasks import Task
 from layergraft.training import gradients, optimizers
 
 STATISTICS = (nn.modules.batchnorm._NormBase,)  # what has running statistics: batch and instance norm
@@ -42,10 +42,12 @@ class PlannedModule(pl.LightningModule):
         regularizer: RegularizerSpec,
         steps_per_epoch: int,
         compile: bool = False,
+        task: Task = Task.multi_class,
     ) -> None:
         super().__init__()
         self.network, self.plan, self.optim, self.schedule = network, plan, optim, schedule
         self.regularizer, self.steps_per_epoch, self.compiles = regularizer, steps_per_epoch, compile
+        self.task = task
         self.parameters_of = {
             group: [network.get_parameter(name) for name in names] for group, names in plan.groups.items()
         }
@@ -60,6 +62,7 @@ class PlannedModule(pl.LightningModule):
         """Parameter -> share of its group's learning rate; empty: all of it."""
         self._losses: list[Tensor] = []
         self._counts: list[Tensor] = []
+        self._judged: list[tuple[Tensor, Tensor]] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_current_fx_name":  # Lightning sets it 45 times a step, and nn.Module looks up each at length
@@ -134,7 +137,7 @@ class PlannedModule(pl.LightningModule):
         }
         batches = itertools.islice(self.trainer.train_dataloader.of_epoch(self.current_epoch), gradients.NUM_BATCHES)
         with self.trainer.precision_plugin.forward_context():
-            grads = gradients.measured(self.network, batches, training)
+            grads = gradients.measured(self.network, batches, training, self.task)
         return gradients.WEIGHTS[self.plan.auto](grads, training)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -147,7 +150,7 @@ class PlannedModule(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x_NCHW, y_N = batch
-        loss = F.cross_entropy(self.network(x_NCHW), y_N, label_smoothing=self.regularizer.label_smoothing)
+        loss = self.task.loss(self.network(x_NCHW), y_N, label_smoothing=self.regularizer.label_smoothing)
         self._losses.append(loss.detach())
         return loss
 
@@ -171,18 +174,22 @@ class PlannedModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._counts.clear()
+        self._judged.clear()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x_NCHW, y_N = batch
         logits = self.network(x_NCHW).float()
-        correct = (logits.argmax(1) == y_N).sum()
-        total = torch.full_like(correct, len(y_N))
-        self._counts.append(torch.stack([F.cross_entropy(logits, y_N, reduction="sum").double(), correct, total]))
+        right = self.task.num_right(logits, y_N)
+        total = torch.full_like(right, len(y_N))
+        self._counts.append(torch.stack([self.task.loss(logits, y_N, reduction="sum").double(), right, total]))
+        if self.task is not Task.multi_class:
+            self._judged.append((logits, y_N))
 
-    def evaluated(self) -> tuple[float, float]:
-        """Mean loss and accuracy in percent of the evaluation that has just ended."""
-        loss, correct, total = torch.stack(self._counts).sum(0).tolist()
-        return loss / total, 100 * correct / total
+    def evaluated(self) -> dict[str, float]:
+        """Mean `loss`, `acc` in percent, and what else goes with the task, of the evaluation that has just ended."""
+        loss, right, total = torch.stack(self._counts).sum(0).tolist()
+        judged = [torch.cat(parts) for parts in zip(*self._judged, strict=True)]
+        return {"loss": loss / total, "acc": 100 * right / total, **(self.task.figures(*judged) if judged else {})}
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
@@ -199,14 +206,14 @@ class PlannedModule(pl.LightningModule):
             return  # the last look at an average of weights is no epoch of its own
         epoch, train_loss = self.current_epoch, self.mean_loss()
         self._losses.clear()
-        val_loss, val_acc = self.evaluated()
+        val = {f"val/{name}": value for name, value in self.evaluated().items()}
         rates = {f"lr/{group}": rate for group, rate in self.rates(epoch * self.steps_per_epoch).items()}
         shares = {f"share/{name}": share for name, share in self.by_tensor.items()}  # of its group's rate
-        point = {"train/loss": train_loss, "val/loss": val_loss, "val/acc": val_acc, **rates, **shares}
+        point = {"train/loss": train_loss, **val, **rates, **shares}
         self.curves.append({"epoch": epoch, **point})
         if self.logger is not None:
             self.logger.log_metrics(point, step=epoch)
-        for name, loss in (("training", train_loss), ("validation", val_loss)):
+        for name, loss in (("training", train_loss), ("validation", val["val/loss"])):
             if not math.isfinite(loss):
                 raise Diverged(f"the {name} loss is {loss} in epoch {epoch}")
 

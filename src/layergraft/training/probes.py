@@ -79,7 +79,7 @@ class Probes:
         # Before training, graft and intact host are run alike: norms that have no statistics yet take the batch's.
         mode = measuring if epoch == 0 else evaluating
         point: dict[str, Any] = {"epoch": epoch}
-        seen = see(network, self.subject.paths, self.x_NCHW, self.y_N, mode)
+        seen = see(network, self.subject.paths, self.x_NCHW, self.y_N, mode, module.task)
         for path, statistics in seen.activations.items():
             values = {"mean": statistics.mean, "variance": statistics.deviation**2, "dead": statistics.share_dead}
             point |= {f"activation/{path}/{name}": value for name, value in values.items()}
@@ -126,7 +126,7 @@ class Probes:
         total = [torch.zeros_like(parameter) for parameter in every]
         with mode(module.network), torch.enable_grad():
             for x, y in zip(self.x_NCHW.split(BATCH), self.y_N.split(BATCH), strict=True):
-                loss = F.cross_entropy(module.network(x), y, reduction="sum") / len(self.y_N)
+                loss = module.task.loss(module.network(x), y, reduction="sum") / len(self.y_N)
                 grads = torch.autograd.grad(loss, every, allow_unused=True, materialize_grads=True)
                 torch._foreach_add_(total, grads)
         of = dict(zip(map(id, every), total, strict=True))
@@ -172,13 +172,13 @@ def _drift(network: nn.Module, start: Mapping[str, Tensor]) -> float:
 @torch.no_grad()
 def _judged(network: nn.Module, batches: Any) -> tuple[float, float]:
     """Mean loss, and accuracy in percent, run as `measuring` has it."""
-    loss, correct, total = 0.0, 0, 0
+    loss, right, total = 0.0, 0.0, 0
     with measuring(network):
         for x_NCHW, y_N in batches:
             logits = network(x_NCHW)
-            loss += F.cross_entropy(logits, y_N, reduction="sum").item()
-            correct, total = correct + int((logits.argmax(1) == y_N).sum()), total + len(y_N)
-    return loss / total, 100 * correct / total
+            loss += batches.task.loss(logits, y_N, reduction="sum").item()
+            right, total = right + batches.task.num_right(logits, y_N).item(), total + len(y_N)
+    return loss / total, 100 * right / total
 
 
 @torch.no_grad()

@@ -1,0 +1,202 @@
+"""How alike source and target are: on fixed features of the images, and at the site, where what the donor saw in training
+meets what the host feeds it.
+
+Each measure is taken on several resamples (half of the images at hand, without replacement) and given as mean and
+deviation over them. Features are first turned onto the principal components of both sets together, 32 at most, which
+keeps the distances that matter and the bias of small samples low.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layergraft.activations import BATCH, evaluating, measuring
+from layergraft.data.batches import Normalize
+from layergraft.data.duplicates import near_duplicates
+from layergraft.data.features import gabor_features
+from layergraft.data.images import ImageData, Split
+from layergraft.distances import frechet_distance, leep, linear_classifier, logme, proxy_a_distance
+from layergraft.donors.seen import single_layer_network, source_of
+from layergraft.files import digest, write_json
+from layergraft.runs.assemble import Assembled, outputs_of, places_of
+from layergraft.seeds import stream
+from layergraft.specs import Config
+from layergraft.store import read_json
+from layergraft.tasks import Task
+
+COMPONENTS = 32
+MEASURES = ("frechet", "a_distance", "leep", "logme")
+NOT_OF_THE_SITE = ("strategy", "optim", "schedule", "regularizer", "precision")
+
+
+def similarity(config: Config, run: Assembled) -> dict[str, Any] | None:
+    """Of a run whose donors are at hand: `fixed` and, by the site's path, `site`; None where no donor learnt from images.
+
+    What was measured before is read: the site's is the same for every strategy.
+    """
+    if run.grafted is None or not config.exec.similarity.resamples:
+        return None
+    places = places_of(config, run.data)
+    source = source_of(config.donor, places[0])
+    if source is None:
+        return None
+    settings = vars(config.exec.similarity)
+    of_data = [part for data in (source, run.data) for part in _content(data)]
+    known = _kept(config, ["fixed", of_data, settings], lambda: _fixed(source, run.data, config))
+    body = {name: part for name, part in run.identity["config"].items() if name not in NOT_OF_THE_SITE}
+    at_site = _kept(config, ["site", body, of_data, settings], lambda: _at_sites(config, run, source))
+    return {**known, "site": at_site}
+
+
+def _content(data: ImageData) -> list[str]:
+    splits = (data.train, data.test)
+    return [data.fingerprint, str(data.shape)] + [digest(s.rows.tobytes() + s.y_N.tobytes()) for s in splits]
+
+
+def _kept(config: Config, identity: Any, measure: Any) -> Any:
+    path = outputs_of(config) / "similarity" / f"{digest(identity)}.json"
+    if not path.exists():
+        write_json(path, measure())
+    return read_json(path)
+
+
+def _fixed(source: ImageData, target: ImageData, config: Config) -> dict[str, Any]:
+    parts = [_some(data.train, config) for data in (source, target)]
+    features = [gabor_features(part.images()) for part in parts]
+    return {
+        "fixed": _measured(features, [part.y_N for part in parts], (source.task, target.task), config, None),
+        "images": [len(part) for part in parts],
+        "target test images in source train": near_duplicates(source.train, target.test),
+    }
+
+
+def _some(split: Split, config: Config) -> Split:
+    """Training images, as many as are to be looked at."""
+    rng = np.random.default_rng(stream(0, "similarity", "images"))
+    number = min(len(split), config.exec.similarity.images)
+    return split.take(np.sort(rng.choice(len(split), number, replace=False)))
+
+
+def _at_sites(config: Config, run: Assembled, source: ImageData) -> dict[str, Any]:
+    device = torch.device(run.backend.device)
+    found = {}
+    for graft, place, donor in zip(run.grafted.grafts, places_of(config, run.data), run.donors, strict=True):
+        network, layer = single_layer_network(config.donor, place, donor, Path(config.exec.outputs))
+        # Both with the donor's own weights: what a control has lost counts in what it gives, not in what it saw.
+        given = [
+            _inputs(network, layer, donor.layer, source, config, device, evaluating),
+            _inputs(
+                run.network,
+                run.network.get_submodule(graft.donor_paths[0]),
+                donor.layer,
+                run.data,
+                config,
+                device,
+                measuring,
+            ),
+        ]
+        if given[0][0].shape[1] != given[1][0].shape[1]:  # its channels were sliced, tiled or summed
+            continue
+        inputs, outputs = ([side[which] for side in given] for which in (0, 1))
+        labels = [_some(data.train, config).y_N for data in (source, run.data)]
+        found[graft.site.path] = _measured(inputs, labels, (source.task, run.data.task), config, outputs)
+    return found
+
+
+@torch.no_grad()
+def _inputs(
+    network: nn.Module,
+    at: nn.Module,
+    layer: nn.Module,
+    data: ImageData,
+    config: Config,
+    device: torch.device,
+    mode: Any,
+) -> tuple[Tensor, Tensor]:
+    """Of some training images of `data`: what reaches the module `at` in `network`, and what `layer` makes of it, both
+    pooled over the image."""
+    seen: list[Tensor] = []
+    normalize, images = Normalize(data.train, device), torch.from_numpy(_some(data.train, config).images())
+    before = next(network.parameters()).device
+    network.to(device)
+    handle = at.register_forward_pre_hook(lambda module, args: seen.append(args[0].float()))
+    with mode(network):
+        for x in images.split(BATCH):
+            network(normalize(x.to(device)))
+    handle.remove()
+    network.to(before)
+    inputs = torch.cat([pooled_statistics(x) for x in seen])
+    if seen[0].shape[1] != channels_of(layer):
+        return inputs, inputs
+    layer.to(device)
+    with evaluating(layer):
+        outputs = torch.cat([pooled_statistics(layer(x)) for x in seen])
+    layer.to(before)
+    return inputs, outputs
+
+
+def channels_of(layer: nn.Module) -> int:
+    """That a donor takes."""
+    return next(module.in_channels for module in layer.modules() if isinstance(module, nn.Conv2d))
+
+
+def pooled_statistics(x_NCHW: Tensor) -> Tensor:
+    """(N, 4 C) float64 on the CPU: of each channel over the image the mean, the deviation, and the mean distance between
+    neighbours down and across, which tells fine from coarse."""
+    x = x_NCHW.double()
+    parts = [x.mean((2, 3)), x.flatten(2).std(2, correction=0)]
+    for dim in (2, 3):
+        parts.append(x.diff(dim=dim).abs().mean((2, 3)) if x.shape[dim] > 1 else torch.zeros_like(parts[0]))
+    return torch.cat(parts, 1).cpu()
+
+
+def _measured(
+    compared: list[Tensor],
+    labels: list[np.ndarray],
+    tasks: tuple[Task, Task],
+    config: Config,
+    evidence: list[Tensor] | None,
+) -> dict[str, Any]:
+    """Each of MEASURES with mean, deviation and number of resamples. Distances are between the features `compared`; what
+    the source knows of the target's labels is read off the features `evidence`, or off `compared`."""
+    compared = principal(compared)
+    evidence = compared if evidence is None else principal(evidence)
+    count = min(map(len, compared)) // 2
+    values: dict[str, list[float]] = {name: [] for name in MEASURES}
+    for resample in range(config.exec.similarity.resamples):
+        rng = np.random.default_rng(stream(0, "similarity", resample))
+        s, t = (rng.choice(len(x), count, replace=False) for x in compared)
+        values["frechet"].append(frechet_distance(compared[0][s], compared[1][t]))
+        values["a_distance"].append(
+            proxy_a_distance(compared[0][s], compared[1][t], stream(0, "similarity", "halves", resample))
+        )
+        y_s, y_t = labels[0][s], labels[1][t]
+        if tasks[0] is Task.multi_label or len(np.unique(y_s)) < 2:
+            continue  # no classes, no classifier
+        classifier = linear_classifier(evidence[0][s].numpy(), y_s)
+        logits = torch.from_numpy(classifier.decision_function(evidence[1][t].numpy()).reshape(count, -1))
+        one_hot = torch.from_numpy(y_t) if y_t.ndim == 2 else F.one_hot(torch.from_numpy(y_t))
+        values["logme"].append(logme(torch.cat([logits, torch.ones(count, 1)], 1), one_hot))
+        if tasks[1] is not Task.multi_label:
+            theta = torch.from_numpy(classifier.predict_proba(evidence[1][t].numpy()))
+            values["leep"].append(leep(theta, torch.from_numpy(y_t)))
+    return {
+        name: {"mean": statistics.fmean(v), "deviation": statistics.pstdev(v), "resamples": len(v)}
+        for name, v in values.items()
+        if v and np.isfinite(v).all()
+    }
+
+
+def principal(sets: list[Tensor]) -> list[Tensor]:
+    """Both sets about their common mean, on the first principal components of the two together."""
+    both = torch.cat(sets)
+    both = both - both.mean(0)
+    directions = torch.linalg.svd(both, full_matrices=False).Vh[:COMPONENTS]
+    return list((both @ directions.T).split([len(x) for x in sets]))
