@@ -22,7 +22,7 @@ BAD = {
     "site=erly": "unknown site in resnet18: 'erly'; did you mean 'early'? There are: early, middle, late, 0.0 to 1.0, conv1",
     "site=layer4.2.conv1": "unknown site in resnet18: 'layer4.2.conv1'; did you mean 'layer4.1.conv1'?",
     "donor.control=permute": "unknown donor.control 'permute'; did you mean 'permuted'?",
-    "donor.data=digit": "donor.data is a group of keys, not a name; data@donor.data=digit chooses one",
+    "donor.data=digit": "unknown data 'digit'; did you mean 'digits'?",
     "donor.out_channels=32": "the donor does not fit conv1: it takes 1 channels and gives 32, where 1 and 64 are needed. The donor is a conv, 1 -> 32",
     "donor.kind=stme": "unknown donor.kind 'stme'; did you mean 'stem'?",
     "donor=extracted": "donor.path is not set",
@@ -89,7 +89,7 @@ def test_bad_input_is_one_clear_line_before_any_training(bad, command, tmp_path,
     [
         (
             ["trian"],
-            "unknown command 'trian'; did you mean 'train'? There are: train, plan, donate, surgery, sites, report",
+            "unknown command 'trian'; did you mean 'train'? There are: train, plan, donate, surgery, similarity, sites, report",
         ),
         (["report"], "report takes one folder of a sweep"),
         (["report", "outputs/sweeps/nope"], "'outputs/sweeps/nope'"),
@@ -124,7 +124,7 @@ def test_a_donor_that_cannot_be_is_not_trained(command, tmp_path):
         assert code == 2 and out == "" and err.count("\n") == 1
     assert not list(tmp_path.rglob("*.safetensors"))
     code, _, err = command("donate", *TINY, "donor.optim.lr=1e30", f"exec.outputs={tmp_path}/o")
-    assert code == 1 and "the donor conv3x3-1-4.digits.seed0." in err and "diverged" in err
+    assert code == 1 and "the donor conv3x3-1-4.digits_5_to_9.seed0." in err and "diverged" in err
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -6,6 +6,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import save_file
+from tests.data.written import write
 
 from layergraft.catalogue import groups, line_of, train_help
 from layergraft.runs.assemble import checked
@@ -24,8 +25,12 @@ WITH = {
 
 
 @pytest.mark.parametrize("group, name", CHOICES)
-def test_every_choice_composes_and_is_a_run(group, name, config, tmp_path):
+def test_every_choice_composes_and_is_a_run(group, name, config, tmp_path, monkeypatch):
     extra = WITH.get((group, name), [])
+    if group == "data":
+        (tmp_path / "data").mkdir()
+        places = [f"exec.data={tmp_path / 'data'}", f"exec.outputs={tmp_path}", "optim.batch_size=10"]
+        extra = [*places, *write(name, tmp_path / "data", monkeypatch)]
     save_file({"weight": torch.ones(64, 1, 3, 3)}, tmp_path / "donor.safetensors")
     extra = extra and [override.replace("DONOR", str(tmp_path / "donor.safetensors")) for override in extra]
     if extra is None:

@@ -132,7 +132,10 @@ def test_end_to_end_is_trained_on_the_source_even_in_a_host_with_weights(arm):
 def test_self_is_the_layer_of_a_host_that_was_trained_on_the_target(arm):
     run = assemble(arm("self"))
     metrics = run.donors[0].provenance["metrics"]
-    assert run.donors[0].provenance["network"].startswith("network.resnet8-digits.seed0.") and metrics["test/acc"] > 0
+    assert (
+        run.donors[0].provenance["network"].startswith("network.resnet8-digits_0_to_4.seed0.")
+        and metrics["test/acc"] > 0
+    )
     init = CifarResNet("resnet8", width=4).build((1, 8, 8), 5, seed=0)
     assert not torch.equal(run.network.layer2[0].conv2.weight, init.layer2[0].conv2.weight)
     assert torch.equal(

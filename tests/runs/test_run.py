@@ -42,7 +42,7 @@ def test_what_a_run_writes(tiny, tmp_path):
         "site": "late",
         "host": "resnet18",
         "donor": "trained",
-        "data": "digits",
+        "data": "digits_0_to_4",
         "seed": 3,
     }
     assert (tmp_path / "donors" / record["donors"][0]["key"] / "donor.safetensors").exists()

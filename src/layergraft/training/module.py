@@ -186,10 +186,10 @@ class PlannedModule(pl.LightningModule):
             self._judged.append((logits, y_N))
 
     def evaluated(self) -> dict[str, float]:
-        """Mean `loss`, `acc` in percent, and what else goes with the task, of the evaluation that has just ended."""
+        """`acc` in percent, the mean `loss`, and what else goes with the task, of the evaluation that has just ended."""
         loss, right, total = torch.stack(self._counts).sum(0).tolist()
         judged = [torch.cat(parts) for parts in zip(*self._judged, strict=True)]
-        return {"loss": loss / total, "acc": 100 * right / total, **(self.task.figures(*judged) if judged else {})}
+        return {"acc": 100 * right / total, "loss": loss / total, **(self.task.figures(*judged) if judged else {})}
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
