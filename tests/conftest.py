@@ -13,7 +13,7 @@ from layergraft.cli import main
 from layergraft.data.images import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
-from layergraft.runs.compose import conf_dir, to_config
+from layergraft.runs.compose import conf_dir, spelled, to_config
 from layergraft.specs import SurgerySpec
 from layergraft.surgery import place_of
 from layergraft.training.fit import Backend
@@ -48,7 +48,7 @@ def config():
 
     def composed(*overrides):
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return to_config(compose("config", overrides=list(overrides), return_hydra_config=True))
+            return to_config(compose("config", overrides=list(map(spelled, overrides)), return_hydra_config=True))
 
     return composed
 

@@ -57,6 +57,8 @@ def _missing_choice(error: MissingConfigException) -> str:
 
 def _composition(error: ConfigCompositionException) -> str:
     cause = error.__cause__
+    if "Could not override 'data@donor.data'" in str(error):
+        return "donor.data: this donor learns from no data of its own; donor=trained and others do"
     several = re.match(r"Ambiguous value for argument '([^']+)'", str(error))
     if several:
         return f"{several[1]}: several values are a sweep and need -m (layergraft train -m {several[1]} ...)"

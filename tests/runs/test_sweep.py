@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from conftest import SWEEP, TINY
@@ -201,3 +202,20 @@ def test_a_key_of_some_donors_is_about_those(tmp_path, command):
 def test_devices_are_not_shared_in_a_sweep(tmp_path, command):
     code, _, err = command("train", *SWEEP, f"exec.outputs={tmp_path}", "exec.devices=2")
     assert code == 2 and "exec.devices is of a single run; a sweep does a run on each device" in err
+
+
+def test_sources_are_swept_and_a_donor_without_one_runs_once(command, tmp_path):
+    code, _, err = command("train", "-m", "donor=trained,random", "donor.data=digits_5_to_9,textures", "donor.data.train_size=40",
+                           "strategy=freeze", "host=resnet8", *TINY, f"exec.outputs={tmp_path}", "exec.sweep=sources")  # fmt: skip
+    assert code == 0 and "3 of 3 runs completed" in err
+    table = pd.read_csv(tmp_path / "sweeps" / "sources" / "runs.csv")
+    assert "donor.data.size" not in table  # what goes with a source's name is no axis of its own
+    assert sorted(table["donor.data.name"].dropna()) == ["digits_5_to_9", "textures"]
+    seen = table[table.donor == "trained"]["similarity/fixed/frechet"]
+    assert (
+        len(seen) == 2
+        and seen.nunique() == 2
+        and table[table.donor == "random"]["similarity/fixed/frechet"].isna().all()
+    )
+    code, _, err = command("train", "donor=random", "donor.data=textures", *TINY, f"exec.outputs={tmp_path}")
+    assert code == 2 and "donor.data: this donor learns from no data of its own" in err

@@ -39,7 +39,10 @@ class Npz(DataSet):
     def read(self) -> Whole:
         require(Path(self.path).is_file(), f"data={self.name}: there is no file {self.path}; set data.path=FILE.npz")
         try:
-            with np.load(self.path) as file:  # allow_pickle is off: a file from a stranger runs no code
+            with (
+                open(self.path, "rb") as opened,
+                np.load(opened) as file,
+            ):  # allow_pickle is off: a file from a stranger runs no code
                 arrays = {name: file[name] for name in file.files}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{self.path} is not a .npz file that can be read: {str(error).splitlines()[0]}") from error

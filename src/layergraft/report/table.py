@@ -44,7 +44,18 @@ def tidy(records: list[dict[str, Any]]) -> pd.DataFrame:
     rows = pd.DataFrame([{"key": r["key"], "status": r["status"], **r["axes"]} for r in done])
     for name in _extra_axes(flat, rows):
         rows[name] = flat[name]
-    return pd.concat([rows, pd.DataFrame([record["metrics"] for record in done])], axis=1)
+    return pd.concat([rows, pd.DataFrame([{**r["metrics"], **_similarity(r)} for r in done])], axis=1)
+
+
+def _similarity(record: dict[str, Any]) -> dict[str, float]:
+    """Means over the resamples, and over the sites where there are several: similarity/fixed/frechet, .../site/leep."""
+    found = record.get("similarity") or {}
+    means: dict[str, list[float]] = {}
+    for where, parts in (("fixed", [found.get("fixed", {})]), ("site", found.get("site", {}).values())):
+        for part in parts:
+            for name, value in part.items():
+                means.setdefault(f"similarity/{where}/{name}", []).append(value["mean"])
+    return {name: sum(values) / len(values) for name, values in means.items()}
 
 
 def _of_the_arm(config: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +92,8 @@ def _extra_axes(flat: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
         if root == "surgery":
             filled = filled[rows.donor != "none"]
         within = [rows[axis] for axis in named] or [[0] * len(filled)]
+        if name.startswith("donor.data.") and name != "donor.data.name":  # a source's keys go with its name
+            within.append(flat["donor.data.name"].fillna("null"))
         if root == "surgery" and name != "surgery.name":
             within = [
                 flat["surgery.name"][filled.index]

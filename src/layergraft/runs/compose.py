@@ -13,6 +13,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import layergraft.data  # noqa: F401  each registers its specs
@@ -21,6 +22,8 @@ from layergraft.donors import NoDonor
 from layergraft.errors import unknown
 from layergraft.schema import validate
 from layergraft.specs import Config
+
+SOURCE = "data@donor.data"
 
 
 def conf_dir() -> Path:
@@ -102,6 +105,8 @@ class Composer:
         strategy.phases.thaw.epoch=3` about hybrid. What no cell has stays, to be refused.
         """
 
+        cells = self._without_sources(cells)
+
         def lacks(config: DictConfig, key: str) -> bool:
             parent, _, last = key.rpartition(".")
             node = OmegaConf.select(config, parent)
@@ -113,6 +118,27 @@ class Composer:
             foreign.append({o.input_line for o in values if lacks(config, o.key_or_group)})
         nowhere = set.intersection(*foreign) if foreign else set()
         return [[o for o in cell if o not in gone - nowhere] for cell, gone in zip(cells, foreign, strict=True)]
+
+    def _without_sources(self, cells: Sequence[Sequence[str]]) -> list[list[str]]:
+        """`cells` less the choice of a source for a donor that learns from none of its own: the random one is the same
+        whatever the source. Where no donor of the sweep does, the choice stays, to be refused."""
+
+        def has_source(cell: Sequence[str]) -> bool:
+            try:
+                self._chosen(cell)
+            except ConfigCompositionException as error:
+                if f"Could not override '{SOURCE}'" in str(error):
+                    return False
+                raise
+            return True
+
+        chooses = [any(o.startswith(f"{SOURCE}=") for o in cell) for cell in cells]
+        fits = [has_source(cell) if chosen else True for cell, chosen in zip(cells, chooses, strict=True)]
+        if not any(fit and chosen for fit, chosen in zip(fits, chooses, strict=True)):
+            return list(map(list, cells))
+        return [
+            [o for o in cell if fit or not o.startswith(f"{SOURCE}=")] for cell, fit in zip(cells, fits, strict=True)
+        ]
 
     def _chosen(self, overrides: Sequence[str]) -> tuple[DictConfig, list[Override]]:
         """The composition of the groups that `overrides` choose, and the overrides that are to set values in it."""
