@@ -290,7 +290,7 @@ class ExecSpec:
     """Images that take more memory than this on the device are read batch by batch from the disk; null: half of what is
     free there."""
     readers: int = 4
-    """Processes that read such batches."""
+    """Threads that read such batches."""
     sweep: str | None = None
     """The sweep's name, its folder under sweeps/; null: made from the overrides, the same for the same command."""
     workers: int | None = None

@@ -200,7 +200,7 @@ class Batches:
 
     @classmethod
     def of(
-        cls, data: ImageData, spec: BatchSpec, seed: int, device: str, gib: float | None = None, readers: int = 0
+        cls, data: ImageData, spec: BatchSpec, seed: int, device: str, gib: float | None = None, readers: int = 1
     ) -> Batches:
         """Splits that take more than `gib` on the device (None: half of what is free) are read from the disk by so many
         `readers`. Raises UserError where there are fewer training images than a step takes."""

@@ -58,7 +58,7 @@ class Split:
 
     def images(self, index: Any = slice(None)) -> np.ndarray:
         """Those at `index`, uint8."""
-        x_NCHW = self.source_NCHW[self.rows[index]]
+        x_NCHW = np.take(self.source_NCHW, self.rows[index], axis=0)  # which lets other threads run
         if self.channels in (None, x_NCHW.shape[1]):
             return x_NCHW
         if self.channels == 1:

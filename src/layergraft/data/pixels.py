@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from layergraft.data.images import Split
 
@@ -34,7 +36,11 @@ class Resident:
 
 
 class Streamed:
-    """Images on the disk, mapped: `readers` processes gather each batch ahead of its use, in pinned memory for CUDA."""
+    """Images on the disk, mapped: `readers` threads gather batches ahead of their use, into pinned memory for CUDA.
+
+    Threads, not processes: what they do, copying rows out of a mapped file, leaves the interpreter alone, and they start
+    at once (processes took longer to start than to read an epoch of 20,000 images: benchmarks/loading.py).
+    """
 
     def __init__(self, split: Split, device: torch.device, readers: int) -> None:
         self.split, self.device, self.readers = split, device, readers
@@ -44,28 +50,20 @@ class Streamed:
         return self
 
     def batches(self, index_SN: Tensor) -> Iterator[Tensor]:
-        # What lies in memory would have to be copied to every reader.
-        readers = self.readers if isinstance(self.split.source_NCHW, np.memmap) else 0
-        loader = DataLoader(
-            _Gather(self.split),
-            batch_size=None,
-            sampler=[index.numpy() for index in index_SN.cpu()],
-            num_workers=readers,
-            pin_memory=self.device.type == "cuda",
-            multiprocessing_context="forkserver" if readers else None,
-        )
-        return (x_NCHW.to(self.device, non_blocking=True) for x_NCHW in loader)
+        waiting = iter(index_SN.cpu().numpy())
+        with ThreadPoolExecutor(self.readers) as pool:
+            ahead = deque(pool.submit(self._gathered, index) for index in itertools.islice(waiting, 2 * self.readers))
+            while ahead:
+                x_NCHW = ahead.popleft().result()
+                ahead.extend(pool.submit(self._gathered, index) for index in itertools.islice(waiting, 1))
+                yield x_NCHW.to(self.device, non_blocking=True)
+
+    def _gathered(self, index_N: np.ndarray | slice) -> Tensor:
+        x_NCHW = torch.from_numpy(self.split.images(index_N))
+        return x_NCHW.pin_memory() if self.device.type == "cuda" else x_NCHW
 
     def run(self, start: int, stop: int) -> Tensor:
-        return torch.from_numpy(self.split.images(slice(start, stop))).to(self.device)
-
-
-class _Gather(Dataset):
-    def __init__(self, split: Split) -> None:
-        self.split = split
-
-    def __getitem__(self, index_N: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.split.images(index_N))
+        return self._gathered(slice(start, stop)).to(self.device)
 
 
 def place(split: Split, device: torch.device, limit_gib: float | None, readers: int) -> Resident | Streamed:
