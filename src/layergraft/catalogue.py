@@ -18,7 +18,7 @@ TAIL = """
 Keys within a group, some of them (--cfg job prints all):
   host.     width=16  norm=batch|group  skips=false  in_channels=3  stem=imagenet|small (of torchvision's)
              weights=IMAGENET1K_V1|FILE
-  donor.    kind=conv|stem|block  kernel_size=7  k=3  data.classes=[7,8,9]  control=moments|permuted|covariance
+  donor.    kind=conv|stem|block  kernel_size=7  k=3  data=textures  data.classes=[7,8,9]  control=moments|permuted|covariance
             path=FILE  layer=PATH (of donor=extracted)
   surgery.  images=512  fit=strict|project|slice|tile|sum|average  start=least_squares|identity|random (of project)
             bias=keep|drop|fold  calibrate=none|batch_norm|moments|lsuv  gate=0  where=before|after (of insert)
@@ -30,7 +30,9 @@ Keys within a group, some of them (--cfg job prints all):
             label_smoothing=0.1  mixup=0.2  ema=0.999  swa=0.75
   exec.     outputs=DIR  threads=4  rerun=true  resume=CHECKPOINT  checkpoint_seconds=600  devices=2  compile=true
             probe.epochs=[0,5,-1]  probe.thresholds=[80]  traceback=true
-  others    data.train_size=50
+  data.     train_size=50  train_per_class=10  classes=[0,1]  half=A|B  halves=semantic  shift=4  flip=true
+            corrupt.noise=3 (blur, contrast)  corrupt.labels=0.2  corrupt.blocks=8  dial=0.5 (of textures)
+            root=DIR (of folder, dicom)  path=FILE (of npz)  set=pathmnist (of medmnist)
 """
 
 
