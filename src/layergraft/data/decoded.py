@@ -14,6 +14,7 @@ import numpy as np
 from layergraft.data.sets import DataSet, hash_of_pixels
 from layergraft.errors import require
 from layergraft.files import digest, label, once, write_json
+from layergraft.specs import MISSING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,7 +39,7 @@ class Decoded:
 class FileSet(DataSet):
     """A set of image files in a folder."""
 
-    root: str = "data"
+    root: str = MISSING
     """The folder that the files lie in."""
     cache: str = "outputs/data"
     """Where decoded images are kept."""
