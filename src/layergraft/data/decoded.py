@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from layergraft.data.sets import DataSet
+from layergraft.data.sets import DataSet, hash_of_pixels
 from layergraft.errors import require
 from layergraft.files import digest, label, once, write_json
+from layergraft.specs import MISSING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,11 +22,24 @@ if TYPE_CHECKING:
 CHUNK = 256  # files at a time, so that few whole images are in memory
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Images (N, channels, size, size) uint8, mapped from a file."""
+
+    x_NCHW: np.ndarray
+    pixels: str
+    """Their hash."""
+    kept: np.ndarray
+    """The indices of the files that they are of."""
+    skipped: tuple[str, ...]
+    """The files that were left out, and why."""
+
+
 @dataclass
 class FileSet(DataSet):
     """A set of image files in a folder."""
 
-    root: str = "data"
+    root: str = MISSING
     """The folder that the files lie in."""
     cache: str = "outputs/data"
     """Where decoded images are kept."""
@@ -49,11 +63,8 @@ class FileSet(DataSet):
         require(folder.is_dir(), f"data={self.name}: there is no folder {folder}; set data.root=FOLDER")
         return folder
 
-    def decoded(
-        self, files: Sequence[Path], read: Callable[[Path], Image], options: Any = None
-    ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        """The images of `files` as (N, channels, size, size) uint8, mapped from the cache; the indices of the files that
-        they are of; and the names of those left out.
+    def decoded(self, files: Sequence[Path], read: Callable[[Path], Image], options: Any = None) -> Decoded:
+        """The images of `files`, from the cache.
 
         `read` gives an image of PIL's; `options` is what it depends on. Raises UserError for a file that cannot be read,
         unless such are to be left out.
@@ -63,7 +74,8 @@ class FileSet(DataSet):
         folder = Path(self.cache) / label(self.name, f"{self.size}x{self.size}", key)
         once(folder, lambda unfinished: self._decode(files, read, unfinished))
         known = json.loads((folder / "decoded.json").read_text())
-        return np.load(folder / "images.npy", mmap_mode="r"), np.array(known["kept"]), tuple(known["skipped"])
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        return Decoded(images, known["pixels"], np.array(known["kept"]), tuple(known["skipped"]))
 
     def _decode(self, files: Sequence[Path], read: Callable[[Path], Image], folder: Path) -> None:
         def one(file: Path) -> np.ndarray | str:
@@ -94,7 +106,8 @@ class FileSet(DataSet):
             whole.unlink()
         else:
             whole.rename(folder / "images.npy")
-        write_json(folder / "decoded.json", {"kept": kept, "skipped": skipped})
+        pixels = hash_of_pixels(np.load(folder / "images.npy", mmap_mode="r"))  # once, not in every process
+        write_json(folder / "decoded.json", {"pixels": pixels, "kept": kept, "skipped": skipped})
 
 
 def open_image(file: Path) -> Image:

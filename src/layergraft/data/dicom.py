@@ -69,8 +69,8 @@ class Dicom(FileSet):
         if "split" in table:
             for name in set(table.split) - set(PARTS):
                 raise unknown(f"split in {table_file}", name, PARTS)
-        x_NCHW, kept, skipped = self.decoded([root / name for name in table.file], self._image, self.window)
-        table = table.iloc[kept]
+        images = self.decoded([root / name for name in table.file], self._image, self.window)
+        table = table.iloc[images.kept]
         names = tuple(sorted(set(table.label), key=lambda name: (not name.isdigit(), name.zfill(9))))
         part = table.split.map(PARTS.index).to_numpy() if "split" in table else None
         patients = table.patient.to_numpy().astype(str) if "patient" in table else None
@@ -82,7 +82,7 @@ class Dicom(FileSet):
                 f"{table_file}: patient {astray[0] if len(astray) else ''} is in several splits",
             )
         labels = table.label.map(names.index).to_numpy().astype(np.int64)
-        return Whole(x_NCHW, labels, names, part, group_N=patients, skipped=skipped)
+        return Whole(images.x_NCHW, labels, names, part, pixels=images.pixels, group_N=patients, skipped=images.skipped)
 
     def _image(self, file: Path) -> Image:
         from PIL import Image

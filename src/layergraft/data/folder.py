@@ -38,10 +38,10 @@ class Folder(FileSet):
                 f"{root}: the class folders of {part} are not those of {found[0][0]}; one of them lacks {', '.join(sorted(odd)[:5])}",
             )
         files = [(path, label, part) for part, _, samples in found for path, label in samples]
-        x_NCHW, kept, skipped = self.decoded([path for path, _, _ in files], open_image)
-        labels = np.array([label for _, label, _ in files], np.int64)[kept]
-        parts = np.array([PARTS.index(part) for _, _, part in files])[kept] if splits else None
-        return Whole(x_NCHW, labels, tuple(classes), parts, skipped=skipped)
+        images = self.decoded([path for path, _, _ in files], open_image)
+        labels = np.array([label for _, label, _ in files], np.int64)[images.kept]
+        parts = np.array([PARTS.index(part) for _, _, part in files])[images.kept] if splits else None
+        return Whole(images.x_NCHW, labels, tuple(classes), parts, pixels=images.pixels, skipped=images.skipped)
 
 
 def _listed(folder: Path) -> tuple[list[str], list[tuple[Path, int]]]:

@@ -34,6 +34,8 @@ class Whole:
     part_N: np.ndarray | None = None
     """Which of PARTS each image is in, by the set's own splits; None: it has none."""
     task: Task = Task.multi_class
+    pixels: str | None = None
+    """A hash of the images, where it is known; None: it is made of them."""
     group_N: np.ndarray | None = None
     """Images of one group, such as a patient, stay in one split; None: each by itself."""
     skipped: tuple[str, ...] = ()
@@ -125,11 +127,19 @@ def fingerprint(whole: Whole) -> str:
     import hashlib
 
     content = hashlib.sha256(repr((whole.x_NCHW.shape, whole.y_N.shape, whole.task.name)).encode())
-    for start in range(0, len(whole.x_NCHW), 4096):
-        content.update(np.ascontiguousarray(whole.x_NCHW[start : start + 4096]))
+    content.update((whole.pixels or hash_of_pixels(whole.x_NCHW)).encode())
     for array in (whole.y_N, whole.part_N):
         content.update(b"" if array is None else np.ascontiguousarray(array))
     return digest(content.digest())
+
+
+def hash_of_pixels(x_NCHW: np.ndarray) -> str:
+    import hashlib
+
+    content = hashlib.sha256()
+    for start in range(0, len(x_NCHW), 4096):
+        content.update(np.ascontiguousarray(x_NCHW[start : start + 4096]))
+    return content.hexdigest()
 
 
 def require_sound(whole: Whole, name: str) -> None:

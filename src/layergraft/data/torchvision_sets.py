@@ -89,11 +89,11 @@ class TorchvisionFiles(FileSet):
             part: _of_torchvision(kind, self.name, layout, self.root, split=split) for split, part in parts.items()
         }
         files = [Path(path) for split in found.values() for path in split._image_files]
-        x_NCHW, kept, skipped = self.decoded(files, open_image)
-        labels = np.array([label for split in found.values() for label in split._labels], np.int64)[kept]
-        part = np.repeat(list(found), [len(split) for split in found.values()])[kept]
+        images = self.decoded(files, open_image)
+        labels = np.array([label for split in found.values() for label in split._labels], np.int64)[images.kept]
+        part = np.repeat(list(found), [len(split) for split in found.values()])[images.kept]
         classes = getattr(found[TRAIN], "classes", None) or [str(label) for label in range(102)]
-        return Whole(x_NCHW, labels, tuple(classes), part, skipped=skipped)
+        return Whole(images.x_NCHW, labels, tuple(classes), part, pixels=images.pixels, skipped=images.skipped)
 
 
 def _of_torchvision(kind: str, name: str, layout: str, root: str, **split: Any) -> Any:

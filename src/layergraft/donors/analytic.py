@@ -119,15 +119,19 @@ def patches_of(split: Split, size: int, seed: int) -> Tensor:
 
     from layergraft.data.batches import Normalize
 
-    images = torch.from_numpy(split.x_NCHW)
-    x_NCHW = Normalize(split, torch.device("cpu"))(images).double()
-    n, _, height, width = x_NCHW.shape
+    normalize = Normalize(split, torch.device("cpu"))
+    _, height, width = split.shape
     generator = torch.Generator().manual_seed(stream(seed, "donor", "patches"))
     image, top, left = (
-        torch.randint(0, high, (NUM_PATCHES,), generator=generator) for high in (n, height - size + 1, width - size + 1)
+        torch.randint(0, high, (NUM_PATCHES,), generator=generator)
+        for high in (len(split), height - size + 1, width - size + 1)
     )
-    windows = x_NCHW.unfold(2, size, 1).unfold(3, size, 1)  # N C top left size size
-    return windows[image, :, top, left].flatten(1)
+    patches = []
+    for which, down, right in zip(*(drawn.split(1000) for drawn in (image, top, left)), strict=True):
+        x_NCHW = normalize(torch.from_numpy(split.images(which.numpy()))).double()
+        windows = x_NCHW.unfold(2, size, 1).unfold(3, size, 1)  # N C top left size size
+        patches.append(windows[torch.arange(len(which)), :, down, right].flatten(1))
+    return torch.cat(patches)
 
 
 def filled(form: Conv, filters: Tensor, scaled: bool = True) -> nn.Conv2d:

@@ -253,7 +253,7 @@ def print_similarity(config: Config) -> None:
     print_table(("measure", "on fixed features", *(f"at {path}" for path in found["site"]), "more alike"), rows)
     seen = found["target test images in source train"]
     print(
-        f"\nof the target's test images, {seen['near']} are nearly the same as one of the source's training images, {seen['exact']} exactly"
+        f"\nof the target's test images, {'?' if seen['near'] is None else seen['near']} are nearly the same as one of the source's training images, {seen['exact']} exactly"
     )
 
 
