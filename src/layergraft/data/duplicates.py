@@ -12,12 +12,12 @@ from layergraft.data.images import Split
 CHUNK = 4096  # images at a time
 SIDE = 16  # pixels of the thumbnails that are compared
 MOST_PAIRS = 2_000_000_000  # beyond, it would take minutes
-ALIKE = 0.99  # correlation of two thumbnails from which they count as the same picture
+ALIKE = 0.995  # correlation of two thumbnails from which they count as the same picture
 
 
 def near_duplicates(train: Split, test: Split) -> dict[str, int | None]:
     """How many images of `test` are in `train`: `exact`, to the bit; `near`, whose thumbnail's correlation with one there
-    is 0.99 or more (those that are exact among them).
+    is 0.995 or more (those that are exact among them).
 
     Thumbnails are 16 x 16 grey averages about their mean, so that brightness and contrast do not count: copies saved
     anew are found, crops are not, and two thin strokes alike may count. Images of one shade have no correlation; they
