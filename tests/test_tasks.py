@@ -62,3 +62,7 @@ def test_a_run_on_a_set_of_medmnist(name, arrays, figure, config, tmp_path):
     assert record["data"]["task"] == {"auc": "multi_label", "mae": "ordinal"}.get(figure, "multi_class")
     measured = set(record["similarity"]["fixed"])
     assert measured == {"frechet", "a_distance", "logme"} | ({"leep"} if figure != "auc" else set())
+
+
+def test_a_diverged_network_has_no_auc():
+    assert np.isnan(Task.multi_label.figures(LOGITS * float("inf"), LABELS)["auc"])

@@ -42,9 +42,12 @@ class Task(Enum):
         if self is Task.ordinal:
             return {"mae": (logits_NC.argmax(1) - y_N).abs().double().mean().item()}
         if self is Task.multi_label:
+            import numpy as np
             from sklearn.metrics import roc_auc_score
 
             scores, labels = logits_NC.double().cpu().numpy(), y_N.cpu().numpy()
+            if not np.isfinite(scores).all():
+                return {"auc": float("nan")}  # the loss says that it diverged
             mixed = [k for k in range(labels.shape[1]) if 0 < labels[:, k].sum() < len(labels)]
             values = [float(roc_auc_score(labels[:, k], scores[:, k])) for k in mixed]
             return {"auc": sum(values) / len(values) if values else float("nan")}

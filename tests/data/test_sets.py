@@ -165,7 +165,7 @@ def test_near_duplicates_are_counted():
     train = Split(np.concatenate([x[:20], blank]), np.zeros(21, np.int64))
     test = Split(np.concatenate([x[20:], x[5:7], dimmed, blank, blank + 1]), np.zeros(17, np.int64))
     assert near_duplicates(train, test) == {"exact": 3, "near": 6}
-    assert near_duplicates(train, Split(x[20:, :, :8], np.zeros(10, np.int64))) == {"exact": 0, "near": 0}
+    assert near_duplicates(train, Split(x[20:, :, :8], np.zeros(10, np.int64))) == {"exact": 0, "near": None}
 
 
 # Files
@@ -269,3 +269,8 @@ def test_the_dial_moves_every_parameter_evenly():
     for name in at[0]:
         steps = [at[1][name] - at[0][name], at[2][name] - at[1][name]]
         assert steps[0] == pytest.approx(steps[1]) and abs(steps[0]) > 0
+
+
+def test_another_table_of_patients_is_another_set():
+    first, second = (whole([0, 1, 0, 1], groups=np.array(groups)) for groups in (list("aabb"), list("abab")))
+    assert first.fingerprint != second.fingerprint != whole([0, 1, 0, 1]).fingerprint

@@ -111,3 +111,9 @@ def test_features_are_of_any_size_and_channels_and_of_each_image_alone():
     x = np.random.default_rng(0).integers(0, 256, (5, 3, 20, 20), np.uint8)
     assert gabor_features(x).shape == gabor_features(x[:, :1, :9, :9]).shape == (5, 300)
     torch.testing.assert_close(gabor_features(x)[2:3], gabor_features(x[2:3]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_corrupted_target_is_another_target(config, tmp_path):
+    plain, noisy = (measured(config, tmp_path, f"data.corrupt.noise={severity}") for severity in (0, 5))
+    for name in BETTER_LOW:
+        assert noisy["fixed"][name]["mean"] > plain["fixed"][name]["mean"]

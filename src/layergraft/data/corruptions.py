@@ -8,8 +8,6 @@ learning?, 2020, section 3.1.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import numpy as np
 
 from layergraft.data.images import Split
 from layergraft.errors import require
-from layergraft.files import digest
+from layergraft.files import digest, once
 from layergraft.schema import canonical
 from layergraft.seeds import stream
 from layergraft.specs import CorruptionSpec
@@ -48,13 +46,14 @@ def corrupted(x_NCHW: np.ndarray, spec: CorruptionSpec, name: str) -> np.ndarray
     )
     if not isinstance(x_NCHW, np.memmap):
         return _filled(np.empty_like(x_NCHW), x_NCHW, what)
-    path = Path(x_NCHW.filename).with_name(f"corrupted-{digest(canonical(what))}.npy")
-    if not path.exists():
-        handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        _filled(np.lib.format.open_memmap(unfinished, "w+", np.uint8, x_NCHW.shape), x_NCHW, what).flush()
-        os.replace(unfinished, path)
-    return np.load(path, mmap_mode="r")
+    folder = Path(x_NCHW.filename).with_name(f"corrupted-{digest(canonical(what))}")
+
+    def make(unfinished: Path) -> None:
+        file = np.lib.format.open_memmap(unfinished / "images.npy", "w+", np.uint8, x_NCHW.shape)
+        _filled(file, x_NCHW, what).flush()
+
+    once(folder, make)
+    return np.load(folder / "images.npy", mmap_mode="r")
 
 
 def _filled(out: np.ndarray, x_NCHW: np.ndarray, spec: CorruptionSpec) -> np.ndarray:

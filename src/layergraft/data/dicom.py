@@ -45,6 +45,10 @@ class Dicom(FileSet):
     def read(self) -> Whole:
         import pandas as pd
 
+        try:
+            import pydicom  # noqa: F401
+        except ImportError as error:
+            raise UserError("data=dicom needs pydicom: pip install 'layergraft[medical]'") from error
         root = self.folder()
         table_file = root / self.labels
         require(table_file.is_file(), f"data={self.name}: there is no table {table_file}; set data.labels=FILE.csv")
@@ -56,7 +60,7 @@ class Dicom(FileSet):
             if column not in table:
                 raise unknown(f"{table_file} has no column", column, table.columns)
         require(len(table) > 0, f"{table_file} has no row")
-        for column in ("file", "label"):
+        for column in ("file", "label", *(["patient"] if "patient" in table else [])):
             empty = table.index[table[column] == ""]
             require(not len(empty), f"{table_file}: line {empty.min() + 2 if len(empty) else 0} has no {column}")
         twice = table.file[table.file.duplicated()]
@@ -92,18 +96,15 @@ class Dicom(FileSet):
 
 def windowed(file: Path, window: list[float]) -> np.ndarray:
     """The file's image as uint8, (H, W) or (H, W, 3)."""
-    try:
-        import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, convert_color_space
-    except ImportError as error:
-        raise UserError("data=dicom needs pydicom: pip install 'layergraft[medical]'") from error
+    import pydicom
+    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+
     image = pydicom.dcmread(file)
     x = image.pixel_array
     if getattr(image, "SamplesPerPixel", 1) == 3:
         require(x.ndim == 3, f"{x.shape[0]} frames; only single images are read")
-        if image.PhotometricInterpretation != "RGB":
-            x = convert_color_space(x, image.PhotometricInterpretation, "RGB")
         return x.astype(np.uint8)
+    require(image.PhotometricInterpretation != "PALETTE COLOR", "PALETTE COLOR; only grey and colour images are read")
     require(x.ndim == 2, f"{x.shape[0]} frames; only single images are read")
     x = np.asarray(apply_modality_lut(x, image), np.float64)
     if window:

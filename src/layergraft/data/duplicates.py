@@ -21,11 +21,12 @@ def near_duplicates(train: Split, test: Split) -> dict[str, int | None]:
 
     Thumbnails are 16 x 16 grey averages about their mean, so that brightness and contrast do not count: copies saved
     anew are found, crops are not, and two thin strokes alike may count. Images of one shade have no correlation; they
-    count where they are exact. Of more than 2e9 pairs of images `near` is None. Source of the question: Barz & Denzler, Do we
+    count where they are exact. Of images of another size, and of more than 2e9 pairs,
+    `near` is None. Source of the question: Barz & Denzler, Do we
     train on test data?, 2020, who compare learned features.
     """
     if train.shape != test.shape:
-        return {"exact": 0, "near": 0}
+        return {"exact": 0, "near": None}
     there = {hash_of(image) for images in _chunks(train) for image in images}
     exact = np.array([hash_of(image) in there for images in _chunks(test) for image in images])
     near = exact | (_closest(train, test) >= ALIKE) if len(train) * len(test) <= MOST_PAIRS else None

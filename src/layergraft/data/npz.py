@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Npz(DataSet):
                 np.load(opened) as file,
             ):  # allow_pickle is off: a file from a stranger runs no code
                 arrays = {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{self.path} is not a .npz file that can be read: {str(error).splitlines()[0]}") from error
         return whole_of(arrays, self.path, None if self.task == "auto" else Task[self.task])
 
@@ -67,7 +68,8 @@ def whole_of(
             f"{where}: {part}_labels has shape {y.shape} for {len(x)} images; it must be (N,), (N, 1) or (N, labels)",
         )
         require(
-            bool(np.array_equal(y, np.asarray(y).astype(np.int64))), f"{where}: {part}_labels are not whole numbers"
+            y.dtype.kind in "buif" and bool(np.array_equal(y, y.astype(np.int64))),
+            f"{where}: {part}_labels are not whole numbers",
         )
         images.append(x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2))
         labels.append(y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ class Resident:
     """All images on the device, uint8: no worker processes, no per-image Python."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        self.x_NCHW = torch.from_numpy(split.x_NCHW).to(device)
+        self.x_NCHW = torch.from_numpy(split.images()).to(device)
 
     def to(self, device: str | torch.device) -> Resident:
         self.x_NCHW = self.x_NCHW.to(device)
@@ -76,7 +78,10 @@ def place(split: Split, device: torch.device, limit_gib: float | None, readers: 
 def _free(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    facts = Path("/proc/meminfo")
+    if facts.exists():  # what is free or can be freed, in KiB
+        return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", facts.read_text())[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def counts(split: Split) -> np.ndarray:

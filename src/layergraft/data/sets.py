@@ -128,7 +128,8 @@ def fingerprint(whole: Whole) -> str:
 
     content = hashlib.sha256(repr((whole.x_NCHW.shape, whole.y_N.shape, whole.task.name)).encode())
     content.update((whole.pixels or hash_of_pixels(whole.x_NCHW)).encode())
-    for array in (whole.y_N, whole.part_N):
+    groups = None if whole.group_N is None else np.unique(whole.group_N, return_inverse=True)[1]
+    for array in (whole.y_N, whole.part_N, groups):
         content.update(b"" if array is None else np.ascontiguousarray(array))
     return digest(content.digest())
 
@@ -195,9 +196,11 @@ def _divided(rows: np.ndarray, whole: Whole, share: float, seed: int, what: str)
     y_N = whole.y_N[rows] if whole.task is not Task.multi_label else np.zeros(len(rows), np.int64)
     try:
         if whole.group_N is not None:
-            folds = StratifiedGroupKFold(max(2, round(1 / share)), shuffle=True, random_state=seed)
-            first, second = next(folds.split(rows, y_N, whole.group_N[rows]))
-            return rows[first], rows[second]
+            number = min(20, len(np.unique(whole.group_N[rows])))  # as many twentieths as make the share
+            folds = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
+            parts = [second for _, second in folds.split(rows, y_N, whole.group_N[rows])]
+            second = np.sort(np.concatenate(parts[: max(1, min(number - 1, round(share * number)))]))
+            return np.delete(rows, second), rows[second]
         return tuple(train_test_split(rows, test_size=share, stratify=y_N, random_state=seed))
     except ValueError as error:
         raise UserError(f"{what} cannot be drawn from {len(rows)} images: {str(error).splitlines()[0]}") from error

@@ -8,6 +8,7 @@ keeps the distances that matter and the bias of small samples low.
 
 from __future__ import annotations
 
+import copy
 import statistics
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from layergraft.donors.seen import single_layer_network, source_of
 from layergraft.files import digest, write_json
 from layergraft.runs.assemble import Assembled, outputs_of, places_of
 from layergraft.seeds import stream
-from layergraft.specs import Config
+from layergraft.specs import RESULT_VERSION, Config
 from layergraft.store import read_json
 from layergraft.tasks import Task
 
@@ -48,7 +49,8 @@ def similarity(config: Config, run: Assembled) -> dict[str, Any] | None:
     if source is None:
         return None
     settings = vars(config.exec.similarity)
-    of_data = [part for data in (source, run.data) for part in _content(data)]
+    of_data = [RESULT_VERSION, config.donor.data.identity(), config.data.identity()]
+    of_data += [part for data in (source, run.data) for part in _content(data)]
     known = _kept(config, ["fixed", of_data, settings], lambda: _fixed(source, run.data, config))
     body = {name: part for name, part in run.identity["config"].items() if name not in NOT_OF_THE_SITE}
     at_site = _kept(config, ["site", body, of_data, settings], lambda: _at_sites(config, run, source))
@@ -122,24 +124,29 @@ def _inputs(
 ) -> tuple[Tensor, Tensor]:
     """Of some training images of `data`: what reaches the module `at` in `network`, and what `layer` makes of it, both
     pooled over the image."""
-    seen: list[Tensor] = []
+    reaches: list[Tensor] = []
+    pooled: list[tuple[Tensor, Tensor | None]] = []
     normalize, images = Normalize(data.train, device), torch.from_numpy(_some(data.train, config).images())
     before = next(network.parameters()).device
     network.to(device)
-    handle = at.register_forward_pre_hook(lambda module, args: seen.append(args[0].float()))
+    alone = copy.deepcopy(layer).to(device)  # it may stand in the network, with the hook
+    handle = at.register_forward_pre_hook(lambda module, args: reaches.append(args[0].float()))
     with mode(network):
         for x in images.split(BATCH):
             network(normalize(x.to(device)))
+            pooled.append(_pooled(alone, reaches.pop()))  # a batch at a time: feature maps are large
     handle.remove()
     network.to(before)
-    inputs = torch.cat([pooled_statistics(x) for x in seen])
-    if seen[0].shape[1] != channels_of(layer):
-        return inputs, inputs
-    layer.to(device)
+    inputs, outputs = ([batch[side] for batch in pooled] for side in (0, 1))
+    return torch.cat(inputs), torch.cat(inputs if outputs[0] is None else outputs)
+
+
+def _pooled(layer: nn.Module, x_NCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Of what reaches the layer and of what it gives; None where it cannot take so many channels."""
+    if x_NCHW.shape[1] != channels_of(layer):
+        return pooled_statistics(x_NCHW), None
     with evaluating(layer):
-        outputs = torch.cat([pooled_statistics(layer(x)) for x in seen])
-    layer.to(before)
-    return inputs, outputs
+        return pooled_statistics(x_NCHW), pooled_statistics(layer(x_NCHW))
 
 
 def channels_of(layer: nn.Module) -> int:
@@ -169,6 +176,8 @@ def _measured(
     compared = principal(compared)
     evidence = compared if evidence is None else principal(evidence)
     count = min(map(len, compared)) // 2
+    if count < 4:
+        return {}  # too few to measure anything
     values: dict[str, list[float]] = {name: [] for name in MEASURES}
     for resample in range(config.exec.similarity.resamples):
         rng = np.random.default_rng(stream(0, "similarity", resample))
@@ -183,7 +192,9 @@ def _measured(
         classifier = linear_classifier(evidence[0][s].numpy(), y_s)
         logits = torch.from_numpy(classifier.decision_function(evidence[1][t].numpy()).reshape(count, -1))
         one_hot = torch.from_numpy(y_t) if y_t.ndim == 2 else F.one_hot(torch.from_numpy(y_t))
-        values["logme"].append(logme(torch.cat([logits, torch.ones(count, 1)], 1), one_hot))
+        told = one_hot[:, one_hot.amin(0) != one_hot.amax(0)]  # what all of the images have, or none, tells nothing
+        if told.shape[1]:
+            values["logme"].append(logme(torch.cat([logits, torch.ones(count, 1)], 1), told))
         if tasks[1] is not Task.multi_label:
             theta = torch.from_numpy(classifier.predict_proba(evidence[1][t].numpy()))
             values["leep"].append(leep(theta, torch.from_numpy(y_t)))
