@@ -21,9 +21,8 @@ def near_duplicates(train: Split, test: Split) -> dict[str, int | None]:
 
     Thumbnails are 16 x 16 grey averages about their mean, so that brightness and contrast do not count: copies saved
     anew are found, crops are not, and two thin strokes alike may count. Images of one shade have no correlation; they
-    count where they are exact. Of images of another size, and of more than 2e9 pairs,
-    `near` is None. Source of the question: Barz & Denzler, Do we
-    train on test data?, 2020, who compare learned features.
+    count where they are exact. Of images of another size, and of more than 2e9 pairs, `near` is None. Source of the
+    question: Barz & Denzler, Do we train on test data?, 2020, who compare learned features.
     """
     if train.shape != test.shape:
         return {"exact": 0, "near": None}

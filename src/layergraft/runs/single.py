@@ -252,9 +252,8 @@ def print_similarity(config: Config) -> None:
         rows.append((what, *cells, more))
     print_table(("measure", "on fixed features", *(f"at {path}" for path in found["site"]), "more alike"), rows)
     seen = found["target test images in source train"]
-    print(
-        f"\nof the target's test images, {'?' if seen['near'] is None else seen['near']} are nearly the same as one of the source's training images, {seen['exact']} exactly"
-    )
+    near = "not compared nearly" if seen["near"] is None else f"{seen['near']} nearly"
+    print(f"\ntarget test images that are in the source's training split: {near}, {seen['exact']} exactly")
 
 
 def _spread(value: dict[str, float] | None) -> str:
