@@ -89,7 +89,7 @@ def test_bad_input_is_one_clear_line_before_any_training(bad, command, tmp_path,
     [
         (
             ["trian"],
-            "unknown command 'trian'; did you mean 'train'? There are: train, plan, donate, surgery, similarity, sites, report",
+            "unknown command 'trian'; did you mean 'train'? There are: train, plan, donate, surgery, similarity, sites, status, report",
         ),
         (["report"], "report takes one folder of a sweep"),
         (["report", "outputs/sweeps/nope"], "'outputs/sweeps/nope'"),

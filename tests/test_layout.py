@@ -81,6 +81,8 @@ def test_arrows(path):
         "layergraft.timeline",
         "layergraft.store",
         "layergraft.runs.compose",
+        "layergraft.runs.memory",
+        "layergraft.runs.status",
         "layergraft.catalogue",
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line: `layergraft train | plan | donate | surgery | similarity | sites | report`. Arguments only; what they do is in `runs` and `report`."""
+"""The command line: `layergraft train | plan | donate | surgery | similarity | sites | status | report`. Arguments only; what they do is in `runs` and `report`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet
   layergraft surgery [KEY=VALUE ...]    what such a run's surgery does, before any training
   layergraft similarity [KEY=VALUE ...] how alike donor.data and data are, on fixed features and at the graft site
   layergraft sites [KEY=VALUE ...]      the places in a host where a donor can go: layergraft sites host=resnet50
+  layergraft status DIR [--watch]       how far the sweep in DIR (outputs/sweeps/NAME) is: done, running, failed, waiting
   layergraft report DIR                 write the report of a sweep anew
   layergraft COMMAND --help             what a command takes
 """
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments[:1] == ["-sc"]:  # Hydra's completion calls the bare program; the command is in COMP_LINE
         program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
         command, _, line = rest.lstrip().partition(" ")
-        if command not in COMMANDS or command == "report" or rest == command:
+        if command not in COMMANDS or command in ("report", "status") or rest == command:
             print(" ".join(name for name in COMMANDS if name.startswith(command)))
             return
         os.environ["COMP_LINE"] = f"{program} {line}"
@@ -89,6 +90,22 @@ def _of_one_run(command: str, what: str) -> Callable[[list[str]], None]:
     return run
 
 
+def status(arguments: list[str]) -> None:
+    if _asks_for_help(arguments):
+        print(
+            "layergraft status DIR [--watch]\n\nHow far the sweep in DIR (outputs/sweeps/NAME) is, whoever runs it, on whichever machine: done, running, failed and waiting runs, runs a minute, time left. --watch: again every 2 seconds, until it is done."
+        )
+        return
+    folders = [argument for argument in arguments if argument != "--watch"]
+    if len(folders) != 1:
+        raise UserError(
+            f"status takes one folder of a sweep, such as outputs/sweeps/quickstart; given: {' '.join(folders) or 'none'}"
+        )
+    from layergraft.runs.status import show
+
+    show(Path(folders[0]), watch="--watch" in arguments)
+
+
 def report(arguments: list[str]) -> None:
     if _asks_for_help(arguments):
         print(
@@ -122,6 +139,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
         "similarity", "prints how alike source and target are, on fixed features and at the site"
     ),
     "sites": _of_one_run("sites", "prints every site of the host; only host and data matter"),
+    "status": status,
     "report": report,
 }
 

@@ -8,9 +8,39 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LEASE_SECONDS = 60.0  # longer than NFS keeps a file's attributes
+
+
+class Claimed(Exception):
+    """Another process, here or on another machine, is at it."""
+
+
+@contextmanager
+def claim(marker: Path, wait: bool = True) -> Iterator[Callable[[], bool]]:
+    """Be the only one at what `marker` stands for; what is yielded tells whether that still holds.
+
+    The marker is a file, so that this works on a shared disk without locks: its owner renews it. One whose owner has
+    died is taken over, at once on the same machine, after `LEASE_SECONDS` without a renewal on another. An owner that
+    was stopped for longer loses its claim, and must not commit what it has done. Raises Claimed where another has it,
+    unless it is to be waited for.
+    """
+    from filelock import SoftFileLease, Timeout
+
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    lease = SoftFileLease(marker, lease_duration=LEASE_SECONDS, timeout=-1 if wait else 0, poll_interval=0.2)
+    try:
+        lease.acquire()
+    except Timeout:
+        raise Claimed(f"another process is at {marker.name}") from None
+    try:
+        yield lambda: lease.compromise is None
+    finally:
+        lease.release()
 
 
 def digest(value: Any) -> str:
@@ -46,15 +76,14 @@ def write_atomic(path: Path, text: str | bytes) -> None:
 
 def once(folder: Path, make: Callable[[Path], None]) -> None:
     """Have `folder` there, whole: `make` fills another, which is then moved to its place. One process does it."""
-    from filelock import FileLock
-
     if folder.exists():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with claim(folder.with_name(f".{folder.name}.claim")):
         if folder.exists():
             return
-        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        for left in folder.parent.glob(f".{folder.name}.*.unfinished"):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".unfinished"))
         try:
             make(unfinished)
             os.chmod(unfinished, 0o755)  # mkdtemp makes 0700

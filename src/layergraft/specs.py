@@ -309,6 +309,9 @@ class ExecSpec:
     """A checkpoint to go on from; null: the one that an interrupted run has left in its folder."""
     probe: ProbeSpec = field(default_factory=ProbeSpec)
     similarity: SimilaritySpec = field(default_factory=SimilaritySpec)
+    retries: int = 2
+    """Times that a sweep tries a run again after what may pass: a worker that was killed, an error of a disk or of CUDA.
+    What has run out of memory is tried with fewer runs beside it, until it is alone."""
     rerun: bool = False
     """Run again what is in the store already."""
     traceback: bool = False
@@ -319,6 +322,7 @@ class ExecSpec:
         for name in ("workers", "jobs_per_gpu", "threads", "devices", "readers"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more")
+        require(self.retries >= 0, f"{at}.retries is {self.retries}; it must be 0 or more")
         require(
             self.checkpoint_seconds is None or self.checkpoint_seconds >= 0,
             f"{at}.checkpoint_seconds is {self.checkpoint_seconds}; it must be 0 or more, or null",

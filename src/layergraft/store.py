@@ -1,23 +1,52 @@
 """Run records on disk: `outputs/runs/<key>/`. Imports no torch.
 
 A run's folder holds config.yaml (resolved), curves.csv (a row an epoch), model.safetensors (the trained network),
-TensorBoard's events and record.json, which is written last and whole: a run is in the store when it is there.
+TensorBoard's events and record.json, which is written last and whole: a run is in the store when it is there. Whoever
+does it holds `outputs/claims/<key>`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from layergraft.errors import UserError
+from layergraft.errors import UserError, unknown
 
 RECORD = "record.json"
-STATUSES = ("completed", "failed", "diverged", "interrupted")
+CLAIMS = "claims"
+SWEEP = "sweep.json"
+DONE = ("completed", "diverged")
+STATUSES = (*DONE, "failed", "interrupted", "pruned")
 
 
 def run_folder(outputs: Path, key: str) -> Path:
     return outputs / "runs" / key
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """What the sweep in `folder` was planned to be. Raises UserError where there is none."""
+    path = folder / SWEEP
+    if not path.is_file():
+        near = sorted(str(found.parent) for found in folder.parent.glob(f"*/{SWEEP}")) if folder.parent.is_dir() else []
+        raise unknown(f"sweep (a folder with a {SWEEP}):", str(folder), near)
+    return read_json(path)
+
+
+def claim_of(outputs: Path, key: str) -> Path:
+    """The marker that is there while somebody does the run."""
+    return outputs / CLAIMS / key
+
+
+def status_of(folder: Path) -> str | None:
+    """The status in a run's record, which is among its first lines: a large sweep's records are not read whole for it."""
+    try:
+        with open(folder / RECORD, "rb") as file:
+            found = re.search(rb'"status": "(\w+)"', file.read(1024))
+    except FileNotFoundError:
+        return None
+    return found[1].decode() if found else None
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -34,6 +63,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def is_done(record: dict[str, Any] | None) -> bool:
-    """Whether the run need not be run again: it was completed, or diverged as it would again."""
-    return record is not None and record["status"] in ("completed", "diverged")
+def is_done(folder: Path, newer_than: float = 0.0) -> bool:
+    """Whether the run need not be run again: it was completed, or diverged as it would again, and its record was written
+    at `newer_than` (of the disk's clock) or later."""
+    if status_of(folder) not in DONE:
+        return False
+    return not newer_than or (folder / RECORD).stat().st_mtime >= newer_than

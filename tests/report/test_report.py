@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from layergraft import report
 from layergraft.errors import UserError
 from layergraft.report import contrasts
-from layergraft.report.table import read_sweep, tidy
+from layergraft.report.table import read_records, tidy
 from layergraft.stats import difference
 
 
@@ -66,16 +66,16 @@ def test_what_else_was_swept_tells_arms_and_settings_apart():
 
 
 def test_tidy_finds_what_was_swept(sweep):
-    runs = tidy(read_sweep(sweep / "sweeps" / "small"))
+    runs = tidy(read_records(sweep / "sweeps" / "small"))
     assert len(runs) == 14 and not [name for name in runs if "." in name]  # nothing but the axes
-    records = read_sweep(sweep / "sweeps" / "small")
+    records = read_records(sweep / "sweeps" / "small")
     for record in records[::2]:
         record["config"]["optim"]["lr"] = 0.5
     assert [name for name in tidy(records) if "." in name] == ["optim.lr"]
 
 
 def test_a_swept_name_or_donor_seed_is_an_axis(sweep):
-    records = read_sweep(sweep / "sweeps" / "small")
+    records = read_records(sweep / "sweeps" / "small")
     for record in records[::2]:
         record["config"]["schedule"]["name"] = "cosine"
         record["config"]["donor"]["seed"] = 99
@@ -85,7 +85,7 @@ def test_a_swept_name_or_donor_seed_is_an_axis(sweep):
 def test_a_damaged_record_is_named(sweep, tmp_path):
     outputs = tmp_path / "outputs"
     shutil.copytree(sweep, outputs)
-    key = read_sweep(outputs / "sweeps" / "small")[0]["key"]
+    key = read_records(outputs / "sweeps" / "small")[0]["key"]
     (outputs / "runs" / key / "record.json").write_text("{")
     with pytest.raises(UserError, match=f"{key}/record.json is damaged"):
         report.write(outputs / "sweeps" / "small")
@@ -93,7 +93,7 @@ def test_a_damaged_record_is_named(sweep, tmp_path):
 
 def test_page_shows_the_figures_of_the_records(sweep):
     page = (sweep / "sweeps" / "small" / "report.html").read_text()
-    runs = contrasts.with_arms(tidy(read_sweep(sweep / "sweeps" / "small")))
+    runs = contrasts.with_arms(tidy(read_records(sweep / "sweeps" / "small")))
     assert "14 of 14 runs completed; 2 seeds" in page
     scopes = [["early", "late"], ["early"], ["late"]]
     compared = [contrast for sites in scopes for contrast in contrasts.compare(runs, "test/acc", sites)]
@@ -126,7 +126,7 @@ def test_csv_holds_a_row_a_run(sweep):
 def test_missing_and_failed_runs_are_shown(sweep, tmp_path):
     outputs = tmp_path / "outputs"
     shutil.copytree(sweep, outputs)
-    lost = read_sweep(outputs / "sweeps" / "small")[0]["key"]
+    lost = read_records(outputs / "sweeps" / "small")[0]["key"]
     (outputs / "runs" / lost / "record.json").unlink()
     page = report.write(outputs / "sweeps" / "small").read_text()
     assert "13 of 14 runs completed" in page and f"missing: <code>{lost}</code>" in page
@@ -148,7 +148,7 @@ def test_tensorboard_has_curves_and_hparams(sweep, name):
 
 
 def test_swept_surgery_tells_arms_apart_and_scratch_has_none(sweep):
-    records = read_sweep(sweep / "sweeps" / "small")
+    records = read_records(sweep / "sweeps" / "small")
     for number, record in enumerate(records):
         record["config"]["surgery"]["calibrate"] = ["none", "moments"][number % 2]
     runs = contrasts.with_arms(tidy(records))
@@ -161,7 +161,7 @@ def test_swept_surgery_tells_arms_apart_and_scratch_has_none(sweep):
 
 
 def test_what_a_donor_takes_over_from_the_run_is_no_axis(sweep):
-    records = read_sweep(sweep / "sweeps" / "small")
+    records = read_records(sweep / "sweeps" / "small")
     for number, record in enumerate(records):
         record["config"]["host"]["width"] = [4, 8][number % 2]
         if "seed" in record["config"]["donor"]:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from conftest import SWEEP, TINY
-from layergraft.runs.sweep import environments
+from layergraft.runs.sweep import places
 from layergraft.store import read_record
 
 
@@ -100,7 +100,7 @@ def test_a_failed_run_is_one_runs_failure(tmp_path, command):
     ]
     code, _, err = command("train", *arguments, f"exec.outputs={tmp_path}")
     assert code == 1
-    assert "1 of 2 runs completed" in err and "diverged: full.resnet18.none.seed0." in err
+    assert "1 of 2 runs completed" in err and "  diverged     full.resnet18.none.seed0." in err
     (page,) = tmp_path.glob("sweeps/*/report.html")
     assert "1 run is not in the figures below" in page.read_text()
 
@@ -117,7 +117,7 @@ def test_a_sweep_of_which_nothing_is_left(tmp_path, command):
         *TINY[:2],
     ]
     code, _, err = command("train", *arguments, f"exec.outputs={tmp_path}")
-    assert code == 1 and "0 of 2 runs completed" in err and err.count("diverged: full.resnet18.none.seed") == 2
+    assert code == 1 and "0 of 2 runs completed" in err and err.count("diverged     full.resnet18.none.seed") == 2
     assert "Traceback" not in err and not list(tmp_path.glob("sweeps/*/report.html"))
 
 
@@ -129,17 +129,16 @@ def test_stock_launcher(tmp_path, command):
 
 def test_workers_by_cores_and_gpus(config, monkeypatch):
     monkeypatch.setattr("layergraft.runs.sweep._cores", lambda: 4)
-    assert environments(config("exec=cpu"), 9) == [{}] * 4
-    assert environments(config("exec=cpu"), 2) == [{}] * 2
-    assert environments(config("exec=cpu", "exec.workers=6"), 9) == [{}] * 6
+    assert places(config("exec=cpu"), 9) == [""] * 4
+    assert places(config("exec=cpu"), 2) == [""] * 2
+    assert places(config("exec=cpu", "exec.workers=6"), 9) == [""] * 6
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    places = environments(config("exec.jobs_per_gpu=2"), 9)
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "1", "0", "1"]
+    assert places(config("exec.jobs_per_gpu=2"), 9) == ["0", "1", "0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(config(), 9)] == ["3", "5"]
-    assert environments(config("exec=cpu"), 2) == [{}] * 2
+    assert places(config(), 9) == ["3", "5"]
+    assert places(config("exec=cpu"), 2) == ["", ""]
 
 
 def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):

@@ -26,22 +26,33 @@ class LayergraftLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
         self.planned = None  # the jobs of the next launch, where the sweeper has planned them already
+        self.newer_than = 0.0
+
+    def work(self, jobs: Sequence) -> None:
+        """Do the jobs that the store does not have."""
+        from layergraft.runs import sweep
+
+        sweep.run(jobs, newer_than=self.newer_than)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from pathlib import Path
+
         from layergraft.runs import sweep
         from layergraft.runs.compose import Composer
+        from layergraft.store import read_record, run_folder
 
         if self.planned is None:
-            self.planned = sweep.plan(Composer(self.hydra_context.config_loader, self.config), job_overrides)
+            self.planned = sweep.plan(Composer(self.hydra_context.config_loader, self.config).each(job_overrides))
         jobs, self.planned = self.planned, None
-        records = sweep.run(sweep.distinct(jobs))
+        self.work(sweep.distinct(jobs))
         returns = []
         for job in jobs:
-            record = records[job.key]
+            record = read_record(run_folder(Path(job.config.exec.outputs), job.key))
+            record = record or {"status": "missing", "error": "it left no record"}
             done = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
             if record["status"] == "completed":
                 done.return_value = record["metrics"]["val/acc"]
             else:
-                done.status, done.return_value = JobStatus.FAILED, RuntimeError(f"{job.key}: {record['error']}")
+                done.status, done.return_value = JobStatus.FAILED, RuntimeError(f"{job.key}: {record.get('error')}")
             returns.append(done)
         return returns

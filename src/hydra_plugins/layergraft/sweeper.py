@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 
+from hydra_plugins.layergraft.launcher import LayergraftLauncher
 from layergraft.errors import UserError
 
 
@@ -64,44 +65,80 @@ class LayergraftSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from layergraft.files import digest
-        from layergraft.runs import pool
-
-        pool.warm()
-        from layergraft.runs import sweep
         from layergraft.runs.compose import Composer
+        from layergraft.runs.memory import finished, signature, write_plan
+        from layergraft.store import SWEEP
 
-        name = self.config.exec.sweep or f"sweep-{digest(sorted(a for a in arguments if not a.startswith('exec.')))}"
-        folder = Path(self.config.exec.outputs) / "sweeps" / name
+        settings = self.config.exec
+        name = settings.sweep or f"sweep-{digest(sorted(a for a in arguments if not a.startswith('exec.')))}"
+        folder = Path(settings.outputs) / "sweeps" / name
+        if settings.rerun or not (folder / SWEEP).exists():  # there is something to do
+            _warm()
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
-        composer = Composer(self.hydra_context.config_loader, self.config)
-        cells = composer.without_foreign(self.cells(arguments))
+        loader, asked = self.hydra_context.config_loader, self.cells(arguments)
+        paths = [item.path for item in loader.get_search_path().get_path()]
+        signed = signature(asked, self.config, [Path(path[7:]) for path in paths if path.startswith("file://")])
+        keys = None if settings.rerun else finished(folder, Path(settings.outputs), signed)
+        if keys is not None:
+            print(f"{len(keys)} of {len(keys)} runs are in the store already", file=sys.stderr)
+            finish(folder, keys)
+            return [[]]
+        _warm()
+        composer = Composer(loader, self.config)
+        cells = composer.without_foreign(asked)
         print(f"checking {len(cells)} runs before the first starts", file=sys.stderr)
-        jobs = sweep.distinct(sweep.plan(composer, cells))
+        from layergraft.runs import sweep
+
+        jobs = sweep.distinct(sweep.plan(composer.each(cells)))
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        sweep.write_plan(folder, jobs, shlex.join(["layergraft", "train", *sys.argv[1:]]))
-        self.launcher.planned = jobs  # our launcher need not plan them again; another composes them by itself
+        keys = [job.key for job in jobs]
+        written = write_plan(
+            folder, keys, shlex.join(["layergraft", "train", *sys.argv[1:]]), signed, (job.config for job in jobs)
+        )
+        if isinstance(
+            self.launcher, LayergraftLauncher
+        ):  # which need not plan them again; others compose by themselves
+            self.launcher.planned = jobs
+            self.launcher.newer_than = written if settings.rerun else 0.0
         returns = self.launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
-        finish(folder)
+        finish(folder, keys)
         return returns
 
 
-def finish(folder: Path) -> None:
-    """Write the sweep's report, say where everything is, and exit with 1 where runs failed."""
+def _warm() -> None:
+    from layergraft.runs import pool
+
+    pool.warm()
+
+
+def finish(folder: Path, keys: list[str]) -> None:
+    """Have the sweep's report there, say where everything is and what failed and why; exit with 1 where runs failed."""
     from rich.console import Console
 
-    from layergraft import report
+    from layergraft.store import RECORD, SWEEP, read_record, run_folder, status_of
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    records = report.read_sweep(folder)
-    failed = [record for record in records if record["status"] != "completed"]
-    console.print(f"{len(records) - len(failed)} of {len(records)} runs completed")
-    for record in failed:
+    outputs = folder.parents[1]
+    statuses = {key: status_of(run_folder(outputs, key)) or "missing" for key in keys}
+    completed = [key for key in keys if statuses[key] == "completed"]
+    console.print(f"{len(completed)} of {len(keys)} runs completed")
+    troubled = {key: read_record(run_folder(outputs, key)) or {} for key in keys if statuses[key] != "completed"}
+    width = max(map(len, troubled), default=0)
+    for key, record in troubled.items():
         reason = record.get("error", "").partition("\n")[0]
-        console.print(f"  {record['status']}: {record['key']}: {reason}", markup=False)
-    if len(failed) < len(records):
-        console.print(f"report:      {report.write(folder)}", markup=False)
-        console.print(f"TensorBoard: tensorboard --logdir {folder.parents[1] / 'runs'}", markup=False)
-    if failed:
+        console.print(f"  {statuses[key]:<11}  {key:<{width}}  {reason}", markup=False)
+    if troubled:
+        console.print(f"tracebacks are in {outputs / 'runs'}/KEY/{RECORD}; the same command tries what failed again")
+    if completed:
+        page = folder / "report.html"
+        newest = max((run_folder(outputs, key) / RECORD).stat().st_mtime for key in completed)
+        if not page.exists() or page.stat().st_mtime <= max(newest, (folder / SWEEP).stat().st_mtime):
+            from layergraft import report
+
+            page = report.write(folder)
+        console.print(f"report:      {page}", markup=False)
+        console.print(f"TensorBoard: tensorboard --logdir {outputs / 'runs'}", markup=False)
+    if troubled:
         sys.exit(1)

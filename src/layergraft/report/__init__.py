@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layergraft.report.table import read_sweep
-
-__all__ = ["read_sweep", "write"]
-
 
 def write(folder: Path) -> Path:
     """Write report.html, runs.csv and figures/ into a sweep's folder; the page's path.

@@ -12,14 +12,14 @@ import pandas as pd
 from layergraft import timeline
 from layergraft.files import label, write_atomic
 from layergraft.report import contrasts, figures
-from layergraft.report.table import read_plan, read_sweep, tidy
-from layergraft.store import run_folder
+from layergraft.report.table import read_records, tidy
+from layergraft.store import read_sweep, run_folder
 
 UNITS = {"test/acc": "points of test accuracy", "val/aulc": "points of mean validation accuracy over training"}
 
 
 def write_page(folder: Path) -> Path:
-    plan, records = read_plan(folder), read_sweep(folder)
+    plan, records = read_sweep(folder), read_records(folder)
     runs = contrasts.with_arms(tidy(records))
     write_atomic(folder / "runs.csv", runs.to_csv(index=False))
     outputs = folder.resolve().parents[1]

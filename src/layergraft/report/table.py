@@ -8,27 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from layergraft.errors import UserError, unknown
-from layergraft.store import read_json, read_record, run_folder
+from layergraft.errors import UserError
+from layergraft.store import read_record, read_sweep, run_folder
 
 AXES = ["strategy", "site", "host", "donor", "data", "seed"]
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
-    """What the sweep in `folder` was to run. Raises UserError where there is no sweep."""
-    path = folder / "sweep.json"
-    if not path.is_file():
-        near = (
-            sorted(str(found.parent) for found in folder.parent.glob("*/sweep.json")) if folder.parent.is_dir() else []
-        )
-        raise unknown("sweep (a folder with a sweep.json):", str(folder), near)
-    return read_json(path)
-
-
-def read_sweep(folder: Path) -> list[dict[str, Any]]:
+def read_records(folder: Path) -> list[dict[str, Any]]:
     """The records of a sweep's runs in the order of its plan; a run without one has `status: missing`."""
     outputs = folder.resolve().parents[1]
-    keys = read_plan(folder)["runs"]
+    keys = read_sweep(folder)["runs"]
     return [read_record(run_folder(outputs, key)) or {"key": key, "status": "missing"} for key in keys]
 
 

@@ -240,11 +240,6 @@ def obtain_donors(config: Config) -> list[Donor]:
     return [obtain(config.donor, place, backend, outputs_of(config)) for place in places]
 
 
-def prepare_donors(config: Config) -> None:
-    """`obtain_donors` for a worker: nothing goes back to the parent."""
-    obtain_donors(config)
-
-
 def steps_per_epoch(config: Config, data: ImageData) -> int:
     return len(data.train) // (config.optim.batch_size * config.optim.accumulate)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import layergraft.data  # noqa: F401  each registers its specs
 import layergraft.hosts  # noqa: F401
 from layergraft.donors import NoDonor
-from layergraft.errors import unknown
+from layergraft.errors import UserError, unknown
+from layergraft.explain import explain
 from layergraft.schema import validate
 from layergraft.specs import Config
 
@@ -97,6 +98,18 @@ class Composer:
         config = copy.deepcopy(composed)
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         return _built(config)
+
+    def each(self, cells: Iterable[Sequence[str]]) -> Iterator[tuple[Sequence[str], Config]]:
+        """Each of `cells` with the config that comes of it. Raises UserError, with its overrides, for one that none does."""
+        for overrides in cells:
+            try:
+                config = self(overrides)
+            except Exception as error:
+                line = explain(error)
+                if line is None:
+                    raise
+                raise UserError(f"{line} [in the run {' '.join(overrides)}]") from error
+            yield overrides, config
 
     def without_foreign(self, cells: Sequence[Sequence[str]]) -> list[list[str]]:
         """`cells` less the values of donor and strategy that the one chosen in a cell does not have and another's has.

@@ -1,4 +1,4 @@
-"""Worker processes that stay warm between tasks, and of which one may die without taking the others along."""
+"""A queue of tasks for workers that stay warm between them, and of which one may die without taking the others along."""
 
 from __future__ import annotations
 
@@ -6,106 +6,217 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
 # Imported once, in the server that the workers are forked from.
 PRELOAD = ["layergraft.runs.run", "torchvision.models.resnet", "sklearn.model_selection", "sklearn.datasets"]
+GRACE_SECONDS = 20.0  # for a worker to write down where it was
 _context = multiprocessing.get_context("forkserver")
 
 
 def warm() -> None:
     """Start the server that workers are forked from; it imports what they need while the caller goes on."""
     _context.set_forkserver_preload(PRELOAD)
+    before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"  # else a file in the current folder could stand in for a module of that name
-    forkserver.ensure_running()
-    del os.environ["PYTHONSAFEPATH"]
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 @dataclass(frozen=True)
 class Failed:
     """A task that raised, or whose worker died."""
 
+    kind: str
+    """The exception's name; WorkerDied."""
     error: str
     traceback: str
 
+    @classmethod
+    def of(cls, error: Exception) -> Failed:
+        return cls(type(error).__name__, str(error), traceback.format_exc())
+
+
+WORKER_DIED = "WorkerDied"
+
 
 @dataclass
-class _Worker:
-    process: Any
-    connection: Connection
+class Task:
+    function: Callable[[Any], Any]
+    """A module's own: it is sent by name."""
+    argument: Any
+    about: Any = None
+    """For whoever gets the outcome."""
+    crowd: int | None = None
+    """At most so many tasks at its worker's place while it runs; None: as many as there are workers."""
+    place: str | None = field(default=None, init=False)
+    """Where it ran."""
+    neighbours: int = field(default=1, init=False)
+    """How many tasks ran there when it started, itself among them."""
+
+
+class Worker(Protocol):
+    """One process, somewhere."""
+
+    place: str
+    """The GPU that it uses, or the machine."""
+
+    def send(self, function: Callable[[Any], Any], argument: Any) -> None: ...
+
+    def outcome(self) -> Any:
+        """What the function gave, or Failed; of a kind `WORKER_DIED` where it must be replaced."""
+
+    def stop(self, interrupt: bool) -> None:
+        """End soon; `interrupt` it where it is busy."""
+
+    def join(self) -> None: ...
+
+
+class Crew(Protocol):
+    """Where workers come from."""
+
+    def start(self, place: str) -> Worker: ...
+
+    def wait(self, workers: Sequence[Worker]) -> list[Worker]:
+        """Those that have an outcome, or died; at least one."""
 
 
 class Pool:
-    """`num_workers` processes; `environments[i]` is added to the environment of the i-th.
+    """One worker for each of `places`, which may name a place more than once. Use as a context manager.
 
-    Use as a context manager. Ctrl-C is passed on to the workers, which get `GRACE_SECONDS` to write down where they were.
+    Tasks are given out in order, one to each worker that is free. Ctrl-C is passed on to the workers.
     """
 
-    GRACE_SECONDS = 20
-
-    def __init__(self, environments: Sequence[dict[str, str]]) -> None:
-        warm()
-        self.workers = [self._start(environment) for environment in environments]
-        self.environments = environments
+    def __init__(self, places: Sequence[str], crew: Crew | None = None) -> None:
+        self.crew = crew or Processes()
+        self.workers: list[Worker] = [self.crew.start(place) for place in places]
+        self.waiting: deque[Task] = deque()
+        self.busy: dict[int, Task] = {}  # number of the worker -> its task
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for worker in self.workers:
-            if kind is not None and worker.process.is_alive():
-                os.kill(worker.process.pid, signal.SIGINT)
-            worker.connection.close()  # an idle worker ends at that
+            worker.stop(interrupt=kind is not None)
         for worker in self.workers:
-            worker.process.join(self.GRACE_SECONDS)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            worker.join()
 
-    @staticmethod
-    def _start(environment: dict[str, str]) -> _Worker:
+    def add(self, task: Task) -> None:
+        self.waiting.append(task)
+
+    def outcomes(self) -> Iterator[tuple[Task, Any]]:
+        """Yield each task with its outcome as it ends; more may be added meanwhile. Ends when none is left."""
+        self._give()
+        while self.busy:
+            working = {id(self.workers[number]): number for number in self.busy}
+            ended = []
+            for worker in self.crew.wait([self.workers[number] for number in self.busy]):
+                number = working[id(worker)]
+                task, outcome = self.busy.pop(number), worker.outcome()
+                task.place = worker.place
+                if isinstance(outcome, Failed) and outcome.kind == WORKER_DIED:
+                    self._replace(number)
+                ended.append((task, outcome))
+            self._give()
+            for task, outcome in ended:
+                yield task, outcome
+                self._give()  # what was added on account of it
+
+    def _replace(self, number: int) -> None:
+        self.workers[number].join()
+        self.workers[number] = self.crew.start(self.workers[number].place)
+
+    def _give(self) -> None:
+        for number in range(len(self.workers)):
+            if number not in self.busy and (task := self._next(self.workers[number].place)) is not None:
+                try:
+                    self.workers[number].send(task.function, task.argument)
+                except OSError:  # it died while it was idle
+                    self._replace(number)
+                    self.workers[number].send(task.function, task.argument)
+                self.busy[number] = task
+
+    def _next(self, place: str) -> Task | None:
+        """The first task that there is room for at `place`."""
+        there = [task for number, task in self.busy.items() if self.workers[number].place == place]
+        limit = min((task.crowd for task in there if task.crowd is not None), default=None)
+        if limit is not None and len(there) >= limit:
+            return None
+        for index, task in enumerate(self.waiting):
+            if task.crowd is None or len(there) < task.crowd:
+                del self.waiting[index]
+                task.neighbours = len(there) + 1
+                return task
+        return None
+
+    def crowds(self) -> Counter[str]:
+        """How many workers there are at each place."""
+        return Counter(worker.place for worker in self.workers)
+
+
+class Processes:
+    """Workers on this machine, forked from a server that has imported what they need. A place that is not empty is the
+    CUDA_VISIBLE_DEVICES of its workers."""
+
+    def __init__(self) -> None:
+        warm()
+
+    def start(self, place: str) -> _Process:
         ours, theirs = _context.Pipe()
-        process = _context.Process(target=_work, args=(theirs, environment), daemon=True)
+        process = _context.Process(target=_work, args=(theirs, place), daemon=True)
         process.start()
         theirs.close()  # so that the worker's death is the end of the connection
-        return _Worker(process, ours)
+        return _Process(place, process, ours)
 
-    def run(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """Yield (index of the task, its result or `Failed`) as they end; `function` must be a module's own."""
-        waiting = deque(enumerate(tasks))
-        busy: dict[Connection, tuple[int, int]] = {}  # connection -> (worker, task)
+    def wait(self, workers: Sequence[_Process]) -> list[_Process]:
+        by_connection = {worker.connection: worker for worker in workers}
+        return [by_connection[connection] for connection in wait(list(by_connection))]
 
-        def give(number: int) -> None:
-            if waiting:
-                index, task = waiting.popleft()
-                try:
-                    self.workers[number].connection.send((function, task))
-                except (BrokenPipeError, ConnectionResetError):  # it died while it was idle
-                    self.workers[number] = self._start(self.environments[number])
-                    self.workers[number].connection.send((function, task))
-                busy[self.workers[number].connection] = (number, index)
 
-        for number in range(len(self.workers)):
-            give(number)
-        while busy:
-            for connection in wait(list(busy)):
-                number, index = busy.pop(connection)
-                try:
-                    outcome = connection.recv()
-                except (EOFError, ConnectionResetError):
-                    process = self.workers[number].process
-                    process.join()
-                    error = f"its worker process died (exit code {process.exitcode})"
-                    outcome = Failed(error, error)
-                    self.workers[number] = self._start(self.environments[number])
-                give(number)
-                yield index, outcome
+@dataclass
+class _Process:
+    place: str
+    process: Any
+    connection: Connection
+
+    def send(self, function: Callable[[Any], Any], argument: Any) -> None:
+        self.connection.send((function, argument))
+
+    def outcome(self) -> Any:
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            code = self.process.exitcode
+            how = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"it ended with exit code {code}"
+            error = f"its worker process died: {how}"
+            if code == -signal.SIGKILL:
+                error += ", as the kernel does where memory runs out"
+            return Failed(WORKER_DIED, error, error)
+
+    def stop(self, interrupt: bool) -> None:
+        if interrupt and self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGINT)
+        self.connection.close()  # an idle worker ends at that
+
+    def join(self) -> None:
+        self.process.join(GRACE_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
 
 
 def _unraisable(unraisable: Any) -> None:
@@ -114,16 +225,31 @@ def _unraisable(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _work(connection: Connection, environment: dict[str, str]) -> None:
-    os.environ.update(environment)  # before CUDA starts: it reads CUDA_VISIBLE_DEVICES once
+def _end_with_the_parent() -> None:
+    """Where whoever gave out the tasks is killed, nobody wants the outcome: write down where this one is, and end."""
+    wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(GRACE_SECONDS)
+    os._exit(1)
+
+
+def _work(connection: Connection, place: str) -> None:
+    if place:
+        os.environ["CUDA_VISIBLE_DEVICES"] = place  # before CUDA starts: it reads this once
     sys.unraisablehook = _unraisable
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where a shell started the sweep in the background
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         while True:
-            function, task = connection.recv()
+            function, argument = connection.recv()
             try:
-                outcome = function(task)
+                outcome = function(argument)
             except Exception as error:
-                outcome = Failed(str(error), traceback.format_exc())
+                outcome = Failed.of(error)
             connection.send(outcome)
+            if getattr(outcome, "process_spoilt", False):
+                return
     except (EOFError, KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
         return

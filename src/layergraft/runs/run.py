@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import math
 import platform
 import shutil
 import time
@@ -17,14 +19,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from layergraft.data.batches import Batches
 from layergraft.donors import NoDonor
 from layergraft.errors import UserError, require
-from layergraft.files import write_atomic, write_json
+from layergraft.files import Claimed, claim, write_atomic, write_json
 from layergraft.runs.assemble import (
     Assembled,
     assemble,
@@ -37,12 +38,13 @@ from layergraft.runs.assemble import (
     set_threads,
     timeline_of,
 )
+from layergraft.runs.failures import disk_full, is_full, spoils_its_process, transient
 from layergraft.runs.prepared import written
 from layergraft.runs.similarity import similarity
 from layergraft.schema import canonical
 from layergraft.seeds import stream
 from layergraft.specs import Config
-from layergraft.store import RECORD, is_done, read_record, run_folder
+from layergraft.store import RECORD, claim_of, is_done, read_record, run_folder
 from layergraft.timeline import picture
 from layergraft.training import ranks
 from layergraft.training.checkpoints import CHECKPOINT, facts_of, require_same
@@ -50,52 +52,87 @@ from layergraft.training.fit import Backend, EventsLogger, Fitted, Saving, fit
 from layergraft.training.module import Diverged
 
 
-def execute(config: Config, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
+class Pruned(Exception):
+    """A search has seen enough of the run; its checkpoint stays, for whoever wants it whole."""
+
+
+def execute(
+    config: Config, callbacks: Sequence[pl.Callback] = (), *, wait: bool = True, newer_than: float = 0.0
+) -> dict[str, Any]:
     """Do the run, unless the store has it, and return its record. One that was interrupted goes on from its checkpoint.
 
-    Raises UserError, before any training, for what is wrong in the config. Whatever else goes wrong ends in the
-    record as `failed` or `diverged`, with the traceback; Ctrl-C as `interrupted`, and goes on up.
+    Where another process does it, that is waited for, and the run done if the other dies; without `wait`, Claimed is
+    raised. What was written before `newer_than` (of the disk's clock) does not count as done. Raises UserError, before
+    any training, for what is wrong in the config, and DiskFull. Whatever else goes wrong ends in the record as `failed`
+    or `diverged`, with the traceback; Ctrl-C as `interrupted`, and goes on up.
     """
     set_threads(config)
     run = checked(config)
-    folder = run_folder(outputs_of(config), run.key)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{run.key}.lock")):  # two sweeps that want the same run do it once
+    outputs = outputs_of(config)
+    folder = run_folder(outputs, run.key)
+    since = math.inf if config.exec.rerun else newer_than
+    with claim(claim_of(outputs, run.key), wait) as ours:
         record = read_record(folder)
-        if is_done(record) and not config.exec.rerun:
+        if is_done(folder, since):
             require(
                 config.exec.resume is None,
                 f"exec.resume: the run {run.key} is in the store already; exec.rerun=true does it again from the checkpoint",
             )
             return record
-        resume = _checkpoint(config, run, folder, record)
+        resume = _checkpoint(config, run, folder, record, since)
         if resume is None:
             shutil.rmtree(folder, ignore_errors=True)  # what a run that did not end has left
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*"):  # files that one who was killed was writing
+            left.unlink()
         (folder / RECORD).unlink(missing_ok=True)
         record = {"key": run.key, "status": "completed", "axes": axes(config), "config": canonical(config)}
         record["started"] = datetime.now(UTC).isoformat(timespec="seconds")
         record["environment"] = environment(run.backend)
         record["resumed"] = resume is not None
-        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record["config"])))
         start = time.perf_counter()
         try:
-            _train(config, folder, record, resume, callbacks)
-            (folder / CHECKPOINT).unlink(missing_ok=True)
-        except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
-            record["status"] = "interrupted"
-            raise KeyboardInterrupt from None
-        except Diverged as error:
-            record.update(status="diverged", error=str(error))
-        except Exception as error:
-            record.update(status="failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-        finally:
+            write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record["config"])))
+            interrupted = _outcome(config, folder, record, resume, callbacks)
             record.setdefault("timings", {})["total_seconds"] = time.perf_counter() - start
+            if not ours():  # it was stopped for so long that another has taken it over
+                raise Claimed(f"another process has taken {run.key} over")
             write_json(folder / RECORD, record)
+        except OSError as error:
+            if is_full(error):
+                raise disk_full(outputs) from error
+            raise
+        if record["status"] == "completed":
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        if interrupted:
+            raise KeyboardInterrupt
         return record
 
 
-def _checkpoint(config: Config, run: Assembled, folder: Path, record: dict[str, Any] | None) -> Path | None:
+def _outcome(
+    config: Config, folder: Path, record: dict[str, Any], resume: Path | None, callbacks: Sequence[pl.Callback]
+) -> bool:
+    """Train, and note in `record` what came of it; whether it was interrupted. Raises OSError where the disk is full."""
+    try:
+        _train(config, folder, record, resume, callbacks)
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
+        record["status"] = "interrupted"
+        return True
+    except Pruned as error:
+        record.update(status="pruned", error=str(error))
+    except Diverged as error:
+        record.update(status="diverged", error=str(error), traceback=traceback.format_exc())
+    except Exception as error:
+        if is_full(error):
+            raise OSError(errno.ENOSPC, "the disk is full") from error
+        record.update(status="failed", error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+        record["transient"], record["process spoilt"] = transient(error), spoils_its_process(error)
+    return False
+
+
+def _checkpoint(
+    config: Config, run: Assembled, folder: Path, record: dict[str, Any] | None, since: float
+) -> Path | None:
     """The checkpoint to go on from: the one that is asked for, or what this run left when it was interrupted.
 
     Raises UserError where the one asked for is another run's.
@@ -104,7 +141,9 @@ def _checkpoint(config: Config, run: Assembled, folder: Path, record: dict[str, 
         require_same(Path(config.exec.resume), run.identity)
         return Path(config.exec.resume)
     left = folder / CHECKPOINT
-    if config.exec.rerun or not left.exists() or (record is not None and record["status"] != "interrupted"):
+    if not left.exists() or left.stat().st_mtime < since:
+        return None
+    if record is not None and record["status"] not in ("interrupted", "pruned") and not record.get("transient"):
         return None
     try:
         facts_of(left)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,15 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from layergraft.donors.cache import PROVENANCE
 from layergraft.errors import UserError, require
 from layergraft.explain import explain
-from layergraft.files import write_json
-from layergraft.runs.assemble import axes, checked, outputs_of, prepare_donors
-from layergraft.runs.compose import Composer
-from layergraft.runs.pool import Failed, Pool
-from layergraft.runs.run import execute
+from layergraft.files import Claimed, claim, write_json
+from layergraft.runs.assemble import axes, checked, outputs_of
+from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, disk_full
+from layergraft.runs.pool import WORKER_DIED, Crew, Failed, Pool, Task
+from layergraft.runs.work import Attempt, Outcome, attempt, make_donors
 from layergraft.specs import Config
-from layergraft.store import RECORD, is_done, read_record, run_folder
-
-SWEEP = "sweep.json"
+from layergraft.store import RECORD, claim_of, is_done, run_folder
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,14 @@ class Job:
     donor_keys: tuple[str, ...]
 
 
-def plan(composer: Composer, cells: Iterable[Sequence[str]]) -> list[Job]:
-    """The job of each cell (a list of overrides), checked.
+def plan(cells: Iterable[tuple[Sequence[str], Config]]) -> list[Job]:
+    """The job of each cell (overrides, and the config that comes of them), checked.
 
     Raises UserError, with the overrides, for the first that cannot be run.
     """
     jobs = []
-    for overrides in cells:
+    for overrides, config in cells:
         try:
-            config = composer(overrides)
             require(
                 config.exec.resume is None, "exec.resume is of a single run; a sweep goes on with each run by itself"
             )
@@ -69,101 +66,166 @@ def distinct(jobs: Iterable[Job]) -> list[Job]:
     return list(different.values())
 
 
-def write_plan(folder: Path, jobs: Sequence[Job], command: str) -> None:
-    """Write what the sweep is to `folder`/sweep.json: the command and the runs' keys."""
-    write_json(folder / SWEEP, {"name": folder.name, "command": command, "runs": [job.key for job in jobs]})
-
-
-def environments(config: Config, num_jobs: int) -> list[dict[str, str]]:
-    """One environment for each worker: one worker a core, or `exec.jobs_per_gpu` on each visible GPU."""
+def places(config: Config, num_jobs: int) -> list[str]:
+    """The place of each worker: a core of this machine, or a GPU as CUDA_VISIBLE_DEVICES names it, `exec.jobs_per_gpu`
+    times each."""
     settings = config.exec
     gpus: list[str] = []
     if settings.device.name != "cpu" and torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     slots = gpus * settings.jobs_per_gpu if gpus else [""] * _cores()
-    number = min(settings.workers or len(slots), num_jobs)
-    return [{"CUDA_VISIBLE_DEVICES": slots[i % len(slots)]} if gpus else {} for i in range(number)]
+    return [slots[i % len(slots)] for i in range(min(settings.workers or len(slots), num_jobs))]
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
-    """Do every job that the store does not have, donors first; key -> record, of all jobs that have one.
+def run(jobs: Sequence[Job], *, newer_than: float = 0.0, crew: Crew | None = None, where: Sequence[str] = ()) -> None:
+    """Do every job that the store does not have, donors first.
 
-    A run that fails is one run's failure. A progress bar tells how far it is and the time left.
+    What was written before `newer_than` (of the disk's clock) does not count. A run that fails is one run's failure;
+    what may pass is tried again. Workers are this machine's, or come from `crew`, one for each place of `where`. Raises
+    DiskFull.
     """
+    todo = [job for job in jobs if not is_done(_folder(job), newer_than)]
     console = Console(stderr=True)
-    todo = [job for job in jobs if job.config.exec.rerun or not is_done(_record(job))]
     if len(todo) < len(jobs):
         console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are in the store already")
-    if not todo:
-        return {job.key: _record(job) for job in jobs}
-    places = environments(todo[0].config, len(todo))
-    threads = todo[0].config.exec.threads or 1  # not by the number of workers: it changes the last bits of a result
-    tasks = {job.key: replace(job.config, exec=replace(job.config.exec, threads=threads)) for job in todo}
-    donors = {
-        job.donor_keys: tasks[job.key]
-        for job in todo
-        if not all((outputs_of(job.config) / "donors" / key / PROVENANCE).exists() for key in job.donor_keys)
-    }
-    with Pool(places) as pool, _Bar(console, len(places)) as bar:
-        failed_donors = {}
-        for index, outcome in bar.track("donors", len(donors), pool.run(prepare_donors, list(donors.values()))):
-            if isinstance(outcome, Failed):
-                failed_donors[list(donors)[index]] = outcome
-        ready = [job for job in todo if job.donor_keys not in failed_donors]
+    if todo:
+        there = list(where)[: len(todo)] or places(todo[0].config, len(todo))
+        _Sweep(todo, newer_than).work(console, there, crew)
+
+
+def _folder(job: Job) -> Any:
+    return run_folder(outputs_of(job.config), job.key)
+
+
+class _Sweep:
+    """The runs that are to be done, and the donors that they wait for."""
+
+    def __init__(self, todo: Sequence[Job], newer_than: float) -> None:
+        settings = todo[0].config.exec
+        # Not by the number of workers: the number of threads changes the last bits of a result.
+        self.threads, self.retries, self.newer_than = settings.threads or 1, settings.retries, newer_than
+        self.todo = todo
+        self.tries: dict[Any, int] = defaultdict(int)
+        self.held: dict[tuple[str, ...], list[Job]] = defaultdict(list)  # keys of donors -> the runs that wait for them
         for job in todo:
-            if job.donor_keys in failed_donors:
-                _record_failure(job, failed_donors[job.donor_keys])
-        for index, outcome in bar.track("runs", len(ready), pool.run(execute, [tasks[job.key] for job in ready])):
-            if isinstance(outcome, Failed):
-                _record_failure(ready[index], outcome)
-    records = {job.key: _record(job) for job in jobs}
-    return {key: record for key, record in records.items() if record is not None}
+            donors = outputs_of(job.config) / "donors"
+            if not all((donors / key / PROVENANCE).exists() for key in job.donor_keys):
+                self.held[job.donor_keys].append(job)
+
+    def work(self, console: Console, where: Sequence[str], crew: Crew | None) -> None:
+        with Pool(where, crew) as pool, _Bar(console, len(where), len(self.held), len(self.todo)) as bar:
+            for keys, jobs in self.held.items():
+                pool.add(Task(make_donors, self._alone(jobs[0].config), keys))
+            for job in self.todo:
+                if job.donor_keys not in self.held:
+                    pool.add(self._task(job))
+            for task, given in pool.outcomes():
+                outcome = _outcome(given, self.todo[0].config)
+                again = self._again(task, outcome, pool)
+                if again is not None:
+                    pool.add(again)
+                elif isinstance(task.about, Job):
+                    bar.advance("runs")
+                    if isinstance(given, Failed):
+                        _record_failure(task.about, outcome)
+                else:
+                    bar.advance("donors")
+                    for job in self.held.pop(task.about):
+                        if outcome.status == "completed":
+                            pool.add(self._task(job))
+                        else:
+                            bar.advance("runs")
+                            _record_failure(job, outcome)
+
+    def _alone(self, config: Config) -> Config:
+        """For a worker, which does this one run; what is done again is by `newer_than`."""
+        return replace(config, exec=replace(config.exec, threads=self.threads, rerun=False))
+
+    def _task(self, job: Job, wait: bool = False, crowd: int | None = None) -> Task:
+        return Task(attempt, Attempt(self._alone(job.config), job.key, wait, self.newer_than), job, crowd)
+
+    def _again(self, task: Task, outcome: Outcome, pool: Pool) -> Task | None:
+        """The task for another try; None where it is settled.
+
+        What another process is at is waited for, after all else. What has run out of memory is tried with half as many
+        beside it on its GPU until it is alone there; what else may pass, `exec.retries` times, the last time alone.
+        """
+        about = task.about
+        name = about.key if isinstance(about, Job) else about
+        if outcome.status == "claimed":
+            return self._task(about, wait=True)
+        if outcome.transient is None:
+            return None
+        crowd = task.crowd
+        if outcome.transient == MEMORY:
+            if crowd == 1:
+                return None
+            crowd = max(1, (crowd or pool.crowds()[task.place]) // 2)
+        else:
+            self.tries[name] += 1
+            if self.tries[name] > self.retries:
+                return None
+            if self.tries[name] == self.retries:
+                crowd = 1  # the kernel kills where memory runs out
+        return replace(task, crowd=crowd)
 
 
-def _record(job: Job) -> dict[str, Any] | None:
-    return read_record(run_folder(outputs_of(job.config), job.key))
+def _outcome(given: Any, config: Config) -> Outcome:
+    """What a worker gave, or what became of it. Raises DiskFull."""
+    if not isinstance(given, Failed):
+        return given
+    if given.kind == DiskFull.__name__:
+        raise disk_full(outputs_of(config))
+    return Outcome("failed", given.error, given.traceback, MACHINE if given.kind == WORKER_DIED else None)
 
 
-def _record_failure(job: Job, failed: Failed) -> None:
-    """Write the record of a run that could not write its own."""
-    record = {"key": job.key, "status": "failed", "axes": axes(job.config), **vars(failed)}
-    write_json(run_folder(outputs_of(job.config), job.key) / RECORD, record)
+def _record_failure(job: Job, outcome: Outcome) -> None:
+    """Write the record of a run that could not write its own, unless another process has the run."""
+    record = {"key": job.key, "status": "failed", "axes": axes(job.config)}
+    record |= {"error": outcome.error, "traceback": outcome.traceback, "transient": outcome.transient}
+    try:
+        with claim(claim_of(outputs_of(job.config), job.key), wait=False):
+            if not is_done(_folder(job)):
+                write_json(_folder(job) / RECORD, record)
+    except Claimed:
+        pass
 
 
 class _Bar:
-    """A progress bar with the time left; plain lines, ten in all, where the output is no terminal."""
+    """Progress bars with the time left; plain lines, ten in all, where the output is no terminal."""
 
-    def __init__(self, console: Console, num_workers: int) -> None:
+    def __init__(self, console: Console, num_workers: int, donors: int, runs: int) -> None:
         self.console, self.num_workers = console, num_workers
         columns = (TextColumn("{task.description:>6}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
                    TextColumn("left"), TimeRemainingColumn())  # fmt: skip
         self.progress = Progress(*columns, console=console) if console.is_terminal else None
+        self.total = {name: number for name, number in (("donors", donors), ("runs", runs)) if number}
+        self.done = dict.fromkeys(self.total, 0)
 
     def __enter__(self) -> _Bar:
         (self.progress or nullcontext()).__enter__()
+        self.start = time.perf_counter()
+        if self.progress:
+            self.rows = {name: self.progress.add_task(name, total=total) for name, total in self.total.items()}
+        else:
+            parts = ", ".join(f"{total} {name}" for name, total in self.total.items())
+            self.console.print(f"{parts} on {self.num_workers} workers")
         return self
 
     def __exit__(self, *error: Any) -> None:
         (self.progress or nullcontext()).__exit__(*error)
 
-    def track(self, what: str, total: int, items: Iterable[Any]) -> Iterator[Any]:
-        """Yield `items`, of which there are `total`, and show how many have come."""
-        if not total:
-            return
-        task = self.progress.add_task(what, total=total) if self.progress else None
-        if not self.progress:
-            self.console.print(f"{what}: {total} on {self.num_workers} workers")
-        start = time.perf_counter()
-        for done, item in enumerate(items, 1):
-            yield item
-            if self.progress:
-                self.progress.update(task, completed=done)
-            elif done == total or done * 10 // total > (done - 1) * 10 // total:
-                elapsed = time.perf_counter() - start
-                left = elapsed / done * (total - done)
-                self.console.print(f"{what}: {done}/{total} in {elapsed:.0f} s, about {left:.0f} s left")
+    def advance(self, name: str) -> None:
+        self.done[name] += 1
+        done, total = self.done[name], self.total[name]
+        if self.progress:
+            self.progress.update(self.rows[name], completed=done)
+        elif done == total or done * 10 // total > (done - 1) * 10 // total:
+            elapsed = time.perf_counter() - self.start
+            left = elapsed / done * (total - done)
+            self.console.print(f"{name}: {done}/{total} in {elapsed:.0f} s, about {left:.0f} s left")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,10 +71,14 @@ class Checkpoints(pl.Callback):
         if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
             return
         start = time.perf_counter()
-        unfinished = self.path.with_name(f".{self.path.name}")
-        trainer.save_checkpoint(unfinished)
-        if trainer.is_global_zero:
-            os.replace(unfinished, self.path)
+        # Of this process alone: one that has lost its claim to the run may still be writing.
+        unfinished = self.path.with_name(f".{self.path.name}.{socket.gethostname()}.{os.getpid()}")
+        try:
+            trainer.save_checkpoint(unfinished)
+            if trainer.is_global_zero:
+                os.replace(unfinished, self.path)
+        finally:
+            unfinished.unlink(missing_ok=True)
         self.last = time.perf_counter()
         self.cost = self.last - start
 

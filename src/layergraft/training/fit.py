@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
 from layergraft.errors import UserError, require
@@ -242,6 +243,8 @@ def fit(
         max_epochs=schedule.epochs,
         accumulate_grad_batches=optim.accumulate,
         gradient_clip_val=optim.clip_norm,
+        # Lightning would take a run in a SLURM job for a step of its own, and requeue the job by itself.
+        plugins=[LightningEnvironment()],
         logger=logger or False,
         callbacks=[callback for callback in own if callback is not None],
         enable_checkpointing=False,
@@ -275,6 +278,7 @@ def _trained(
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 uses what torch 2.15 deprecates
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # wherever SLURM is installed
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen is
         trainer.fit(module, batches.train, batches.val, ckpt_path=resume, weights_only=True if resume else None)
         module.network.to(backend.device)  # Lightning takes it to the CPU when it is done

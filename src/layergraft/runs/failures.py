@@ -1,0 +1,59 @@
+"""What went wrong with a run: its own doing, or something that may pass if it is tried again."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from layergraft.errors import RunFailed
+
+MEMORY, MACHINE = "out of memory", "the machine"  # kinds of what may pass; the first with fewer neighbours on the GPU
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PASSING = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.EREMOTEIO)
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED")
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")  # safetensors has its own errors
+
+
+class DiskFull(RunFailed):
+    """What a run writes cannot be written; it goes on from its checkpoint once there is room."""
+
+
+def transient(error: BaseException) -> str | None:
+    """MEMORY or MACHINE for what may pass; None for what would happen again."""
+    for cause in _chain(error):
+        if isinstance(cause, (MemoryError, torch.OutOfMemoryError)) or (
+            isinstance(cause, RuntimeError) and OUT_OF_MEMORY.search(str(cause))
+        ):
+            return MEMORY
+        if isinstance(cause, (ConnectionError, TimeoutError, torch.AcceleratorError)):
+            return MACHINE
+        if isinstance(cause, OSError) and cause.errno in PASSING:
+            return MACHINE
+    return None
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether `error` came of a disk that is full, or of a quota."""
+    return any((isinstance(c, OSError) and c.errno in FULL) or NO_SPACE.search(str(c)) for c in _chain(error))
+
+
+def disk_full(outputs: Path) -> DiskFull:
+    return DiskFull(f"the disk of {outputs} is full; once there is room the same command goes on where it was")
+
+
+def spoils_its_process(error: BaseException) -> bool:
+    """Whether the process is of no further use: after some errors CUDA answers nothing but errors."""
+    return any(
+        isinstance(cause, torch.AcceleratorError) and not isinstance(cause, torch.OutOfMemoryError)
+        for cause in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

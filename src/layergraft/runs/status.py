@@ -1,0 +1,105 @@
+"""How far a sweep is, by what is in the store: whoever does it, wherever. Imports no torch."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from layergraft.files import LEASE_SECONDS
+from layergraft.store import CLAIMS, DONE, RECORD, SWEEP, read_sweep, run_folder, status_of
+
+RECENT = 20  # runs whose ends tell the pace
+
+
+@dataclass(frozen=True)
+class Status:
+    total: int
+    done: int
+    """Completed, or diverged."""
+    failed: int
+    running: int
+    waiting: int
+    """Among them those that were interrupted and go on from a checkpoint."""
+    per_minute: float | None
+    """Runs that ended in a minute, of late; None where fewer than two did."""
+    troubled: dict[str, str]
+    """Key -> status of what failed or diverged."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        left = self.running + self.waiting
+        return 60 * left / self.per_minute if left and self.per_minute else (None if left else 0.0)
+
+    def __str__(self) -> str:
+        pace = (
+            ""
+            if self.per_minute is None or not self.running + self.waiting
+            else f", {self.per_minute:.3g} runs a minute"
+        )
+        left = "" if not self.seconds_left else f", about {duration(self.seconds_left)} left"
+        parts = (f"{name} {getattr(self, name)}" for name in ("done", "running", "failed", "waiting"))
+        return f"{', '.join(parts)} of {self.total} runs{pace}{left}"
+
+
+def status(folder: Path) -> Status:
+    """Of the sweep in `folder`. Raises UserError where there is none."""
+    keys = read_sweep(folder)["runs"]
+    outputs = folder.resolve().parents[1]
+    now, started = time.time(), (folder / SWEEP).stat().st_mtime
+    claims = outputs / CLAIMS
+    # A claim that nobody renews is of one who died.
+    alive = {p.name for p in claims.iterdir() if _age(p, now) < LEASE_SECONDS} if claims.is_dir() else set()
+    statuses = {key: status_of(run_folder(outputs, key)) for key in keys}
+    running = [key for key in keys if key in alive]
+    ended = sorted(
+        age
+        for key in keys
+        if statuses[key] is not None and (age := _age(run_folder(outputs, key) / RECORD, now)) < now - started
+    )[:RECENT]
+    span = (ended[-1] if len(ended) > 1 else 0.0) / 60
+    number = Counter("running" if key in alive else statuses[key] for key in keys)
+    return Status(
+        total=len(keys),
+        done=sum(number[name] for name in DONE),
+        failed=number["failed"],
+        running=len(running),
+        waiting=len(keys) - sum(number[name] for name in (*DONE, "failed", "running")),
+        per_minute=len(ended) / span if span > 0 else None,
+        troubled={key: name for key, name in statuses.items() if name in ("failed", "diverged") and key not in alive},
+    )
+
+
+def _age(path: Path, now: float) -> float:
+    try:
+        return now - path.stat().st_mtime
+    except FileNotFoundError:  # released meanwhile
+        return float("inf")
+
+
+def duration(seconds: float) -> str:
+    """90 -> 2 min; 5400 -> 1 h 30 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def show(folder: Path, watch: bool) -> None:
+    """Print how far the sweep is; with `watch`, again every 2 seconds until it is done."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(soft_wrap=True, highlight=False)
+    now = status(folder)
+    if watch:
+        with Live(str(now), console=console, auto_refresh=False) as live:
+            while now.running or now.waiting:
+                time.sleep(2)
+                now = status(folder)
+                live.update(str(now), refresh=True)
+    else:
+        console.print(str(now))
+    for key, name in now.troubled.items():
+        console.print(f"  {name:<8}  {key}", markup=False)
