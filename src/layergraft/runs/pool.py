@@ -78,6 +78,9 @@ class Worker(Protocol):
     def outcome(self) -> Any:
         """What the function gave, or Failed; of a kind `WORKER_DIED` where it must be replaced."""
 
+    def rest(self) -> None:
+        """There is nothing to do for it now; there may be later."""
+
     def stop(self, interrupt: bool) -> None:
         """End soon; `interrupt` it where it is busy."""
 
@@ -141,7 +144,12 @@ class Pool:
 
     def _give(self) -> None:
         for number in range(len(self.workers)):
-            if number not in self.busy and (task := self._next(self.workers[number].place)) is not None:
+            if number in self.busy:
+                continue
+            task = self._next(self.workers[number].place)
+            if task is None:
+                self.workers[number].rest()
+            else:
                 try:
                     self.workers[number].send(task.function, task.argument)
                 except OSError:  # it died while it was idle
@@ -206,6 +214,9 @@ class _Process:
             if code == -signal.SIGKILL:
                 error += ", as the kernel does where memory runs out"
             return Failed(WORKER_DIED, error, error)
+
+    def rest(self) -> None:
+        """It stays warm."""
 
     def stop(self, interrupt: bool) -> None:
         if interrupt and self.process.is_alive():

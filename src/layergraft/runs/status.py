@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layergraft.files import LEASE_SECONDS
 from layergraft.store import CLAIMS, DONE, RECORD, SWEEP, read_sweep, run_folder, status_of
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERVAL = 2.0  # seconds
 RECENT = 20  # runs whose ends tell the pace
 
 
@@ -87,19 +94,34 @@ def duration(seconds: float) -> str:
 
 
 def show(folder: Path, watch: bool) -> None:
-    """Print how far the sweep is; with `watch`, again every 2 seconds until it is done."""
+    """Print how far the sweep is; with `watch`, again every 2 seconds until nothing runs or waits."""
     from rich.console import Console
-    from rich.live import Live
 
     console = Console(soft_wrap=True, highlight=False)
-    now = status(folder)
     if watch:
-        with Live(str(now), console=console, auto_refresh=False) as live:
-            while now.running or now.waiting:
-                time.sleep(2)
-                now = status(folder)
-                live.update(str(now), refresh=True)
-    else:
+        follow(folder, lambda: (now := status(folder)).running + now.waiting > 0, console)
+    now = status(folder)
+    if not watch or not console.is_terminal:
         console.print(str(now))
     for key, name in now.troubled.items():
         console.print(f"  {name:<8}  {key}", markup=False)
+
+
+def follow(folder: Path, going: Callable[[], bool], console: Console | None = None) -> None:
+    """Show how far the sweep is for as long as it is `going`: in a terminal on one line, else a line for each tenth."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = console or Console(stderr=True, soft_wrap=True, highlight=False)
+    tenths = -1
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            still, now = going(), status(folder)
+            if live is not None:
+                live.update(str(now), refresh=True)
+            elif now.done * 10 // now.total != tenths:
+                tenths = now.done * 10 // now.total
+                console.print(str(now))
+            if not still:
+                return
+            time.sleep(INTERVAL)

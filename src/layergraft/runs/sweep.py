@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,7 +80,8 @@ def places(config: Config, num_jobs: int) -> list[str]:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, int(os.environ.get("SLURM_CPUS_PER_TASK", there)))  # not every cluster binds a job to its cores
 
 
 def run(jobs: Sequence[Job], *, newer_than: float = 0.0, crew: Crew | None = None, where: Sequence[str] = ()) -> None:
@@ -89,7 +91,7 @@ def run(jobs: Sequence[Job], *, newer_than: float = 0.0, crew: Crew | None = Non
     what may pass is tried again. Workers are this machine's, or come from `crew`, one for each place of `where`. Raises
     DiskFull.
     """
-    todo = [job for job in jobs if not is_done(_folder(job), newer_than)]
+    todo = [job for job in jobs if not is_done(folder_of(job), newer_than)]
     console = Console(stderr=True)
     if len(todo) < len(jobs):
         console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are in the store already")
@@ -98,7 +100,7 @@ def run(jobs: Sequence[Job], *, newer_than: float = 0.0, crew: Crew | None = Non
         _Sweep(todo, newer_than).work(console, there, crew)
 
 
-def _folder(job: Job) -> Any:
+def folder_of(job: Job) -> Path:
     return run_folder(outputs_of(job.config), job.key)
 
 
@@ -190,8 +192,8 @@ def _record_failure(job: Job, outcome: Outcome) -> None:
     record |= {"error": outcome.error, "traceback": outcome.traceback, "transient": outcome.transient}
     try:
         with claim(claim_of(outputs_of(job.config), job.key), wait=False):
-            if not is_done(_folder(job)):
-                write_json(_folder(job) / RECORD, record)
+            if not is_done(folder_of(job)):
+                write_json(folder_of(job) / RECORD, record)
     except Claimed:
         pass
 

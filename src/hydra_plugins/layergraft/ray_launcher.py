@@ -1,0 +1,47 @@
+"""`hydra/launcher=ray`: the runs of a sweep on a Ray cluster, with the same queue as on one machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from hydra_plugins.layergraft.launcher import LayergraftLauncher
+
+
+@dataclass
+class RayConf:
+    _target_: str = "hydra_plugins.layergraft.ray_launcher.RayLauncher"
+    _convert_: str = "all"
+    address: str | None = None  # of a cluster, or auto; null: RAY_ADDRESS, or a Ray that is started on this machine
+    cpus_per_run: float = 1
+    gpus_per_run: float | None = None  # a share of a GPU; null: 1 / exec.jobs_per_gpu where the cluster has GPUs
+    init: dict[str, Any] = field(default_factory=dict)  # more for ray.init
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="ray", node=RayConf, provider="layergraft")
+
+
+class RayLauncher(LayergraftLauncher):
+    def __init__(self, address: str | None, cpus_per_run: float, gpus_per_run: float | None, init: dict[str, Any]):
+        self.address, self.cpus, self.gpus, self.init = address, cpus_per_run, gpus_per_run, init
+
+    def work(self, jobs: Sequence) -> None:
+        from layergraft.errors import UserError
+
+        try:
+            import ray
+        except ImportError:
+            raise UserError("hydra/launcher=ray needs ray; pip install 'layergraft[ray]'") from None
+        from layergraft.runs import sweep
+        from layergraft.runs.ray_crew import RayCrew
+
+        settings = jobs[0].config.exec
+        crew = RayCrew(self.address, self.cpus, 0.0, dict(self.init))
+        if settings.device.name != "cpu" and ray.cluster_resources().get("GPU", 0):
+            crew = RayCrew(self.address, self.cpus, self.gpus or 1 / settings.jobs_per_gpu, dict(self.init))
+        where = crew.places()[: settings.workers]
+        try:
+            sweep.run(jobs, newer_than=self.newer_than, crew=crew, where=where)
+        finally:
+            ray.shutdown()

@@ -1,0 +1,87 @@
+"""Workers on a Ray cluster: one actor each, so that what is warm stays warm and a GPU stays the worker's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from layergraft.runs.pool import WORKER_DIED, Failed
+
+
+class RayCrew:
+    """Actors with `cpus` cores and `gpus` (a share, such as 0.5) of a GPU each.
+
+    A Ray that runs at `address` is used (null: at RAY_ADDRESS), or one is started on this machine.
+    """
+
+    def __init__(self, address: str | None, cpus: float, gpus: float, options: dict[str, Any]) -> None:
+        if not ray.is_initialized():
+            ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+        # The paths of a config are relative to where the sweep was started: a disk that all nodes share.
+        self.new = ray.remote(_Hand).options(num_cpus=cpus, num_gpus=gpus).remote
+        self.cpus, self.gpus = cpus, gpus
+
+    def places(self) -> list[str]:
+        """One for each worker that the cluster has room for; Ray says which is where once it has started it."""
+        there = ray.cluster_resources()
+        room = [int(there.get("CPU", 0) / self.cpus)] if self.cpus else []
+        room += [int(there.get("GPU", 0) / self.gpus + 1e-9)] if self.gpus else []
+        return [f"worker {index}" for index in range(max(1, min(room)))]
+
+    def start(self, place: str) -> _Actor:
+        return _Actor(place, lambda: self.new(os.getcwd()))
+
+    def wait(self, workers: Sequence[_Actor]) -> list[_Actor]:
+        by_result = {worker.result: worker for worker in workers}
+        ended, _ = ray.wait(list(by_result), num_returns=1)
+        return [by_result[result] for result in ended]
+
+
+class _Actor:
+    def __init__(self, place: str, new: Callable[[], Any]) -> None:
+        self.place, self.new = place, new
+        self.actor: Any = None
+        self.result: Any = None
+
+    def send(self, function: Callable[[Any], Any], argument: Any) -> None:
+        self.actor = self.actor or self.new()
+        self.result = self.actor.work.remote(function, argument)
+
+    def outcome(self) -> Any:
+        try:
+            self.place, outcome = ray.get(self.result)
+        except ray.exceptions.RayError as error:
+            line = f"its worker died: {str(error).splitlines()[0]}"
+            return Failed(WORKER_DIED, line, str(error))
+        if getattr(outcome, "process_spoilt", False):
+            self.rest()
+        return outcome
+
+    def rest(self) -> None:
+        """Give its cores back: another may wait for them where a node was lost."""
+        if self.actor is not None:
+            ray.kill(self.actor)
+            self.actor = None
+
+    def stop(self, interrupt: bool) -> None:
+        self.rest()
+
+    def join(self) -> None:
+        pass
+
+
+class _Hand:
+    def __init__(self, folder: str) -> None:
+        os.chdir(folder)
+
+    def work(self, function: Callable[[Any], Any], argument: Any) -> tuple[str, Any]:
+        """The GPU, or the node, that this is on, and what the function gives."""
+        node = ray.get_runtime_context().get_node_id()
+        place = f"{node} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
+        try:
+            return place, function(argument)
+        except Exception as error:
+            return place, Failed.of(error)
