@@ -1,5 +1,6 @@
 """What the tests share: composing configs, small data, and one small sweep that several tests look at."""
 
+import functools
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the tests' networks are too small to share out
@@ -8,17 +9,21 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from pytorch_lightning.trainer.connectors import callback_connector
 
 from layergraft.cli import main
 from layergraft.data.images import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
-from layergraft.runs.compose import conf_dir, spelled, to_config
+from layergraft.runs.compose import Composer, conf_dir, spelled
 from layergraft.specs import SurgerySpec
 from layergraft.surgery import place_of
 from layergraft.training.fit import Backend
 
 torch.set_num_threads(1)
+# Each Trainer looks through the metadata of all that is installed; one look is enough.
+callback_connector._load_external_callbacks = functools.cache(callback_connector._load_external_callbacks)
 # The smallest run that is still a run: two epochs of a very narrow host.
 TINY = ["host.width=4", "schedule.epochs=2", "donor.schedule.epochs=1", "optim.batch_size=25", "exec.device=cpu"]
 # Every host, as narrow as it goes without losing its shape.
@@ -42,15 +47,18 @@ def place_at(spec, path, image=GREY, surgery=None):
     return place_of(host, survey(host, image)[path], surgery or SurgerySpec(), image)
 
 
+@pytest.fixture(scope="session")
+def composer():
+    """As a sweep composes its runs: each choice of groups by Hydra once, values on a copy (tests/test_conf.py compares)."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        master = compose("config", return_hydra_config=True)
+        return Composer(GlobalHydra.instance().config_loader(), master)
+
+
 @pytest.fixture
-def config():
+def config(composer):
     """Function: overrides -> the Config of a run, as `layergraft train` composes it."""
-
-    def composed(*overrides):
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return to_config(compose("config", overrides=list(map(spelled, overrides)), return_hydra_config=True))
-
-    return composed
+    return lambda *overrides: composer(list(map(spelled, overrides)))
 
 
 @pytest.fixture

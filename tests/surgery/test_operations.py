@@ -59,18 +59,30 @@ def graft(host, sites, donors, spec=None, image=IMAGE):
     )
 
 
+def one_of_each(host, sites):
+    """A site, the last, of each structure that a host repeats."""
+    return list({(form_of(host.get_submodule(path)), site.in_shape): site for path, site in sites.items()}.values())
+
+
+def all_of(host, sites):
+    """Lists of sites to graft at: one of each structure by itself, then all of a kind together. The deepest hosts repeat
+    the structures of resnet50 and resnet20."""
+    alone = [[site] for site in one_of_each(host, sites)] if len(sites) < 100 else []
+    return alone + [[site for site in sites.values() if site.kind == kind] for kind in ("conv", "block", "stage")]
+
+
 @pytest.mark.parametrize("spec", HOSTS, ids=lambda spec: spec.name)
 def test_its_own_layer_leaves_the_logits_bit_identical_at_every_site(spec):
     image = (3, 16, 16)
     host = lived_in(spec, image)
     x = torch.randn(2, *image)
-    sites = survey(host, image)
     with torch.no_grad():
         before = host(x)
-        for path, site in sites.items():
-            for stem in {False, site.kind == "conv" and len(sites) < 100}:
-                made = surgery.graft(host, [(site, own_layer(host, site, stem))], SurgerySpec(), image).network
-                assert torch.equal(made(x), before), (path, stem)
+        for sites in all_of(host, survey(host, image)):
+            for stem in {False, sites[0].kind == "conv"}:
+                donors = [(site, own_layer(host, site, stem)) for site in sites]
+                made = surgery.graft(host, donors, SurgerySpec(), image).network
+                assert torch.equal(made(x), before), ([site.path for site in sites], stem)
 
 
 @pytest.mark.parametrize("options", [{"norm": "group"}, {"skips": False}, {"stem": "imagenet"}], ids=str)
@@ -78,10 +90,10 @@ def test_its_own_layer_in_other_hosts(options):
     host = lived_in(TorchvisionResNet("resnet50", width=8, **options))
     x = torch.randn(2, *IMAGE)
     with torch.no_grad():
-        for path, site in survey(host, IMAGE).items():
-            assert torch.equal(
-                surgery.graft(host, [(site, own_layer(host, site))], SurgerySpec(), IMAGE).network(x), host(x)
-            ), path
+        before = host(x)
+        for sites in all_of(host, survey(host, IMAGE)):
+            made = surgery.graft(host, [(site, own_layer(host, site)) for site in sites], SurgerySpec(), IMAGE).network
+            assert torch.equal(made(x), before), [site.path for site in sites]
 
 
 @pytest.mark.parametrize("operation", ZERO_GATED, ids=name_of)
@@ -93,13 +105,14 @@ def test_behind_a_zero_gate_the_logits_are_bit_identical_at_every_site(spec, ope
     x = torch.randn(2, *IMAGE)
     with torch.no_grad():
         before = host(x)
-        for path, site in survey(host, IMAGE).items():
-            donor = surgery.place_of(host, site, operation, IMAGE).conv().build()
-            made = surgery.graft(host, [(site, donor)], operation, IMAGE)
-            assert torch.equal(made.network(x), before), path
+        for sites in all_of(host, survey(host, IMAGE)):
+            paths = [site.path for site in sites]
+            donors = [surgery.place_of(host, site, operation, IMAGE).conv().build() for site in sites]
+            made = surgery.graft(host, list(zip(sites, donors, strict=True)), operation, IMAGE)
+            assert torch.equal(made.network(x), before), paths
             gate = made.network.get_parameter(made.roles["adapter"][-1])
             gate.fill_(1.0)
-            assert not torch.equal(made.network(x), before), path  # the donor is there
+            assert not torch.equal(made.network(x), before), paths  # the donor is there
 
 
 def test_an_ungated_insert_is_a_link_in_the_chain():

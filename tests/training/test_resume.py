@@ -1,5 +1,6 @@
 """A run that goes on from any of its checkpoints ends with the bits of the run that was never stopped."""
 
+import copy
 import shutil
 
 import pytest
@@ -20,7 +21,7 @@ from layergraft.training.checkpoints import Checkpoints, facts_of, require_same
 from layergraft.training.fit import Recipe, Saving, fit
 from layergraft.training.module import all_norm_paths, norm_paths
 
-EPOCHS, STEPS = 4, 3
+EPOCHS, STEPS = 4, 2
 HOST = CifarResNet("resnet8", width=4)
 SGD = OptimSpec("sgd", 0.05, weight_decay=0.01, batch_size=10)
 ADAMW = OptimSpec("adamw", 0.01, weight_decay=0.1, batch_size=10)
@@ -35,6 +36,11 @@ class Experiment:
         self.data, self.folder, self.strategy = data, folder, strategy
         self.recipe = Recipe(optim, schedule, regularizer or RegularizerSpec())
         self.dropout = dropout
+        host = HOST.build(data.shape, data.num_classes, seed=0)
+        torch.manual_seed(3)
+        donor = nn.Conv2d(6, 8, 3, padding=1)
+        site = survey(host, data.shape)["layer2.0.conv2"]
+        self.grafted = graft(host, [(site, donor)], SurgerySpec(fit="project", start="random"), data.shape)
         folder.mkdir()
         self.saved = saved = []
         plain = Checkpoints._save
@@ -48,17 +54,12 @@ class Experiment:
         self.monkeypatch = monkeypatch
 
     def __call__(self, resume=None):
-        host = HOST.build(self.data.shape, self.data.num_classes, seed=0)
-        torch.manual_seed(3)
-        donor = nn.Conv2d(6, 8, 3, padding=1)
-        site = survey(host, self.data.shape)["layer2.0.conv2"]
-        grafted = graft(host, [(site, donor)], SurgerySpec(fit="project", start="random"), self.data.shape)
-        network = grafted.network
+        network = copy.deepcopy(self.grafted.network)
         if self.dropout:
             network.fc = nn.Sequential(nn.Dropout(self.dropout), network.fc)
         roles = {
             **HOST.roles,
-            **grafted.roles,
+            **self.grafted.roles,
             "norm": all_norm_paths(network),
             "before": ["conv1"],
             "after": ["layer3"],
@@ -88,9 +89,9 @@ def require_exact_from_every_checkpoint(experiment, num_checkpoints=EPOCHS * STE
 
 @pytest.fixture
 def experiment(images, tmp_path, monkeypatch):
-    def make(strategy, optim=SGD, schedule=COSINE, **more):
+    def make(strategy, optim=SGD, schedule=COSINE, steps=STEPS, **more):
         data = images(channels=1, size=8)
-        data = type(data)(data.train.take(range(35)), data.val, data.test, data.num_classes, "r")
+        data = type(data)(data.train.take(range(10 * steps + 5)), data.val, data.test, data.num_classes, "r")
         return Experiment(data, tmp_path / "checkpoints", monkeypatch, strategy, optim, schedule, **more)
 
     return make
@@ -121,7 +122,7 @@ REST = {
     "ema": {"regularizer": RegularizerSpec(ema=0.9)},
     "swa": {"regularizer": RegularizerSpec(swa=0.5)},
     "mixup and smoothing": {"regularizer": RegularizerSpec(mixup=0.4, label_smoothing=0.1)},
-    "a network that draws": {"dropout": 0.5},
+    "a network that draws": {"dropout": 0.5, "steps": 3},
     "one-cycle": {"schedule": ScheduleSpec("one_cycle", EPOCHS, pct_start=0.3)},
     "step": {"schedule": ScheduleSpec("step", EPOCHS, step_epochs=1, gamma=0.5)},
     "adagrad": {"optim": OptimSpec("adagrad", 0.01, batch_size=10)},
@@ -135,11 +136,11 @@ REST = {
 def test_everything_else_from_every_checkpoint(what, experiment):
     made = experiment(**{"strategy": ALL, **REST[what]})
     epochs = 3 if what == "stopped early" else EPOCHS
-    require_exact_from_every_checkpoint(made, epochs * STEPS)
+    require_exact_from_every_checkpoint(made, epochs * REST[what].get("steps", STEPS))
 
 
 def test_accumulated_batches_are_resumed_between_steps(experiment):
-    made = experiment(ALL, OptimSpec("sgd", 0.05, batch_size=10, accumulate=3))
+    made = experiment(ALL, OptimSpec("sgd", 0.05, batch_size=10, accumulate=3), steps=3)
     require_exact_from_every_checkpoint(made, EPOCHS)  # one step an epoch
 
 

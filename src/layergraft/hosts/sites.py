@@ -50,7 +50,7 @@ def survey(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Site]:
     from torch import nn
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
-    probe = copy.deepcopy(network).to("meta").eval()
+    probe = dry(network)
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
     given: list[
         tuple[Any, str]
@@ -83,7 +83,7 @@ def survey(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Site]:
     for path, module in probe.named_modules():
         if kinds[path]:
             module.register_forward_hook(record(path))
-        elif isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
+        elif isinstance(module, norm_layers()):
             module.register_forward_pre_hook(look(path))
     with torch.no_grad():
         probe(torch.empty(2, *image, device="meta"))
@@ -100,6 +100,24 @@ def survey(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Site]:
         stride = stride_of(probe.get_submodule(path))
         found[path] = Site(path, kinds[path], before, after, stride, number, depths.get(path), norms.get(path))
     return found
+
+
+def dry(network: nn.Module) -> nn.Module:
+    """A copy of `network` on torch's meta device for a forward that is about shapes and order: its norms give anything
+    of their input's shape, since torch runs norms on that device in Python, slower than all else together."""
+    import torch
+
+    probe = copy.deepcopy(network).to("meta").eval()
+    for module in probe.modules():
+        if isinstance(module, norm_layers()):
+            module.forward = torch.empty_like
+    return probe
+
+
+def norm_layers() -> tuple[type[nn.Module], ...]:
+    from torch import nn
+
+    return nn.modules.batchnorm._BatchNorm, nn.GroupNorm
 
 
 def stride_of(module: nn.Module) -> int:

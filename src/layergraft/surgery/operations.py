@@ -18,7 +18,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from layergraft.donors.forms import Block, Conv, Place, Stem, describe, form_of
 from layergraft.errors import UserError
-from layergraft.hosts.sites import BLOCK, STAGE, Site
+from layergraft.hosts.sites import BLOCK, STAGE, Site, dry
 from layergraft.seeds import stream
 from layergraft.specs import SurgerySpec
 from layergraft.surgery.fit import dropped_bias, fitted, start_identity, start_random
@@ -87,7 +87,7 @@ class Grafted:
 
         What acts before the first donor and what after is measured by a dry forward.
         """
-        probe = copy.deepcopy(self.network).to("meta").eval()
+        probe = dry(self.network)
         order: list[str] = []
         for path, module in probe.named_modules():
             if next(module.parameters(recurse=False), None) is not None:
@@ -148,26 +148,30 @@ class Grafted:
         What the host had and surgery changed (layers, statistics) is the host's again; what has been trained since
         elsewhere, the host's layer beside or before a donor too, stays as it is now.
         """
-        network = self._without_donors()
-        own = self.host.state_dict()
-        network.load_state_dict({**network.state_dict(), **{name: own[name] for name in self.changed}})
-        return network
-
-    def _without_donors(self) -> nn.Module:
         network = copy.deepcopy(self.network)
         for graft in self.grafts:
             for path in graft.replaced:
                 kept = getattr(network.get_submodule(path), "host", None)  # of an insert or a branch
-                own = copy.deepcopy(self.host.get_submodule(path)) if kept is None else kept
-                network.set_submodule(path, own)
+                network.set_submodule(path, copy.deepcopy(self.host.get_submodule(path)) if kept is None else kept)
+        own = self.host.state_dict()
+        network.load_state_dict({**network.state_dict(), **{name: own[name] for name in self.changed}})
         return network
+
+    def _now(self, name: str) -> str:
+        """What the host's tensor `name` is called in the network, if it is there."""
+        for graft in self.grafts:
+            for path in graft.replaced:
+                if under(name, [path]):
+                    return f"{path}.host{name[len(path) :]}"
+        return name
 
     def with_changes(self) -> Grafted:
         """The same, `changed` read off anew."""
         if next(self.host.parameters()).is_meta:
             return self  # there are no values
-        now = self._without_donors().state_dict()
-        names = {name for name, tensor in self.host.state_dict().items() if not torch.equal(now[name], tensor)}
+        now = self.network.state_dict()
+        pairs = ((name, now.get(self._now(name)), tensor) for name, tensor in self.host.state_dict().items())
+        names = {name for name, tensor, own in pairs if tensor is not None and not torch.equal(tensor, own)}
         return replace(self, changed=frozenset(names))
 
 
