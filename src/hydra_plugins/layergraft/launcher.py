@@ -4,8 +4,10 @@ Hydra imports this module at every start, and wants it under `hydra_plugins`: to
 It executes it before it is in sys.modules, which dataclasses with postponed annotations do not survive.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -28,11 +30,18 @@ class LayergraftLauncher(Launcher):
         self.planned = None  # the jobs of the next launch, where the sweeper has planned them already
         self.newer_than = 0.0
 
+    @contextmanager
+    def crew(self, settings: Any) -> Iterator[tuple[Any, list[str]]]:
+        """Where workers come from, and the place of each; for None and none this machine's, as many as it has room for.
+        `settings` are the ExecSpec."""
+        yield None, []
+
     def work(self, jobs: Sequence) -> None:
         """Do the jobs that the store does not have."""
         from layergraft.runs import sweep
 
-        sweep.run(jobs, newer_than=self.newer_than)
+        with self.crew(jobs[0].config.exec) as (crew, where):
+            sweep.run(jobs, newer_than=self.newer_than, crew=crew, where=where)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from pathlib import Path

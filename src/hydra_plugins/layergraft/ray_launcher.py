@@ -1,6 +1,7 @@
 """`hydra/launcher=ray`: the runs of a sweep on a Ray cluster, with the same queue as on one machine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,22 +27,19 @@ class RayLauncher(LayergraftLauncher):
     def __init__(self, address: str | None, cpus_per_run: float, gpus_per_run: float | None, init: dict[str, Any]):
         self.address, self.cpus, self.gpus, self.init = address, cpus_per_run, gpus_per_run, init
 
-    def work(self, jobs: Sequence) -> None:
+    @contextmanager
+    def crew(self, settings: Any) -> Iterator[tuple[Any, list[str]]]:
         from layergraft.errors import UserError
 
         try:
             import ray
         except ImportError:
             raise UserError("hydra/launcher=ray needs ray; pip install 'layergraft[ray]'") from None
-        from layergraft.runs import sweep
         from layergraft.runs.ray_crew import RayCrew
 
-        settings = jobs[0].config.exec
-        crew = RayCrew(self.address, self.cpus, 0.0, dict(self.init))
-        if settings.device.name != "cpu" and ray.cluster_resources().get("GPU", 0):
-            crew = RayCrew(self.address, self.cpus, self.gpus or 1 / settings.jobs_per_gpu, dict(self.init))
-        where = crew.places()[: settings.workers]
+        gpus = 0.0 if settings.device.name == "cpu" else self.gpus
+        crew = RayCrew(self.address, self.cpus, gpus, settings.jobs_per_gpu, dict(self.init))
         try:
-            sweep.run(jobs, newer_than=self.newer_than, crew=crew, where=where)
+            yield crew, crew.places()[: settings.workers]
         finally:
             ray.shutdown()

@@ -63,15 +63,20 @@ class LayergraftSweeper(BasicSweeper):
                 cells.append(kept + list(control))
         return [list(cell) for cell in dict.fromkeys(map(tuple, cells))]
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def folder(self, arguments: list[str]) -> Path:
+        """Where the sweep is: under its name, or one that is the same for the same overrides."""
         from layergraft.files import digest
+
+        settings = self.config.exec
+        name = settings.sweep or f"sweep-{digest(sorted(a for a in arguments if not a.startswith('exec.')))}"
+        return Path(settings.outputs) / "sweeps" / name
+
+    def sweep(self, arguments: list[str]) -> Any:
         from layergraft.runs.compose import Composer
         from layergraft.runs.memory import finished, signature, write_plan
         from layergraft.store import SWEEP
 
-        settings = self.config.exec
-        name = settings.sweep or f"sweep-{digest(sorted(a for a in arguments if not a.startswith('exec.')))}"
-        folder = Path(settings.outputs) / "sweeps" / name
+        settings, folder = self.config.exec, self.folder(arguments)
         if settings.rerun or not (folder / SWEEP).exists():  # there is something to do
             _warm()
         with open_dict(self.config):

@@ -8,18 +8,27 @@ from typing import Any
 
 import ray
 
+from layergraft.errors import UserError
 from layergraft.runs.pool import WORKER_DIED, Failed
 
 
 class RayCrew:
-    """Actors with `cpus` cores and `gpus` (a share, such as 0.5) of a GPU each.
+    """Actors with `cpus` cores and `gpus` (a share, such as 0.5) of a GPU each; None: 1 / `jobs_per_gpu` where there are
+    GPUs.
 
-    A Ray that runs at `address` is used (null: at RAY_ADDRESS), or one is started on this machine.
+    A Ray that runs at `address` is used (null: at RAY_ADDRESS), or one is started on this machine. Raises UserError where
+    none runs there.
     """
 
-    def __init__(self, address: str | None, cpus: float, gpus: float, options: dict[str, Any]) -> None:
-        if not ray.is_initialized():
+    def __init__(
+        self, address: str | None, cpus: float, gpus: float | None, jobs_per_gpu: int, options: dict[str, Any]
+    ) -> None:
+        try:
             ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(f"hydra.launcher.address is {address}: {str(error).splitlines()[0]}") from None
+        if gpus is None:
+            gpus = 1 / jobs_per_gpu if ray.cluster_resources().get("GPU", 0) else 0.0
         # The paths of a config are relative to where the sweep was started: a disk that all nodes share.
         self.new = ray.remote(_Hand).options(num_cpus=cpus, num_gpus=gpus).remote
         self.cpus, self.gpus = cpus, gpus

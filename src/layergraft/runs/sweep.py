@@ -23,7 +23,7 @@ from layergraft.runs.assemble import axes, checked, outputs_of
 from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, disk_full
 from layergraft.runs.pool import WORKER_DIED, Crew, Failed, Pool, Task
 from layergraft.runs.work import Attempt, Outcome, attempt, make_donors
-from layergraft.specs import Config
+from layergraft.specs import Config, ExecSpec
 from layergraft.store import RECORD, claim_of, is_done, run_folder
 
 
@@ -67,10 +67,15 @@ def distinct(jobs: Iterable[Job]) -> list[Job]:
     return list(different.values())
 
 
-def places(config: Config, num_jobs: int) -> list[str]:
+def for_a_worker(config: Config) -> Config:
+    """The config of one run among others: on one thread, since not the number of workers may change its last bits; what
+    is to be done again is told by its age."""
+    return replace(config, exec=replace(config.exec, threads=config.exec.threads or 1, rerun=False))
+
+
+def places(settings: ExecSpec, num_jobs: int) -> list[str]:
     """The place of each worker: a core of this machine, or a GPU as CUDA_VISIBLE_DEVICES names it, `exec.jobs_per_gpu`
     times each."""
-    settings = config.exec
     gpus: list[str] = []
     if settings.device.name != "cpu" and torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -96,7 +101,7 @@ def run(jobs: Sequence[Job], *, newer_than: float = 0.0, crew: Crew | None = Non
     if len(todo) < len(jobs):
         console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are in the store already")
     if todo:
-        there = list(where)[: len(todo)] or places(todo[0].config, len(todo))
+        there = list(where)[: len(todo)] or places(todo[0].config.exec, len(todo))
         _Sweep(todo, newer_than).work(console, there, crew)
 
 
@@ -109,8 +114,7 @@ class _Sweep:
 
     def __init__(self, todo: Sequence[Job], newer_than: float) -> None:
         settings = todo[0].config.exec
-        # Not by the number of workers: the number of threads changes the last bits of a result.
-        self.threads, self.retries, self.newer_than = settings.threads or 1, settings.retries, newer_than
+        self.retries, self.newer_than = settings.retries, newer_than
         self.todo = todo
         self.tries: dict[Any, int] = defaultdict(int)
         self.held: dict[tuple[str, ...], list[Job]] = defaultdict(list)  # keys of donors -> the runs that wait for them
@@ -122,12 +126,12 @@ class _Sweep:
     def work(self, console: Console, where: Sequence[str], crew: Crew | None) -> None:
         with Pool(where, crew) as pool, _Bar(console, len(where), len(self.held), len(self.todo)) as bar:
             for keys, jobs in self.held.items():
-                pool.add(Task(make_donors, self._alone(jobs[0].config), keys))
+                pool.add(Task(make_donors, for_a_worker(jobs[0].config), keys))
             for job in self.todo:
                 if job.donor_keys not in self.held:
                     pool.add(self._task(job))
             for task, given in pool.outcomes():
-                outcome = _outcome(given, self.todo[0].config)
+                outcome = outcome_of(given, self.todo[0].config)
                 again = self._again(task, outcome, pool)
                 if again is not None:
                     pool.add(again)
@@ -144,12 +148,8 @@ class _Sweep:
                             bar.advance("runs")
                             _record_failure(job, outcome)
 
-    def _alone(self, config: Config) -> Config:
-        """For a worker, which does this one run; what is done again is by `newer_than`."""
-        return replace(config, exec=replace(config.exec, threads=self.threads, rerun=False))
-
     def _task(self, job: Job, wait: bool = False, crowd: int | None = None) -> Task:
-        return Task(attempt, Attempt(self._alone(job.config), job.key, wait, self.newer_than), job, crowd)
+        return Task(attempt, Attempt(for_a_worker(job.config), job.key, wait, self.newer_than), job, crowd)
 
     def _again(self, task: Task, outcome: Outcome, pool: Pool) -> Task | None:
         """The task for another try; None where it is settled.
@@ -177,7 +177,7 @@ class _Sweep:
         return replace(task, crowd=crowd)
 
 
-def _outcome(given: Any, config: Config) -> Outcome:
+def outcome_of(given: Any, config: Config) -> Outcome:
     """What a worker gave, or what became of it. Raises DiskFull."""
     if not isinstance(given, Failed):
         return given

@@ -1,0 +1,5 @@
+"""`python -m layergraft` is `layergraft`."""
+
+from layergraft.cli import main
+
+main()

@@ -1,0 +1,225 @@
+"""A search with Optuna on the same store: each trial is a run, kept under its key like any other, and may be pruned."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytorch_lightning as pl
+from hydra.core.override_parser.types import IntervalSweep, Override, Transformer
+
+from layergraft.errors import RunFailed, require, unknown
+from layergraft.files import Claimed, claim, write_atomic
+from layergraft.runs import sweep
+from layergraft.runs.pool import Crew, Pool, Task
+from layergraft.runs.run import Pruned
+from layergraft.runs.work import Attempt, attempt
+from layergraft.store import CLAIMS, read_record
+
+SAMPLERS = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True),  # it knows of trials that still run
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "cma_es": lambda seed: optuna.samplers.CmaEsSampler(seed=seed),
+}
+PRUNERS = {
+    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+    "hyperband": lambda: optuna.pruners.HyperbandPruner(),
+    "none": lambda: optuna.pruners.NopPruner(),
+}
+FAILED, PRUNED = optuna.trial.TrialState.FAIL, optuna.trial.TrialState.PRUNED
+COMPLETE, RUNNING = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.RUNNING
+
+
+def space(overrides: Sequence[Override]) -> dict[str, optuna.distributions.BaseDistribution]:
+    """What is searched over: lists and ranges of choices, `interval(1e-4,1e-1)`, `tag(log,interval(1e-4,1e-1))`.
+
+    Raises UserError for what is no matter of a search.
+    """
+    found: dict[str, optuna.distributions.BaseDistribution] = {}
+    for override in (o for o in overrides if o.is_sweep_override()):
+        key = override.get_key_element()
+        require(
+            key != "seed", "seed is nothing to search over: the best is luck. Search with one, then sweep over seeds"
+        )
+        value = override.value()
+        if isinstance(value, IntervalSweep):
+            log = "log" in value.tags
+            whole = isinstance(value.start, int) and isinstance(value.end, int)
+            kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
+            require(value.start < value.end, f"{override.input_line}: an interval goes from low to high")
+            require(not log or value.start > 0, f"{override.input_line}: on a log scale an interval starts above 0")
+            found[key] = kind(value.start, value.end, log=log)
+        else:
+            found[key] = optuna.distributions.CategoricalDistribution(
+                list(override.sweep_iterator(transformer=Transformer.encode))
+            )
+    require(
+        bool(found), "there is nothing to search over; give lists or intervals, such as 'optim.lr=interval(1e-4,1e-1)'"
+    )
+    return found
+
+
+class Search:
+    """A study in `folder`, which goes on where it was: `num_trials` counts those of before that ended.
+
+    `metric` is maximised or minimised; it is of the validation split. Raises UserError for what cannot be.
+    """
+
+    def __init__(
+        self, folder: Path, metric: str, direction: str, sampler: str, pruner: str, num_trials: int, seed: int
+    ) -> None:
+        for what, name, known in (
+            ("hydra.sweeper.sampler", sampler, SAMPLERS),
+            ("hydra.sweeper.pruner", pruner, PRUNERS),
+            ("hydra.sweeper.direction", direction, ("maximize", "minimize")),
+        ):
+            if name not in known:
+                raise unknown(what, name, known)
+        require(
+            not metric.startswith("test/"),
+            f"hydra.sweeper.metric is {metric}; to choose by the test split makes its figures worthless. val/acc does",
+        )
+        require(num_trials > 0, f"hydra.sweeper.num_trials is {num_trials}; it must be 1 or more")
+        self.folder, self.metric, self.pruner, self.num_trials = folder, metric, pruner, num_trials
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        folder.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.study = optuna.create_study(
+                storage=_storage(folder),
+                study_name=folder.name,
+                sampler=SAMPLERS[sampler](seed),
+                pruner=PRUNERS[pruner](),
+                direction=direction,
+                load_if_exists=True,
+            )
+        require(
+            self.study.direction.name.lower() == direction,
+            f"{folder} has a search that is to {self.study.direction.name.lower()}; exec.sweep=NAME starts another",
+        )
+
+    def run(
+        self,
+        distributions: Mapping[str, optuna.distributions.BaseDistribution],
+        job_of: Callable[[list[str]], sweep.Job],
+        where: Sequence[str],
+        crew: Crew | None,
+    ) -> None:
+        """Do trials until there are enough, as many at a time as there are places. `job_of`: overrides -> the run."""
+        with self._alone():
+            for left in self.study.get_trials(states=(RUNNING,)):  # by one that was killed: the same again
+                self.study.tell(left.number, state=FAILED)
+                self.study.enqueue_trial(left.params)
+            number = min(len(where), self._left())
+            if number <= 0:
+                return
+            with Pool(where[:number], crew) as pool:
+                for _ in range(number):
+                    pool.add(self._task(distributions, job_of))
+                for task, given in pool.outcomes():
+                    outcome = sweep.outcome_of(given, task.argument.config)
+                    trial, job = task.about
+                    if outcome.status == "claimed":
+                        pool.add(self._again(task))
+                        continue
+                    self._tell(trial, job, outcome.status, outcome.error)
+                    if self._left() - len(self.study.get_trials(deepcopy=False, states=(RUNNING,))) > 0:
+                        pool.add(self._task(distributions, job_of))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            with claim(self.folder.parents[1] / CLAIMS / f"search {self.folder.name}", wait=False):
+                yield
+        except Claimed:
+            raise RunFailed(f"another process is at the search in {self.folder}") from None
+
+    def _left(self) -> int:
+        return self.num_trials - len(self.study.get_trials(deepcopy=False, states=(COMPLETE, PRUNED)))
+
+    def _task(self, distributions: Mapping[str, Any], job_of: Callable[[list[str]], sweep.Job]) -> Task:
+        trial = self.study.ask(dict(distributions))
+        overrides = [f"{key}={value}" for key, value in trial.params.items()]
+        trial.set_user_attr("overrides", overrides)
+        job = job_of(overrides)
+        trial.set_user_attr("key", job.key)
+        callback = Reporting(self.folder, trial._trial_id, self.metric, self.pruner)
+        config = sweep.for_a_worker(job.config)
+        return Task(attempt, Attempt(config, job.key, callbacks=(callback,)), (trial.number, job))
+
+    @staticmethod
+    def _again(task: Task) -> Task:
+        from dataclasses import replace
+
+        return replace(task, argument=replace(task.argument, wait=True))
+
+    def _tell(self, number: int, job: sweep.Job, status: str, error: str) -> None:
+        if status == "completed":
+            metrics = read_record(sweep.folder_of(job))["metrics"]
+            require(self.metric in metrics, str(unknown("hydra.sweeper.metric", self.metric, metrics)))
+            self.study.tell(number, metrics[self.metric])
+        elif status == "pruned":
+            self.study.tell(number, state=PRUNED)
+        else:
+            self.study.tell(number, state=FAILED)
+            print(f"trial {number} {status}: {job.key}: {error}")
+
+    def write(self) -> list[dict[str, Any]]:
+        """Write trials.csv; its rows, the best first, those without a value last."""
+        rows = []
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state in (COMPLETE, PRUNED):
+                key = trial.user_attrs["key"]
+                value = trial.value if trial.state is COMPLETE else None
+                rows.append(
+                    {
+                        "trial": trial.number,
+                        "status": trial.state.name.lower(),
+                        self.metric: value,
+                        **trial.params,
+                        "key": key,
+                    }
+                )
+        sign = -1 if self.study.direction.name == "MAXIMIZE" else 1
+        rows.sort(key=lambda row: math.inf if row["status"] == "pruned" else sign * row[self.metric])
+        text = io.StringIO()
+        writer = csv.DictWriter(
+            text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.folder / "trials.csv", text.getvalue())
+        return rows
+
+
+class Reporting(pl.Callback):
+    """Tells the study the metric after each epoch. Raises Pruned where it has seen enough."""
+
+    def __init__(self, folder: Path, trial_id: int, metric: str, pruner: str) -> None:
+        self.folder, self.trial_id, self.metric, self.pruner = folder, trial_id, metric, pruner
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        study = optuna.load_study(
+            study_name=self.folder.name, storage=_storage(self.folder), pruner=PRUNERS[self.pruner]()
+        )
+        self.trial = optuna.trial.Trial(study, self.trial_id)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        point = pl_module.curves[-1]
+        if self.metric not in point:  # known at the end alone
+            return
+        self.trial.report(point[self.metric], trainer.current_epoch)
+        if self.trial.should_prune():
+            raise Pruned(f"after epoch {trainer.current_epoch}, with {self.metric} at {point[self.metric]:.4g}")
+
+
+def _storage(folder: Path) -> optuna.storages.JournalStorage:
+    """A file that several processes append to, on a shared disk too."""
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.log")))
