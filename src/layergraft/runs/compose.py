@@ -27,6 +27,7 @@ from layergraft.schema import validate
 from layergraft.specs import Config
 
 SOURCE = "data@donor.data"
+MAX_PATTERNS = 256  # kept at a time, a sixth of a megabyte each
 
 
 def conf_dir() -> Path:
@@ -186,6 +187,8 @@ class Composer:
         pattern = (groups, *(o.key_or_group if o in single else o.input_line for o in values))
         try:
             if pattern not in self.patterns:
+                if len(self.patterns) == MAX_PATTERNS:
+                    del self.patterns[next(iter(self.patterns))]
                 self.patterns[pattern] = _Pattern(self._whole(groups, values), [o.key_or_group for o in single])
             return _checked(self.patterns[pattern](single))
         except (OmegaConfBaseException, ConfigCompositionException):
