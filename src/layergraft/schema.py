@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from layergraft.errors import require
+
+PLAIN = {str, int, float, bool, type(None)}
 
 
 def register(group: str, name: str):
@@ -24,13 +29,9 @@ def register(group: str, name: str):
 
 def validate(spec: Any, at: str = "") -> None:
     """Have each dataclass in `spec` check its own values, told its key for the message. Raises UserError."""
-    for item in dataclasses.fields(spec):
-        value = getattr(spec, item.name)
-        require(
-            value != MISSING,
-            f"{at + '.' if at else ''}{item.name} is not set; `layergraft train --cfg job` shows all keys",
-        )
-        path = f"{at}.{item.name}" if at else item.name
+    for key in _names(type(spec)):
+        value, path = getattr(spec, key), f"{at}.{key}" if at else key
+        require(value != MISSING, f"{path} is not set; `layergraft train --cfg job` shows all keys")
         for name, part in value.items() if isinstance(value, dict) else [(None, value)]:
             if dataclasses.is_dataclass(part):
                 validate(part, path if name is None else f"{path}.{name}")
@@ -43,8 +44,10 @@ def canonical(spec: Any) -> Any:
 
     The kind of a spec is kept in its `name`, dictionaries keep their order (groups and phases are ordered).
     """
+    if type(spec) in PLAIN:
+        return spec
     if dataclasses.is_dataclass(spec):
-        return {item.name: canonical(getattr(spec, item.name)) for item in dataclasses.fields(spec)}
+        return {name: canonical(getattr(spec, name)) for name in _names(type(spec))}
     if isinstance(spec, Enum):
         return spec.name
     if isinstance(spec, dict):
@@ -52,3 +55,20 @@ def canonical(spec: Any) -> Any:
     if isinstance(spec, (list, tuple)):
         return [canonical(value) for value in spec]
     return spec
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(item.name for item in dataclasses.fields(kind))
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """A spec that caches can tell from others by its content."""
+
+    key: str
+    spec: Any = field(compare=False)
+
+
+def keyed(spec: Any) -> Keyed:
+    return Keyed(f"{type(spec).__name__} {json.dumps(canonical(spec))}", spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from layergraft.data.corruptions import corrupted, flipped_labels
 from layergraft.data.images import ImageData, Split
 from layergraft.errors import UserError, require, unknown
 from layergraft.files import digest
-from layergraft.schema import canonical
+from layergraft.schema import Keyed, canonical, keyed
 from layergraft.seeds import stream
 from layergraft.specs import DataSpec
 from layergraft.tasks import Task
@@ -59,7 +59,8 @@ class DataSet(DataSpec):
 
         Raises UserError for what the set does not have.
         """
-        return _loaded(_Keyed(json.dumps(canonical(self)) + type(self).__name__, self), seed)
+        is_drawn = self.train_size is not None or self.train_per_class is not None or self.corrupt.labels > 0
+        return _loaded(keyed(self), seed if is_drawn else 0)
 
     def source(self) -> dict[str, Any]:
         """The fields of this kind alone: what decides what is read."""
@@ -67,51 +68,49 @@ class DataSet(DataSpec):
         return {name: value for name, value in canonical(self).items() if name == "name" or name not in shared}
 
 
-@dataclass(frozen=True)
-class _Keyed:
-    """A spec that caches can tell from others by its content."""
-
-    key: str
-    spec: DataSet = field(compare=False)
-
-
 @lru_cache(maxsize=8)
-def _whole(keyed: _Keyed) -> Whole:
+def _whole(keyed: Keyed) -> Whole:
     whole = keyed.spec.read()
     require_sound(whole, keyed.spec.name)
     return whole
 
 
 @lru_cache(maxsize=8)
-def _fingerprint(keyed: _Keyed) -> str:
+def _fingerprint(keyed: Keyed) -> str:
     return _whole(keyed).fingerprint
 
 
 @lru_cache(maxsize=16)
-def _rows(keyed: _Keyed, val_share: float, test_share: float, split_seed: int) -> tuple[np.ndarray, ...]:
+def _rows(keyed: Keyed, val_share: float, test_share: float, split_seed: int) -> tuple[np.ndarray, ...]:
     return split_rows(_whole(keyed), keyed.spec.name, val_share, test_share, split_seed)
 
 
 @lru_cache(maxsize=8)
-def _pixels(keyed: _Keyed, corruption: str) -> np.ndarray:
+def _pixels(keyed: Keyed, corruption: str) -> np.ndarray:
     spec = keyed.spec
     return corrupted(_whole(keyed).x_NCHW, spec.corrupt, spec.name)
 
 
 @lru_cache(maxsize=8)
-def _loaded(keyed: _Keyed, seed: int) -> ImageData:
+def _loaded(keyed: Keyed, seed: int) -> ImageData:
+    spec, pool = keyed.spec, _pool(keyed)
+    train = few_shot(pool.train, spec, pool.num_classes, seed)
+    return replace(pool, train=flipped_labels(train, spec.corrupt.labels, pool.num_classes, seed))
+
+
+@lru_cache(maxsize=8)
+def _pool(keyed: Keyed) -> ImageData:
+    """All that there is of the chosen classes; nothing of it is drawn by a run's seed."""
     spec = keyed.spec
-    kind = _Keyed(json.dumps(spec.source()) + type(spec).__name__, spec)
+    kind = Keyed(json.dumps(spec.source()) + type(spec).__name__, spec)
     whole = _whole(kind)
     rows = _rows(kind, spec.val_share, spec.test_share, spec.split_seed)
     classes = chosen_classes(whole, spec)
     x_NCHW = _pixels(kind, json.dumps(canonical(spec.corrupt)))
     parts = dict(zip(PARTS, (of_classes(Split(x_NCHW, whole.y_N).take(r), classes) for r in rows), strict=True))
     require_every_class(parts, [whole.class_names[c] for c in classes], spec.name, whole.task)
-    train = few_shot(parts["train"], spec, len(classes), seed)
-    train = flipped_labels(train, spec.corrupt.labels, len(classes), seed)
     return ImageData(
-        train,
+        parts["train"],
         parts["val"],
         parts["test"],
         len(classes),

@@ -5,14 +5,13 @@ The runs of a sweep differ by seed and strategy more than by shape, so what is b
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from layergraft.hosts.blocks import blank
 from layergraft.hosts.sites import Site, survey
 from layergraft.hosts.weights import fingerprint, matching
-from layergraft.schema import canonical
+from layergraft.schema import Keyed, keyed
 from layergraft.specs import HostSpec
 
 if TYPE_CHECKING:
@@ -23,22 +22,22 @@ Image = tuple[int, int, int]
 
 def skeleton(spec: HostSpec, image: Image, num_classes: int) -> nn.Module:
     """The host of `spec`, the same object for the same arguments. Raises UserError for weights that do not match it."""
-    return _skeleton(type(spec), json.dumps(canonical(spec)), fingerprint(spec), image, num_classes)
+    return _skeleton(keyed(spec), fingerprint(spec), image, num_classes)
 
 
 def sites_of(spec: HostSpec, image: Image, num_classes: int) -> dict[str, Site]:
     """Every site of the host of `spec` by path."""
-    return _sites(type(spec), json.dumps(canonical(spec)), fingerprint(spec), image, num_classes)
+    return _sites(keyed(spec), fingerprint(spec), image, num_classes)
 
 
 @lru_cache(maxsize=64)
-def _skeleton(kind: type[HostSpec], fields: str, weights: str | None, image: Image, num_classes: int) -> nn.Module:
-    spec = kind(**json.loads(fields))
+def _skeleton(keyed: Keyed, weights: str | None, image: Image, num_classes: int) -> nn.Module:
+    spec = keyed.spec
     host = blank(lambda: spec.build(image, num_classes, seed=0))
     matching(spec, host)
     return host
 
 
 @lru_cache(maxsize=64)
-def _sites(kind: type[HostSpec], fields: str, weights: str | None, image: Image, num_classes: int) -> dict[str, Site]:
-    return survey(_skeleton(kind, fields, weights, image, num_classes), image)
+def _sites(keyed: Keyed, weights: str | None, image: Image, num_classes: int) -> dict[str, Site]:
+    return survey(_skeleton(keyed, weights, image, num_classes), image)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,9 +22,10 @@ from layergraft.files import digest, label
 from layergraft.hosts import sites, skeletons, weights
 from layergraft.hosts.blocks import blank
 from layergraft.hosts.sites import Site
-from layergraft.schema import canonical
+from layergraft.recipes import ScheduleSpec, StrategySpec
+from layergraft.schema import Keyed, canonical, keyed
 from layergraft.seeds import stream
-from layergraft.specs import RESULT_VERSION, Config, SurgerySpec
+from layergraft.specs import RESULT_VERSION, Config, HostSpec
 from layergraft.strategies import Curves, Plan, make_plan
 from layergraft.surgery import Grafted
 from layergraft.timeline import timeline
@@ -172,18 +172,57 @@ def _skeleton(config: Config, data: ImageData) -> nn.Module:
 
 @lru_cache(maxsize=256)
 def _grafted_skeleton(
-    host: nn.Module, where: tuple[Site, ...], forms: tuple[Form, ...], operation: str, image: tuple[int, int, int]
+    host: nn.Module, where: tuple[Site, ...], forms: tuple[Form, ...], operation: Keyed, image: tuple[int, int, int]
 ) -> Grafted:
     donors = [(site, blank(form.build)) for site, form in zip(where, forms, strict=True)]
-    return surgery.graft(host, donors, SurgerySpec(**json.loads(operation)), image)
+    return surgery.graft(host, donors, operation.spec, image)
+
+
+@lru_cache(maxsize=1024)
+def _place(host: nn.Module, site: Site, operation: Keyed, image: tuple[int, int, int]) -> Place:
+    return surgery.place_of(host, site, operation.spec, image)
+
+
+@dataclass(frozen=True, eq=False)
+class _Outline:
+    """All that a plan looks at, of a network without weights."""
+
+    skeleton: nn.Module
+    roles: dict[str, Sequence[str]]
+    blocks: tuple[str, ...]
+
+    def plan(self, network: nn.Module, strategy: StrategySpec, epochs: int) -> Plan:
+        names = [name for name, _ in network.named_parameters()]
+        return make_plan(strategy, names, norm_paths(network), self.roles, epochs, self.blocks)
+
+
+@lru_cache(maxsize=256)
+def _outline(host: nn.Module, grafted: Grafted | None, kind: type[HostSpec], blocks: tuple[str, ...]) -> _Outline:
+    roles = {**kind.roles, "graft": [], "adapter": [], "before": [], "after": []}
+    if grafted is not None:
+        roles |= grafted.roles | {"before": grafted.parts["host before"], "after": grafted.parts["host after"]}
+    skeleton = host if grafted is None else grafted.network
+    return _Outline(skeleton, roles | {"norm": all_norm_paths(skeleton)}, blocks)
+
+
+@lru_cache(maxsize=1024)
+def _plan(outline: _Outline, strategy: Keyed, epochs: int) -> Plan:
+    return outline.plan(outline.skeleton, strategy.spec, epochs)
+
+
+@lru_cache(maxsize=1024)
+def _check(outline: _Outline, strategy: Keyed, epochs: int, optim: Keyed, backend: Backend) -> None:
+    """`training.fit.check` on the skeleton."""
+    plan = _plan(outline, strategy, epochs)
+    check(outline.skeleton, plan, Recipe(optim.spec, ScheduleSpec(epochs=epochs)), backend)
 
 
 def _places(config: Config, data: ImageData) -> tuple[list[Site], list[Place]]:
     there, kind = sites_of(config, data), sites.BLOCK if config.donor.kind == "block" else sites.CONV
     where = [sites.resolve(there, site, config.host.name, kind) for site in config.sites]
     surgery.require_apart(where)
-    host = _skeleton(config, data)
-    return where, [surgery.place_of(host, site, config.surgery, data.shape) for site in where]
+    host, operation = _skeleton(config, data), keyed(config.surgery)
+    return where, [_place(host, site, operation, data.shape) for site in where]
 
 
 def _put_together(
@@ -194,26 +233,23 @@ def _put_together(
     donor_at: Callable[[Place], nn.Module] | None,
 ) -> Assembled:
     """The run with the donors that `donor_at` gives; with skeletons of them for None."""
-    network, donor_keys, grafted = host, (), None
+    network, donor_keys, grafted, checked = host, (), None, None
     skeleton = _skeleton(config, data)
-    roles = {**config.host.roles, "graft": [], "adapter": [], "before": [], "after": []}
     if not isinstance(config.donor, NoDonor):
         where, places = _places(config, data)
         donor_keys = tuple(key_of(config.donor, place, backend) for place in places)
         forms = tuple(config.donor.form(place) for place in places)
-        operation = json.dumps(canonical(config.surgery))
+        operation = keyed(config.surgery)
         checked = grafted = _grafted_skeleton(skeleton, tuple(where), forms, operation, data.shape)
-        skeleton = checked.network
-        roles |= checked.roles | {"before": checked.parts["host before"], "after": checked.parts["host after"]}
         if donor_at is not None:
             layers = [(site, donor_at(place)) for site, place in zip(where, places, strict=True)]
             grafted = surgery.graft(host, layers, config.surgery, data.shape, config.host.roles["head"], config.seed)
         network = grafted.network
-    roles["norm"] = all_norm_paths(skeleton)
-    names = [name for name, _ in network.named_parameters()]
-    blocks = [path for path, site in sites_of(config, data).items() if site.kind == sites.BLOCK]
-    plan = make_plan(config.strategy, names, norm_paths(network), roles, config.schedule.epochs, blocks)
-    check(skeleton, plan, recipe_of(config), backend)
+    blocks = tuple(path for path, site in sites_of(config, data).items() if site.kind == sites.BLOCK)
+    outline = _outline(skeleton, checked, type(config.host), blocks)
+    strategy, epochs = keyed(config.strategy), config.schedule.epochs
+    plan = _plan(outline, strategy, epochs) if donor_at is None else outline.plan(network, config.strategy, epochs)
+    _check(outline, strategy, epochs, keyed(config.optim), backend)
     for epoch in config.exec.probe.epochs:
         require(
             epoch <= config.schedule.epochs,

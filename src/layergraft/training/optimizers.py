@@ -48,9 +48,10 @@ def groups_of(network: nn.Module, plan: Plan, spec: OptimSpec) -> list[dict[str,
     """The optimizer's groups: one for each group of the plan and weight decay in it, in the plan's order; with learning
     rates by tensor (`plan.auto`) one for each tensor. `group` is the plan's, `tensors` are the parameters' names."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
+    parameters = dict(network.named_parameters())
     for group, names in plan.groups.items():
         for name in names:
-            parameter = network.get_parameter(name)
+            parameter = parameters[name]
             decay = plan.weight_decay.get(group, spec.weight_decay)
             if parameter.ndim < 2 and not spec.decay_1d or group in plan.anchor and is_anchored(parameter):
                 decay = 0.0
