@@ -48,6 +48,7 @@ ARROWS = {
     "report": {"store", "stats", "timeline"},
     "catalogue": {"hosts", "runs"},
     "explain": set(),
+    "__main__": {"cli"},
     "cli": {"runs", "report", "catalogue", "explain"},
 }
 

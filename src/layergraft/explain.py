@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 
 from hydra.errors import (
@@ -37,6 +38,8 @@ def explain(error: BaseException) -> str | None:
         return _first_line(error)
     if isinstance(error, MarkedYAMLError):
         return _yaml(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full: {error}; what is in the store stays, the same command goes on"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return None

@@ -78,7 +78,7 @@ def once(folder: Path, make: Callable[[Path], None]) -> None:
     """Have `folder` there, whole: `make` fills another, which is then moved to its place. One process does it."""
     if folder.exists():
         return
-    with claim(folder.with_name(f".{folder.name}.claim")):
+    with claim(_marker_of(folder)):
         if folder.exists():
             return
         for left in folder.parent.glob(f".{folder.name}.*.unfinished"):  # by one that was killed
@@ -90,6 +90,19 @@ def once(folder: Path, make: Callable[[Path], None]) -> None:
             os.replace(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)  # gone already where it was moved
+
+
+def forget(folder: Path, older_than: float) -> None:
+    """Remove what `once` has made, where that was before `older_than` (of the disk's clock)."""
+    with claim(_marker_of(folder)):
+        if folder.exists() and folder.stat().st_mtime < older_than:
+            aside = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+            os.replace(folder, aside)  # all of it at once
+            shutil.rmtree(aside)
+
+
+def _marker_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.claim")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -313,7 +313,7 @@ class ExecSpec:
     """Times that a sweep tries a run again after what may pass: a worker that was killed, an error of a disk or of CUDA.
     What has run out of memory is tried with fewer runs beside it, until it is alone."""
     rerun: bool = False
-    """Run again what is in the store already."""
+    """Do again what is in the store already, the donors too."""
     traceback: bool = False
     """Show where an error arose."""
 

@@ -149,7 +149,7 @@ def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
         "train",
         *SWEEP,
         f"exec.outputs={outputs}",
-        "schedule.epochs=60",
+        "schedule.epochs=25",
     ]
     process = subprocess.Popen(
         program,
@@ -159,7 +159,7 @@ def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     before: set[Path] = set()
-    while True:  # until one run has ended and another has just trained its first epoch of 60
+    while True:  # until one run has ended and another has just trained its first epoch of 25
         training = {path.parent for path in outputs.glob("runs/*/last.ckpt")}
         ended = {path.parent for path in outputs.glob("runs/*/record.json")}
         if ended and training - before - ended:
@@ -177,7 +177,7 @@ def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
     # (tests/runs/test_run.py has the record of an interrupted run.)
     assert "completed" in statuses and len(statuses) < 14
     done = statuses.count("completed")
-    code, _, err = command("train", *SWEEP, f"exec.outputs={outputs}", "schedule.epochs=60")
+    code, _, err = command("train", *SWEEP, f"exec.outputs={outputs}", "schedule.epochs=25")
     assert code == 0 and f"{done} of 14 runs are in the store already" in err and "14 of 14 runs completed" in err
 
 

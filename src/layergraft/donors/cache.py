@@ -17,7 +17,7 @@ from layergraft.donors.forms import Form, Place, describe, from_json, to_json
 from layergraft.donors.random import RandomDonor
 from layergraft.donors.trained import TrainedDonor
 from layergraft.errors import RunFailed, UserError, require
-from layergraft.files import digest, label, once, write_json
+from layergraft.files import digest, forget, label, once, write_json
 from layergraft.hosts import weights
 from layergraft.recipes import OptimSpec, PhaseSpec, StrategySpec
 from layergraft.schema import canonical
@@ -156,6 +156,17 @@ def obtain(spec: AnyDonor, place: Place, backend: Backend, outputs: Path) -> Don
 
     once(folder, make)
     return _read(folder)
+
+
+def forget_donor(outputs: Path, key: str, older_than: float) -> None:
+    """Remove a donor, and what it was made from, where that was before `older_than`: it is made anew when it is needed."""
+    folder = outputs / "donors" / key
+    if (folder / PROVENANCE).exists():
+        known = json.loads((folder / PROVENANCE).read_text())
+        for name in ("control_of", "network"):
+            if isinstance(known.get(name), str):
+                forget_donor(outputs, known[name], older_than)
+    forget(folder, older_than)
 
 
 def _made(

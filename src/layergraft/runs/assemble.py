@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +16,7 @@ from layergraft import surgery
 from layergraft.data.batches import Batches, BatchSpec, Normalize
 from layergraft.data.images import ImageData
 from layergraft.donors import NoDonor
-from layergraft.donors.cache import Donor, key_of, obtain, require_batch
+from layergraft.donors.cache import Donor, forget_donor, key_of, obtain, require_batch
 from layergraft.donors.forms import Form, Place
 from layergraft.errors import require
 from layergraft.files import digest, label
@@ -267,8 +268,12 @@ def places_of(config: Config, data: ImageData) -> list[Place]:
 
 
 def obtain_donors(config: Config) -> list[Donor]:
-    """The donors that this run takes, one for each site, made where nobody has yet; none without a donor."""
+    """The donors that this run takes, one for each site, made where nobody has yet, or anew where that is asked for;
+    none without a donor."""
     set_threads(config)
+    if config.exec.rerun:
+        for key in checked(config).donor_keys:
+            forget_donor(outputs_of(config), key, math.inf)
     if isinstance(config.donor, NoDonor):
         return []
     backend = backend_of(config)

@@ -84,6 +84,8 @@ def train_one(config: Config) -> float | None:
     Raises RunFailed where the run failed.
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if config.exec.rerun:
+        obtain_donors(config)
     record = execute(config, [_EpochBar(console)])
     folder = run_folder(outputs_of(config), record["key"])
     console.print(f"run:         {folder}", markup=False)

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from layergraft.donors.cache import PROVENANCE
+from layergraft.donors.cache import PROVENANCE, forget_donor
 from layergraft.errors import UserError, require
 from layergraft.explain import explain
 from layergraft.files import Claimed, claim, write_json
@@ -118,6 +118,9 @@ class _Sweep:
         self.todo = todo
         self.tries: dict[Any, int] = defaultdict(int)
         self.held: dict[tuple[str, ...], list[Job]] = defaultdict(list)  # keys of donors -> the runs that wait for them
+        if newer_than:
+            for outputs, key in {(outputs_of(job.config), key) for job in todo for key in job.donor_keys}:
+                forget_donor(outputs, key, newer_than)
         for job in todo:
             donors = outputs_of(job.config) / "donors"
             if not all((donors / key / PROVENANCE).exists() for key in job.donor_keys):

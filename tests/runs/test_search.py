@@ -1,0 +1,97 @@
+"""A search with Optuna: on the same store, pruned, and it goes on where it was."""
+
+import csv
+
+import optuna
+import pytest
+
+from conftest import TINY
+from layergraft.store import read_record
+
+BASE = ["-m", "hydra/sweeper=optuna", "strategy=freeze,full", "optim.lr=tag(log,interval(1e-4,1e-1))", "donor=random",
+        "host=resnet8", *TINY[:1], "optim.batch_size=25", "exec.device=cpu", "exec.sweep=search"]  # fmt: skip
+
+
+def rows(outputs):
+    return list(csv.DictReader((outputs / "sweeps" / "search" / "trials.csv").open()))
+
+
+def test_a_search_goes_on_and_its_runs_are_in_the_store(tmp_path, command):
+    arguments = [*BASE, "schedule.epochs=2", f"exec.outputs={tmp_path}", "hydra.sweeper.pruner=none"]
+    code, _, err = command("train", *arguments, "hydra.sweeper.num_trials=4")
+    assert code == 0 and "4 trials completed, 0 pruned" in err
+    first = rows(tmp_path)
+    values = [float(row["val/acc"]) for row in first]
+    assert values == sorted(values, reverse=True) and {row["strategy"] for row in first} <= {"freeze", "full"}
+    for row in first:
+        record = read_record(tmp_path / "runs" / row["key"])
+        assert record["metrics"]["val/acc"] == float(row["val/acc"])
+        assert record["config"]["optim"]["lr"] == float(row["optim.lr"]) and 1e-4 <= float(row["optim.lr"]) <= 1e-1
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/record.json")}
+    code, _, err = command("train", *arguments, "hydra.sweeper.num_trials=6")
+    assert code == 0 and "6 trials completed" in err
+    assert {key for row in first for key in [row["key"]]} < {row["key"] for row in rows(tmp_path)}
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())  # none was run again
+
+
+def test_a_bad_trial_is_pruned_and_a_sweep_finishes_its_run(tmp_path, command):
+    # The median of 5 trials prunes what is worse: a rate at which nothing is learnt.
+    search = [*BASE[:2], "optim.lr=5e-3,6e-3,7e-3,8e-3,9e-3,1e-7", "strategy=full", *BASE[4:], "schedule.epochs=8"]
+    study = [
+        "hydra.sweeper.num_trials=40",
+        "hydra.sweeper.sampler=random",
+        "exec.workers=1",
+        "exec.checkpoint_seconds=0",
+    ]
+    code, _, err = command("train", *search, *study, f"exec.outputs={tmp_path}")
+    assert code == 0
+    pruned = [row for row in rows(tmp_path) if row["status"] == "pruned"]
+    assert pruned and {row["optim.lr"] for row in pruned} >= {"1e-7"}
+    key = next(row["key"] for row in pruned if row["optim.lr"] == "1e-7")
+    record = read_record(tmp_path / "runs" / key)
+    assert record["status"] == "pruned" and record["error"].startswith("after epoch ")
+    sweep = [*search[:1], "optim.lr=1e-7", "seed=0,1", *search[3:-2], "exec.sweep=whole", "schedule.epochs=8"]
+    code, _, err = command("train", *sweep, f"exec.outputs={tmp_path}")
+    whole = read_record(tmp_path / "runs" / key)
+    assert code == 0 and whole["status"] == "completed" and whole["resumed"]
+
+
+def test_what_was_running_when_a_search_was_killed_is_run_again(tmp_path, command):
+    arguments = [*BASE, "schedule.epochs=1", f"exec.outputs={tmp_path}", "hydra.sweeper.pruner=none"]
+    assert command("train", *arguments, "hydra.sweeper.num_trials=2")[0] == 0
+    file = tmp_path / "sweeps" / "search" / "study.log"
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
+    study = optuna.load_study(study_name="search", storage=storage)
+    distributions = study.trials[0].distributions
+    left = study.ask(distributions)  # and then the process is gone
+    assert command("train", *arguments, "hydra.sweeper.num_trials=3")[0] == 0
+    assert str(left.params["optim.lr"]) in {row["optim.lr"] for row in rows(tmp_path)} and len(rows(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["seed=0,1"], "seed is nothing to search over"),
+        (["hydra.sweeper.metric=test/acc"], "to choose by the test split makes its figures worthless"),
+        (["hydra.sweeper.sampler=tpee"], "unknown hydra.sweeper.sampler 'tpee'; did you mean 'tpe'?"),
+        (["hydra.sweeper.pruner=medan"], "unknown hydra.sweeper.pruner 'medan'; did you mean 'median'?"),
+        (["hydra.sweeper.direction=up"], "unknown hydra.sweeper.direction 'up'"),
+        (["hydra.sweeper.num_trials=0"], "hydra.sweeper.num_trials is 0"),
+        (["optim.weight_decay=interval(1,0)"], "an interval goes from low to high"),
+        (["optim.weight_decay=tag(log,interval(0.0,1.0))"], "on a log scale an interval starts above 0"),
+        (["optim.lrr=interval(0.1,1.0)"], "unknown key in optim: 'lrr'; did you mean 'lr'?"),
+        (
+            ["hydra.sweeper.metric=val/accu", "schedule.epochs=1"],
+            "unknown hydra.sweeper.metric 'val/accu'; did you mean",
+        ),
+    ],
+)
+def test_bad_searches(overrides, message, tmp_path, command):
+    code, _, err = command("train", *BASE, "hydra.sweeper.num_trials=1", *overrides, f"exec.outputs={tmp_path}")
+    *_, line = err.splitlines()
+    assert code == 2 and line.startswith("error: ") and message in line
+
+
+def test_nothing_to_search_over(tmp_path, command):
+    code, _, err = command("train", "-m", "hydra/sweeper=optuna", "strategy=freeze", f"exec.outputs={tmp_path}")
+    assert code == 2 and "error: there is nothing to search over" in err
