@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,8 +25,9 @@ class RayCrew:
         self, address: str | None, cpus: float, gpus: float | None, jobs_per_gpu: int, options: dict[str, Any]
     ) -> None:
         try:
+            _require_somebody_at(address)
             ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"hydra.launcher.address is {address}: {str(error).splitlines()[0]}") from None
         if gpus is None:
             gpus = 1 / jobs_per_gpu if ray.cluster_resources().get("GPU", 0) else 0.0
@@ -47,6 +49,13 @@ class RayCrew:
         by_result = {worker.result: worker for worker in workers}
         ended, _ = ray.wait(list(by_result), num_returns=1)
         return [by_result[result] for result in ended]
+
+
+def _require_somebody_at(address: str | None) -> None:
+    """Raise OSError where nobody listens: Ray itself would go on trying for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 class _Actor:

@@ -95,11 +95,12 @@ class Search:
             self.study = optuna.create_study(
                 storage=_storage(folder),
                 study_name=folder.name,
-                sampler=SAMPLERS[sampler](seed),
                 pruner=PRUNERS[pruner](),
                 direction=direction,
                 load_if_exists=True,
             )
+        # Not the same lots again where a search goes on.
+        self.study.sampler = SAMPLERS[sampler](seed + len(self.study.get_trials(deepcopy=False)))
         require(
             self.study.direction.name.lower() == direction,
             f"{folder} has a search that is to {self.study.direction.name.lower()}; exec.sweep=NAME starts another",
