@@ -19,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 SWEEP = ["-m", "donor=trained,random", "strategy=freeze,hybrid", "site=early,late", "host=resnet8", "host.width=4",
@@ -33,9 +35,7 @@ def arguments(outputs: Path, seeds: int, epochs: int) -> list[str]:
 
 def start(outputs: Path, seeds: int, epochs: int) -> subprocess.Popen:
     program = [sys.executable, "-m", "layergraft", "train", *arguments(outputs, seeds, epochs)]
-    return subprocess.Popen(
-        program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def children(pid: int) -> list[int]:
@@ -65,19 +65,19 @@ def completed(outputs: Path) -> dict[str, int]:
 
 
 def disturbed(
-    outputs: Path, seeds: int, epochs: int, kills: int, rng: random.Random, at_once: int, pause: float
+    outputs: Path, again: Callable[[], subprocess.Popen], kills: int, rng: random.Random, at_once: int, pause: float
 ) -> dict:
-    """Run the sweep to its end in spite of `kills`; counts of what was killed, and of runs that were done twice."""
+    """Have the sweep that `again` starts run to its end in spite of `kills`; counts of what was killed, and of runs that were done twice."""
     count = {"workers killed": 0, "parents killed": 0, "Ctrl-C": 0, "done twice": 0, "starts": 0}
     done: dict[str, int] = {}
     sweeps = [None] * at_once
+    draw = lambda: rng.choices(["workers killed", "parents killed", "Ctrl-C"], (6, 3, 1))[0]  # noqa: E731
+    what = draw()
     due = time.monotonic() + rng.uniform(0, pause)
     while True:
         for index, sweep in enumerate(sweeps):
             if sweep is None or (sweep.poll() is not None and not (sweep.returncode == 0 and left(count, kills) <= 0)):
-                if sweep is not None:
-                    sweep.stderr.close()
-                sweeps[index] = start(outputs, seeds, epochs)
+                sweeps[index] = again()
                 count["starts"] += 1
         now = completed(outputs)
         count["done twice"] += sum(now.get(key, at) != at for key, at in done.items())
@@ -86,17 +86,17 @@ def disturbed(
             return count
         if left(count, kills) > 0 and time.monotonic() >= due:
             sweep = rng.choice(sweeps)
-            there, lot = workers(sweep.pid), rng.random()
-            if lot < 0.6 and there:
+            there = workers(sweep.pid)
+            if what == "workers killed" and there:
                 os.kill(rng.choice(there), signal.SIGKILL)
-                count["workers killed"] += 1
-            elif sweep.poll() is None and lot < 0.9:
+            elif what == "parents killed":
                 sweep.kill()
-                count["parents killed"] += 1
-            elif sweep.poll() is None:
+            elif what == "Ctrl-C":
                 os.killpg(sweep.pid, signal.SIGINT)
-                count["Ctrl-C"] += 1
-            due = time.monotonic() + rng.uniform(0, pause)
+            if what != "workers killed" or there:  # else there are none yet
+                count[what] += 1
+                what = draw()
+                due = time.monotonic() + rng.uniform(0, pause)
         time.sleep(0.05)
 
 
@@ -137,11 +137,11 @@ def main() -> None:
         calm, wild = Path(folder) / "calm", Path(folder) / "wild"
         began = time.perf_counter()
         undisturbed = start(calm, options.seeds, options.epochs)
-        _, error = undisturbed.communicate()
-        assert undisturbed.returncode == 0, error
+        assert undisturbed.wait() == 0
         between = time.perf_counter()
         lots = random.Random(options.seed)
-        count = disturbed(wild, options.seeds, options.epochs, options.kills, lots, options.at_once, options.pause)
+        again = partial(start, wild, options.seeds, options.epochs)
+        count = disturbed(wild, again, options.kills, lots, options.at_once, options.pause)
         ended = time.perf_counter()
         found = differences(calm, wild)
         runs = len(completed(calm))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from benchmarks.chaos import completed, differences, disturbed
 
 from conftest import SWEEP, TINY
+from layergraft.cli import main
 from layergraft.runs.sweep import places
 from layergraft.store import read_record
 
@@ -218,3 +222,118 @@ def test_sources_are_swept_and_a_donor_without_one_runs_once(command, tmp_path):
     )
     code, _, err = command("train", "donor=random", "donor.data=textures", *TINY, f"exec.outputs={tmp_path}")
     assert code == 2 and "donor.data: this donor learns from no data of its own" in err
+
+
+BRIEF = ["-m", "seed=range(4)", "donor=trained", "strategy=freeze,full", "host=resnet8", "host.width=4", "schedule.epochs=8",
+         "donor.schedule.epochs=2", "optim.batch_size=25", "exec.device=cpu", "exec.sweep=brief"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def brief(tmp_path_factory):
+    """The outputs folder of a sweep of 8 runs, undisturbed."""
+    outputs = tmp_path_factory.mktemp("brief") / "outputs"
+    main(["train", *BRIEF, f"exec.outputs={outputs}"])
+    return outputs
+
+
+@pytest.mark.xdist_group("brief")
+def test_four_processes_on_one_store_do_each_run_once(brief, tmp_path):
+    program = [
+        Path(sys.executable).with_name("layergraft"),
+        "train",
+        *BRIEF,
+        f"exec.outputs={tmp_path}",
+        "exec.workers=1",
+    ]
+    processes = [subprocess.Popen(program, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    seen: dict[str, set[int]] = {}
+    while any(process.poll() is None for process in processes):
+        for key, written in completed(tmp_path).items():
+            seen.setdefault(key, set()).add(written)
+        time.sleep(0.02)
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
+    assert all("8 of 8 runs completed" in err for err in errors)
+    assert len(seen) == 8 and all(len(times) == 1 for times in seen.values())  # no record was written twice
+    assert differences(brief, tmp_path) == {"lost": [], "more": [], "different": []}
+    assert not list((tmp_path / "claims").iterdir()) and not list(tmp_path.glob("donors/.*"))  # nothing is left behind
+
+
+@pytest.mark.xdist_group("brief")
+def test_a_short_chaos(brief, tmp_path):
+    # benchmarks/chaos.py is the long one: 40 runs, 20 kills.
+    def again():
+        program = [Path(sys.executable).with_name("layergraft"), "train", *BRIEF, f"exec.outputs={tmp_path}"]
+        return subprocess.Popen(
+            [*program, "exec.checkpoint_seconds=0"], stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+    count = disturbed(tmp_path, again, 5, random.Random(1), at_once=1, pause=8.0)
+    assert count["done twice"] == 0 and count["workers killed"] and count["parents killed"] + count["Ctrl-C"]
+    assert differences(brief, tmp_path) == {"lost": [], "more": [], "different": []}
+
+
+@pytest.mark.xdist_group("brief")
+def test_a_finished_sweep_is_not_planned_again_until_something_changes(brief, tmp_path):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(brief, outputs)
+
+    def again(*overrides):
+        """Whether torch was imported, and what was said."""
+        code = "import sys; from layergraft.cli import main; main(sys.argv[1:]); sys.exit(42 if 'torch' in sys.modules else 0)"
+        arguments = ["train", *BRIEF, f"exec.outputs={outputs}", *overrides]
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    assert again()[0] == 42  # in another folder it is another sweep: its plan is made
+    code, err = again()
+    assert code == 0 and "8 of 8 runs are in the store already" in err and "report.html" in err
+    (outputs / "runs" / keys(outputs)[0] / "record.json").unlink()
+    code, err = again()
+    assert code == 42 and "7 of 8 runs are in the store already" in err and "8 of 8 runs completed" in err
+    assert again()[0] == 0 and again("schedule.epochs=8", "optim.lr=0.001")[0] == 42
+
+
+@pytest.mark.xdist_group("brief")
+def test_rerun_does_all_of_it_again_the_donors_too_and_once(brief, tmp_path, command):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(brief, outputs)
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in [*outputs.glob("runs/*/record.json"), *outputs.glob("donors/*/donor.json")]
+    }
+    code, _, err = command("train", *BRIEF, f"exec.outputs={outputs}", "exec.rerun=true")
+    assert code == 0 and "8 of 8 runs completed" in err and "already" not in err
+    assert len(before) == 12 and all(path.stat().st_mtime_ns > stamp for path, stamp in before.items())
+    assert differences(brief, outputs) == {"lost": [], "more": [], "different": []}
+
+
+@pytest.mark.xdist_group("brief")
+def test_status(brief, tmp_path, command):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(brief, outputs)
+    folder = outputs / "sweeps" / "brief"
+    done, failed, interrupted, running, *_ = keys(outputs)
+    code, out, _ = command("status", str(folder))
+    assert (code, out) == (0, "done 8, running 0, failed 0, waiting 0 of 8 runs\n")
+    for key, word in ((failed, "failed"), (interrupted, "interrupted")):
+        path = outputs / "runs" / key / "record.json"
+        path.write_text(path.read_text().replace('"completed"', f'"{word}"', 1))
+    (outputs / "runs" / running / "record.json").unlink()
+    (outputs / "claims" / running).write_text("")
+    code, out, _ = command("status", str(folder))
+    assert code == 0 and out.startswith("done 5, running 1, failed 1, waiting 1 of 8 runs")
+    assert out.splitlines()[1:] == [f"  failed    {failed}"]
+    for at, age in enumerate(range(60, 0, -12)):  # the last 5 ended 12 s apart
+        path = outputs / "runs" / [done, *keys(outputs)[4:]][at] / "record.json"
+        os.utime(path, (time.time() - age,) * 2)
+    os.utime(folder / "sweep.json", (time.time() - 100,) * 2)
+    os.utime(outputs / "runs" / failed / "record.json", (time.time() - 300,) * 2)
+    os.utime(outputs / "runs" / interrupted / "record.json", (time.time() - 300,) * 2)
+    code, out, _ = command("status", str(folder))
+    assert re.search(r", (4\.9\d|5(\.0\d)?) runs a minute, about 2[4-5] s left", out), out
+    os.utime(outputs / "claims" / running, (time.time() - 300,) * 2)  # nobody renews it: its owner is dead
+    assert "running 0, failed 1, waiting 2" in command("status", str(folder))[1]
+    code, _, err = command("status", str(outputs / "sweeps" / "breif"))
+    assert code == 2 and "did you mean" in err and err.count("\n") == 1
+    assert command("status")[0] == 2

@@ -72,6 +72,7 @@ class LayergraftSweeper(BasicSweeper):
         return Path(settings.outputs) / "sweeps" / name
 
     def sweep(self, arguments: list[str]) -> Any:
+        from layergraft.files import write_atomic
         from layergraft.runs.compose import Composer
         from layergraft.runs.memory import finished, signature, write_plan
         from layergraft.store import SWEEP
@@ -97,7 +98,7 @@ class LayergraftSweeper(BasicSweeper):
 
         jobs = sweep.distinct(sweep.plan(composer.each(cells)))
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         keys = [job.key for job in jobs]
         written = write_plan(
             folder, keys, shlex.join(["layergraft", "train", *sys.argv[1:]]), signed, (job.config for job in jobs)

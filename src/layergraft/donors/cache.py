@@ -17,7 +17,7 @@ from layergraft.donors.forms import Form, Place, describe, from_json, to_json
 from layergraft.donors.random import RandomDonor
 from layergraft.donors.trained import TrainedDonor
 from layergraft.errors import RunFailed, UserError, require
-from layergraft.files import digest, forget, label, once, write_json
+from layergraft.files import digest, forget, label, once, write_atomic, write_json
 from layergraft.hosts import weights
 from layergraft.recipes import OptimSpec, PhaseSpec, StrategySpec
 from layergraft.schema import canonical
@@ -241,9 +241,10 @@ def _fit(
 
 
 def _save(module: nn.Module, path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    write_atomic(path, save(tensors))  # safetensors' own files are shut to colleagues
 
 
 def _read(folder: Path) -> Donor:

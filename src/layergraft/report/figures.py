@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+
+from layergraft.files import write_atomic
 
 FONT = {"font.size": 10, "svg.fonttype": "path"}
 
@@ -76,9 +79,10 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     """Write `folder`/NAME.png and NAME.svg; the SVG's text, to stand in a page."""
     import matplotlib
 
-    folder.mkdir(parents=True, exist_ok=True)
+    png, svg = io.BytesIO(), io.StringIO()
     with matplotlib.rc_context(FONT | {"svg.hashsalt": name}):  # the same ids in the same figure
-        figure.savefig(folder / f"{name}.png", dpi=150)
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    text = (folder / f"{name}.svg").read_text()
-    return text[text.index("<svg") :]
+        figure.savefig(png, format="png", dpi=150)
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    write_atomic(folder / f"{name}.png", png.getvalue())
+    write_atomic(folder / f"{name}.svg", svg.getvalue())
+    return svg.getvalue()[svg.getvalue().index("<svg") :]

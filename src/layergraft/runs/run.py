@@ -20,7 +20,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from layergraft.data.batches import Batches
 from layergraft.donors import NoDonor
@@ -183,7 +183,7 @@ def _train(
     record["timings"] = {"fit_seconds": time.perf_counter() - start}
     record["plan"] = timeline_of(config, run, fitted.curves)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in run.network.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors")
+    write_atomic(folder / "model.safetensors", save(tensors))
     write_atomic(folder / "curves.csv", _curves(fitted))
     record["probes"] = probes.points
     steps = len(batches.train) // config.optim.accumulate
