@@ -15,8 +15,6 @@ from benchmarks.chaos import differences
 
 from layergraft.store import read_record
 
-pytestmark = pytest.mark.xdist_group("launchers")  # one cluster at a time on this machine
-
 SMALL = ["-m", "seed=range(3)", "donor=random", "host=resnet8", "strategy=freeze", "host.width=4", "optim.batch_size=25",
          "exec.device=cpu", "exec.checkpoint_seconds=0", "exec.sweep=small"]  # fmt: skip
 

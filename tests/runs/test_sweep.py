@@ -236,7 +236,6 @@ def brief(tmp_path_factory):
     return outputs
 
 
-@pytest.mark.xdist_group("brief")
 def test_four_processes_on_one_store_do_each_run_once(brief, tmp_path):
     program = [
         Path(sys.executable).with_name("layergraft"),
@@ -259,7 +258,6 @@ def test_four_processes_on_one_store_do_each_run_once(brief, tmp_path):
     assert not list((tmp_path / "claims").iterdir()) and not list(tmp_path.glob("donors/.*"))  # nothing is left behind
 
 
-@pytest.mark.xdist_group("brief")
 def test_a_short_chaos(brief, tmp_path):
     # benchmarks/chaos.py is the long one: 40 runs, 20 kills.
     def again():
@@ -273,7 +271,6 @@ def test_a_short_chaos(brief, tmp_path):
     assert differences(brief, tmp_path) == {"lost": [], "more": [], "different": []}
 
 
-@pytest.mark.xdist_group("brief")
 def test_a_finished_sweep_is_not_planned_again_until_something_changes(brief, tmp_path):
     outputs = tmp_path / "outputs"
     shutil.copytree(brief, outputs)
@@ -294,7 +291,6 @@ def test_a_finished_sweep_is_not_planned_again_until_something_changes(brief, tm
     assert again()[0] == 0 and again("schedule.epochs=8", "optim.lr=0.001")[0] == 42
 
 
-@pytest.mark.xdist_group("brief")
 def test_rerun_does_all_of_it_again_the_donors_too_and_once(brief, tmp_path, command):
     outputs = tmp_path / "outputs"
     shutil.copytree(brief, outputs)
@@ -308,7 +304,6 @@ def test_rerun_does_all_of_it_again_the_donors_too_and_once(brief, tmp_path, com
     assert differences(brief, outputs) == {"lost": [], "more": [], "different": []}
 
 
-@pytest.mark.xdist_group("brief")
 def test_status(brief, tmp_path, command):
     outputs = tmp_path / "outputs"
     shutil.copytree(brief, outputs)
