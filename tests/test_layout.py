@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "layergraft"
-EVERYONE = {"specs", "recipes", "schema", "errors", "files", "seeds"}
+EVERYONE = {"specs", "recipes", "schema", "errors", "files", "seeds", "claims"}
 ARROWS = {
     "specs": set(),
     "recipes": set(),
     "schema": set(),
     "errors": set(),
-    "files": set(),
+    "claims": set(),
+    "files": {"claims"},
     "seeds": set(),
     "activations": {"tasks"},
     "distances": set(),

@@ -8,39 +8,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LEASE_SECONDS = 60.0  # longer than NFS keeps a file's attributes
-
-
-class Claimed(Exception):
-    """Another process, here or on another machine, is at it."""
-
-
-@contextmanager
-def claim(marker: Path, wait: bool = True) -> Iterator[Callable[[], bool]]:
-    """Be the only one at what `marker` stands for; what is yielded tells whether that still holds.
-
-    The marker is a file, so that this works on a shared disk without locks: its owner renews it. One whose owner has
-    died is taken over, at once on the same machine, after `LEASE_SECONDS` without a renewal on another. An owner that
-    was stopped for longer loses its claim, and must not commit what it has done. Raises Claimed where another has it,
-    unless it is to be waited for.
-    """
-    from filelock import SoftFileLease, Timeout
-
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    lease = SoftFileLease(marker, lease_duration=LEASE_SECONDS, timeout=-1 if wait else 0, poll_interval=0.2)
-    try:
-        lease.acquire()
-    except Timeout:
-        raise Claimed(f"another process is at {marker.name}") from None
-    try:
-        yield lambda: lease.compromise is None
-    finally:
-        lease.release()
+from layergraft.claims import claim
 
 
 def digest(value: Any) -> str:

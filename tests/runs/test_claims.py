@@ -9,12 +9,13 @@ import time
 
 import pytest
 
-from layergraft.files import Claimed, claim, forget, once
+from layergraft.claims import Claimed, claim
+from layergraft.files import forget, once
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from layergraft.files import claim
+from layergraft.claims import claim
 with claim(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -49,7 +50,7 @@ def test_four_processes_one_at_a_time(tmp_path):
     for process in processes:
         process.join()
     assert (tmp_path / "count").read_text() == "100"
-    assert not (tmp_path / "claim").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["count"]
 
 
 def test_a_living_owners_claim_is_respected_and_a_dead_ones_taken_over(tmp_path, holder):
@@ -62,31 +63,65 @@ def test_a_living_owners_claim_is_respected_and_a_dead_ones_taken_over(tmp_path,
 
 
 def test_an_owner_on_another_machine_that_does_not_renew_loses_its_claim(tmp_path, holder, monkeypatch):
-    monkeypatch.setattr("layergraft.files.LEASE_SECONDS", 2.0)
-    marker = tmp_path / "claim"
-    text = marker.read_text()
-    marker.write_text("".join("host=elsewhere\n" if line.startswith("host=") else
-                              "duration=2.0\n" if line.startswith("duration=") else line
-                              for line in text.splitlines(keepends=True)))  # fmt: skip
-    os.kill(holder.pid, signal.SIGSTOP)  # so that nobody renews it, and here nobody can tell whether it lives
-    with pytest.raises(Claimed), claim(marker, wait=False):
+    monkeypatch.setattr("layergraft.claims.LEASE_SECONDS", 2.0)
+    marker = tmp_path / "claim~1"
+    _, _, rest = marker.read_text().partition(" ")
+    marker.write_text(f"elsewhere {rest}")  # so that nobody here can tell whether it lives; it renews every 15 s
+    with pytest.raises(Claimed), claim(tmp_path / "claim", wait=False):
         pass
     start = time.monotonic()
-    with claim(marker):
+    with claim(tmp_path / "claim"):
         assert time.monotonic() - start >= 2.0
-    os.kill(holder.pid, signal.SIGCONT)
 
 
-def test_an_owner_whose_claim_was_taken_knows(tmp_path, monkeypatch):
-    monkeypatch.setattr("layergraft.files.LEASE_SECONDS", 0.3)
+def test_a_claim_that_is_renewed_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("layergraft.claims.LEASE_SECONDS", 1.0)
+    with claim(tmp_path / "claim") as ours:
+        first = (tmp_path / "claim~1").stat().st_mtime_ns
+        time.sleep(1.5)
+        assert (tmp_path / "claim~1").stat().st_mtime_ns > first and ours()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_owner_whose_claim_was_taken_knows(tmp_path):
     with claim(tmp_path / "claim") as ours:
         assert ours()
-        (tmp_path / "claim").unlink()
-        for _ in range(100):
-            if not ours():
-                break
-            time.sleep(0.05)
+        (tmp_path / "claim~1").rename(tmp_path / "claim~2")
         assert not ours()
+    assert (tmp_path / "claim~2").exists()  # it is not its own to remove
+
+
+def test_a_claim_that_was_never_written_whole_runs_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("layergraft.claims.LEASE_SECONDS", 0.5)
+    (tmp_path / "claim~7").write_text("")  # its owner was killed just then
+    with pytest.raises(Claimed), claim(tmp_path / "claim", wait=False):
+        pass
+    with claim(tmp_path / "claim"):
+        assert [path.name for path in tmp_path.iterdir()] == ["claim~8"]
+
+
+def test_who_took_over_slowly_withdraws(tmp_path, monkeypatch):
+    """A has seen a dead claim, and stands still; B takes over meanwhile, or a new owner comes: A must not take part."""
+    from layergraft import claims
+
+    dead = "elsewhere 1 1 dead"
+    monkeypatch.setattr(claims, "LEASE_SECONDS", 0.0)
+    look = claims._others
+    for other in ("claim~1", "claim~9"):  # lower: the old one is gone and one is new; higher: taken over twice
+
+        def slow(marker, other=other):
+            found = look(marker)
+            if found == [("claim~5", dead, found[0][2])]:
+                (tmp_path / "claim~5").unlink()
+                (tmp_path / other).write_text("elsewhere 2 2 living")
+            return found
+
+        (tmp_path / "claim~5").write_text(dead)
+        monkeypatch.setattr(claims, "_others", slow)
+        with pytest.raises(Claimed), claim(tmp_path / "claim", wait=False):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [other]
+        (tmp_path / other).unlink()
 
 
 def test_once_makes_it_once_clears_what_the_dead_left_and_can_forget(tmp_path):

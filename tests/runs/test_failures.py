@@ -217,9 +217,9 @@ def test_what_runs_out_of_memory_is_tried_with_fewer_neighbours_until_it_is_alon
     def script(attempt, working):
         seen.append((seed_of(attempt), working))
         if seed_of(attempt) == 3 and working > 1:
-            return Outcome("failed", "OutOfMemoryError", transient=MEMORY)
+            return Outcome("failed", "OutOfMemoryError", transient=MEMORY, recorded=False)
         if seed_of(attempt) == 5:
-            return Outcome("failed", "OutOfMemoryError", transient=MEMORY)
+            return Outcome("failed", "OutOfMemoryError", transient=MEMORY, recorded=False)
         return Outcome("completed")
 
     sweep.run(jobs(8), crew=Scripted(script), where=["0"] * 4)
@@ -282,3 +282,51 @@ def test_a_worker_that_is_killed_in_mid_run_costs_nothing(tmp_path, command, mon
         assert (tmp_path / "wild" / "runs" / calm.name / "curves.csv").read_bytes() == (
             calm / "curves.csv"
         ).read_bytes()
+
+
+def test_a_run_that_is_no_longer_what_was_planned_is_not_trained(jobs, tmp_path, monkeypatch):
+    from layergraft.runs.work import Attempt, attempt
+
+    (planned,) = jobs(1)
+    monkeypatch.setattr(runs, "fit", None)  # to train would raise
+    outcome = attempt(Attempt(planned.config, "another.key"))
+    assert outcome.status == "failed" and "it was planned as another.key and is full.resnet8.none" in outcome.error
+    assert not outcome.recorded and not list(tmp_path.glob("runs/*"))
+
+
+def test_errors_around_the_training_are_told_apart_too(jobs, monkeypatch):
+    from layergraft.runs import work
+
+    (planned,) = jobs(1)
+    for error, kind in ((OSError(errno.ESTALE, "Stale file handle"), MACHINE), (KeyError("a"), None)):
+        monkeypatch.setattr(work, "execute", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        outcome = work.attempt(work.Attempt(planned.config, planned.key))
+        assert (outcome.status, outcome.transient) == ("failed", kind) and "Traceback" in outcome.traceback
+    monkeypatch.setattr(work, "execute", lambda *_, **__: (_ for _ in ()).throw(FULL))
+    with pytest.raises(DiskFull):
+        work.attempt(work.Attempt(planned.config, planned.key))
+
+
+def test_a_rerun_that_fails_is_not_hidden_by_the_old_record(jobs, tmp_path):
+    import time
+
+    from layergraft.files import write_json
+
+    (planned,) = jobs(1)
+    folder = run_folder(tmp_path, planned.key)
+    write_json(folder / "record.json", {"key": planned.key, "status": "completed"})
+    lost = Failed(WORKER_DIED, "it died", "")
+    sweep.run([planned], newer_than=time.time() + 60, crew=Scripted(lambda *_: lost), where=[""])
+    assert read_record(folder)["status"] == "failed"
+
+
+def test_a_sweep_is_planned_for_gpus_where_there_is_none(config, monkeypatch):
+    from layergraft.runs.assemble import checked, for_gpus
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    here = config("strategy=freeze")
+    there = for_gpus(here)
+    assert checked(there).backend.precision == "bf16_mixed" and checked(there).key != checked(here).key
+    assert checked(there).key == checked(config("strategy=freeze", "precision=bf16_mixed")).key
+    for fixed in (config("precision=float32"), config("exec=cpu")):
+        assert for_gpus(fixed) == fixed

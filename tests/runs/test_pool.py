@@ -83,7 +83,6 @@ def test_tasks_may_be_added_while_others_end():
 def test_a_worker_whose_process_is_spoilt_or_died_while_idle_is_replaced():
     with Pool([""]) as pool:
         (spoilt,) = outcomes(pool, spoil, [None]).values()
-        pool.workers[0].process.join(10)
         ((_, pid, _),) = outcomes(pool, square, [1]).values()
         assert pid != spoilt.pid
         os.kill(pid, signal.SIGKILL)

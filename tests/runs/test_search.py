@@ -67,6 +67,15 @@ def test_what_was_running_when_a_search_was_killed_is_run_again(tmp_path, comman
     assert str(left.params["optim.lr"]) in {row["optim.lr"] for row in rows(tmp_path)} and len(rows(tmp_path)) == 3
 
 
+def test_a_search_of_which_all_fails_ends_and_another_search_is_refused_its_folder(tmp_path, command):
+    diverge = [*BASE[:2], "strategy=freeze,full", "optim=sgd", "optim.lr=1e30", *BASE[4:], "schedule.epochs=1"]
+    code, _, err = command("train", *diverge, "hydra.sweeper.num_trials=3", f"exec.outputs={tmp_path}")
+    assert code == 1 and err.count(" diverged: ") == 3 and "0 trials completed" in err
+    for other, what in ((["hydra.sweeper.metric=val/aulc"], "metric"), (["strategy=freeze,low_lr"], "strategy")):
+        code, _, err = command("train", *diverge, *other, f"exec.outputs={tmp_path}")
+        assert code == 2 and f"has a search of another {what}; exec.sweep=NAME starts one of its own" in err
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [

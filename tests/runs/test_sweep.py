@@ -315,7 +315,7 @@ def test_status(brief, tmp_path, command):
         path = outputs / "runs" / key / "record.json"
         path.write_text(path.read_text().replace('"completed"', f'"{word}"', 1))
     (outputs / "runs" / running / "record.json").unlink()
-    (outputs / "claims" / running).write_text("")
+    (outputs / "claims" / f"{running}~1").write_text("")
     code, out, _ = command("status", str(folder))
     assert code == 0 and out.startswith("done 5, running 1, failed 1, waiting 1 of 8 runs")
     assert out.splitlines()[1:] == [f"  failed    {failed}"]
@@ -327,7 +327,7 @@ def test_status(brief, tmp_path, command):
     os.utime(outputs / "runs" / interrupted / "record.json", (time.time() - 300,) * 2)
     code, out, _ = command("status", str(folder))
     assert re.search(r", (4\.9\d|5(\.0\d)?) runs a minute, about 2[4-5] s left", out), out
-    os.utime(outputs / "claims" / running, (time.time() - 300,) * 2)  # nobody renews it: its owner is dead
+    os.utime(outputs / "claims" / f"{running}~1", (time.time() - 300,) * 2)  # nobody renews it: its owner is dead
     assert "running 0, failed 1, waiting 2" in command("status", str(folder))[1]
     code, _, err = command("status", str(outputs / "sweeps" / "breif"))
     assert code == 2 and "did you mean" in err and err.count("\n") == 1

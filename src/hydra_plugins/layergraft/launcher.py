@@ -30,6 +30,10 @@ class LayergraftLauncher(Launcher):
         self.planned = None  # the jobs of the next launch, where the sweeper has planned them already
         self.newer_than = 0.0
 
+    def resolved(self, config: Any) -> Any:
+        """A run's config with what the machines that will do it decide, where those are not like this one."""
+        return config
+
     @contextmanager
     def crew(self, settings: Any) -> Iterator[tuple[Any, list[str]]]:
         """Where workers come from, and the place of each; for None and none this machine's, as many as it has room for.

@@ -27,6 +27,12 @@ class RayLauncher(LayergraftLauncher):
     def __init__(self, address: str | None, cpus_per_run: float, gpus_per_run: float | None, init: dict[str, Any]):
         self.address, self.cpus, self.gpus, self.init = address, cpus_per_run, gpus_per_run, init
 
+    def resolved(self, config: Any) -> Any:
+        """On a head node without a GPU, precision=auto is what it will be on the nodes that have one."""
+        from layergraft.runs.assemble import for_gpus
+
+        return for_gpus(config) if self.gpus else config
+
     @contextmanager
     def crew(self, settings: Any) -> Iterator[tuple[Any, list[str]]]:
         from layergraft.errors import UserError

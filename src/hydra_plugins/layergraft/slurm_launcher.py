@@ -23,7 +23,7 @@ class SlurmConf:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    signal_delay_s: int = 90  # before its time is up, a job is told to write down where it is
+    signal_delay_s: int = 90  # before its time is up, a job is told to stop and to queue again
     setup: list[str] = field(default_factory=list)  # shell commands before each job, such as module load cuda
     additional_parameters: dict[str, Any] = field(default_factory=dict)  # of sbatch
 
@@ -35,6 +35,12 @@ class SlurmLauncher(LayergraftLauncher):
     def __init__(self, jobs: int, max_num_timeout: int, **parameters: Any) -> None:
         self.num_jobs, self.max_num_timeout = jobs, max_num_timeout
         self.parameters = {name: value for name, value in parameters.items() if value is not None}
+
+    def resolved(self, config: Any) -> Any:
+        """On a login node without a GPU, precision=auto is what it will be on the nodes that have one."""
+        from layergraft.runs.assemble import for_gpus
+
+        return for_gpus(config) if self.parameters.get("gpus_per_node") else config
 
     def work(self, jobs: Sequence) -> None:
         from pathlib import Path

@@ -96,7 +96,9 @@ class LayergraftSweeper(BasicSweeper):
         print(f"checking {len(cells)} runs before the first starts", file=sys.stderr)
         from layergraft.runs import sweep
 
-        jobs = sweep.distinct(sweep.plan(composer.each(cells)))
+        resolved = self.launcher.resolved if isinstance(self.launcher, LayergraftLauncher) else lambda config: config
+        planned = ((overrides, resolved(config)) for overrides, config in composer.each(cells))
+        jobs = sweep.distinct(sweep.plan(planned))
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         keys = [job.key for job in jobs]

@@ -26,7 +26,7 @@ from layergraft.hosts.sites import Site
 from layergraft.recipes import ScheduleSpec, StrategySpec
 from layergraft.schema import Keyed, canonical, keyed
 from layergraft.seeds import stream
-from layergraft.specs import RESULT_VERSION, Config, HostSpec
+from layergraft.specs import RESULT_VERSION, Config, Device, HostSpec, Precision
 from layergraft.strategies import Curves, Plan, make_plan
 from layergraft.surgery import Grafted
 from layergraft.timeline import timeline
@@ -74,6 +74,13 @@ def backend_of(config: Config) -> Backend:
     """Where and how to train the run itself; its donors are always trained on one device, as they are written."""
     backend = Backend.resolve(config.exec.device, config.precision)
     return replace(backend, devices=config.exec.devices, compile=config.exec.compile)
+
+
+def for_gpus(config: Config) -> Config:
+    """The same run, to be planned here and done where there is a GPU."""
+    if config.precision is Precision.auto and config.exec.device is not Device.cpu and not torch.cuda.is_available():
+        return replace(config, precision=Precision.bf16_mixed)
+    return config
 
 
 def batch_spec(config: Config) -> BatchSpec:

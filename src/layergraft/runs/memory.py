@@ -17,7 +17,7 @@ from layergraft.schema import canonical
 from layergraft.specs import Config
 from layergraft.store import SWEEP, is_done, read_sweep, run_folder
 
-FILES = ("root", "path", "weights")  # the keys of data sets, donors and hosts that name files
+FILES = ("root", "path", "labels", "weights")  # the keys of data sets, donors and hosts that name files
 PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
 
 

@@ -130,7 +130,8 @@ class Pool:
                 number = working[id(worker)]
                 task, outcome = self.busy.pop(number), worker.outcome()
                 task.place = worker.place
-                if isinstance(outcome, Failed) and outcome.kind == WORKER_DIED:
+                died = isinstance(outcome, Failed) and outcome.kind == WORKER_DIED
+                if died or getattr(outcome, "process_spoilt", False):
                     self._replace(number)
                 ended.append((task, outcome))
             self._give()
@@ -139,6 +140,7 @@ class Pool:
                 self._give()  # what was added on account of it
 
     def _replace(self, number: int) -> None:
+        self.workers[number].stop(interrupt=False)
         self.workers[number].join()
         self.workers[number] = self.crew.start(self.workers[number].place)
 
@@ -206,7 +208,7 @@ class _Process:
     def outcome(self) -> Any:
         try:
             return self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # it may have died while it was sending
             self.process.join()
             code = self.process.exitcode
             how = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"it ended with exit code {code}"
@@ -260,7 +262,5 @@ def _work(connection: Connection, place: str) -> None:
             except Exception as error:
                 outcome = Failed.of(error)
             connection.send(outcome)
-            if getattr(outcome, "process_spoilt", False):
-                return
     except (EOFError, KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
         return

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from layergraft.errors import UserError
+from layergraft.errors import UserError, require
 from layergraft.runs.pool import WORKER_DIED, Failed
 
 
@@ -24,6 +24,9 @@ class RayCrew:
     def __init__(
         self, address: str | None, cpus: float, gpus: float | None, jobs_per_gpu: int, options: dict[str, Any]
     ) -> None:
+        require(
+            cpus > 0 or bool(gpus), f"hydra.launcher.cpus_per_run is {cpus}; a run takes a part of a core, or of a GPU"
+        )
         try:
             _require_somebody_at(address)
             ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
@@ -36,11 +39,19 @@ class RayCrew:
         self.cpus, self.gpus = cpus, gpus
 
     def places(self) -> list[str]:
-        """One for each worker that the cluster has room for; Ray says which is where once it has started it."""
-        there = ray.cluster_resources()
-        room = [int(there.get("CPU", 0) / self.cpus)] if self.cpus else []
-        room += [int(there.get("GPU", 0) / self.gpus + 1e-9)] if self.gpus else []
-        return [f"worker {index}" for index in range(max(1, min(room)))]
+        """One for each worker that the cluster has room for; Ray says which is where once it has started it.
+
+        Raises UserError where it has room for none: it would be waited for in silence.
+        """
+        room = 0
+        for node in (node["Resources"] for node in ray.nodes() if node["Alive"]):
+            asked = (("CPU", self.cpus), ("GPU", self.gpus))
+            room += min(int(node.get(what, 0) / share + 1e-9) for what, share in asked if share)
+        require(
+            room > 0,
+            f"no node of the Ray cluster has room for hydra.launcher.cpus_per_run={self.cpus:g} with gpus_per_run={self.gpus:g}",
+        )
+        return [f"worker {index}" for index in range(room)]
 
     def start(self, place: str) -> _Actor:
         return _Actor(place, lambda: self.new(os.getcwd()))
@@ -74,8 +85,6 @@ class _Actor:
         except ray.exceptions.RayError as error:
             line = f"its worker died: {str(error).splitlines()[0]}"
             return Failed(WORKER_DIED, line, str(error))
-        if getattr(outcome, "process_spoilt", False):
-            self.rest()
         return outcome
 
     def rest(self) -> None:

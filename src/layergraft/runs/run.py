@@ -12,6 +12,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,10 +23,11 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save
 
+from layergraft.claims import Claimed, claim
 from layergraft.data.batches import Batches
 from layergraft.donors import NoDonor
 from layergraft.errors import UserError, require
-from layergraft.files import Claimed, claim, write_atomic, write_json
+from layergraft.files import write_atomic, write_json
 from layergraft.runs.assemble import (
     Assembled,
     assemble,
@@ -57,17 +59,26 @@ class Pruned(Exception):
 
 
 def execute(
-    config: Config, callbacks: Sequence[pl.Callback] = (), *, wait: bool = True, newer_than: float = 0.0
+    config: Config,
+    callbacks: Sequence[pl.Callback] = (),
+    *,
+    wait: bool = True,
+    newer_than: float = 0.0,
+    planned: str | None = None,
 ) -> dict[str, Any]:
     """Do the run, unless the store has it, and return its record. One that was interrupted goes on from its checkpoint.
 
     Where another process does it, that is waited for, and the run done if the other dies; without `wait`, Claimed is
     raised. What was written before `newer_than` (of the disk's clock) does not count as done. Raises UserError, before
-    any training, for what is wrong in the config, and DiskFull. Whatever else goes wrong ends in the record as `failed`
+    any training, for what is wrong in the config and where the run's key is not the `planned` one, and DiskFull. Whatever else goes wrong ends in the record as `failed`
     or `diverged`, with the traceback; Ctrl-C as `interrupted`, and goes on up.
     """
     set_threads(config)
     run = checked(config)
+    require(
+        planned is None or run.key == planned,
+        f"it was planned as {planned} and is {run.key} here: its data or files have changed, or precision=auto is another here",
+    )
     outputs = outputs_of(config)
     folder = run_folder(outputs, run.key)
     since = math.inf if config.exec.rerun else newer_than
@@ -84,7 +95,8 @@ def execute(
             shutil.rmtree(folder, ignore_errors=True)  # what a run that did not end has left
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*"):  # files that one who was killed was writing
-            left.unlink()
+            with suppress(OSError):
+                left.unlink()
         (folder / RECORD).unlink(missing_ok=True)
         record = {"key": run.key, "status": "completed", "axes": axes(config), "config": canonical(config)}
         record["started"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -102,7 +114,7 @@ def execute(
             if is_full(error):
                 raise disk_full(outputs) from error
             raise
-        if record["status"] == "completed":
+        if record["status"] == "completed" and ours():
             (folder / CHECKPOINT).unlink(missing_ok=True)
         if interrupted:
             raise KeyboardInterrupt

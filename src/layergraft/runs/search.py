@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
+import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ import optuna
 import pytorch_lightning as pl
 from hydra.core.override_parser.types import IntervalSweep, Override, Transformer
 
-from layergraft.errors import RunFailed, require, unknown
-from layergraft.files import Claimed, claim, write_atomic
+from layergraft.claims import Claimed, claim
+from layergraft.errors import RunFailed, listing, require, unknown
+from layergraft.files import write_atomic
 from layergraft.runs import sweep
 from layergraft.runs.pool import Crew, Pool, Task
 from layergraft.runs.run import Pruned
@@ -115,9 +119,19 @@ class Search:
     ) -> None:
         """Do trials until there are enough, as many at a time as there are places. `job_of`: overrides -> the run."""
         with self._alone():
+            made_of = {"metric": self.metric, **{key: repr(known) for key, known in distributions.items()}}
+            before = self.study.user_attrs.get("made of", made_of)
+            differing = [key for key in {**before, **made_of} if before.get(key) != made_of.get(key)]
+            require(
+                not differing,
+                f"{self.folder} has a search of another {listing(differing)}; exec.sweep=NAME starts one of its own",
+            )
+            self.study.set_user_attr("made of", made_of)
             for left in self.study.get_trials(states=(RUNNING,)):  # by one that was killed: the same again
+                optuna.trial.Trial(self.study, left._trial_id).set_user_attr("cut off", True)
                 self.study.tell(left.number, state=FAILED)
                 self.study.enqueue_trial(left.params)
+            tries: Counter[int] = Counter()
             number = min(len(where), self._left())
             if number <= 0:
                 return
@@ -128,8 +142,14 @@ class Search:
                     outcome = sweep.outcome_of(given, task.argument.config)
                     trial, job = task.about
                     if outcome.status == "claimed":
-                        pool.add(self._again(task))
+                        pool.add(replace(task, argument=replace(task.argument, wait=True)))
                         continue
+                    if outcome.transient and tries[trial] < job.config.exec.retries:
+                        tries[trial] += 1
+                        pool.add(replace(task, crowd=1))  # alone at its place
+                        continue
+                    if not outcome.recorded:
+                        sweep.record_failure(job, outcome)
                     self._tell(trial, job, outcome.status, outcome.error)
                     if self._left() - len(self.study.get_trials(deepcopy=False, states=(RUNNING,))) > 0:
                         pool.add(self._task(distributions, job_of))
@@ -143,7 +163,10 @@ class Search:
             raise RunFailed(f"another process is at the search in {self.folder}") from None
 
     def _left(self) -> int:
-        return self.num_trials - len(self.study.get_trials(deepcopy=False, states=(COMPLETE, PRUNED)))
+        """Trials still to be started: what failed counts, or a search of which all fails would not end; what was
+        killed with its search does not."""
+        ended = self.study.get_trials(deepcopy=False, states=(COMPLETE, PRUNED, FAILED))
+        return self.num_trials - sum("cut off" not in trial.user_attrs for trial in ended)
 
     def _task(self, distributions: Mapping[str, Any], job_of: Callable[[list[str]], sweep.Job]) -> Task:
         trial = self.study.ask(dict(distributions))
@@ -155,12 +178,6 @@ class Search:
         config = sweep.for_a_worker(job.config)
         return Task(attempt, Attempt(config, job.key, callbacks=(callback,)), (trial.number, job))
 
-    @staticmethod
-    def _again(task: Task) -> Task:
-        from dataclasses import replace
-
-        return replace(task, argument=replace(task.argument, wait=True))
-
     def _tell(self, number: int, job: sweep.Job, status: str, error: str) -> None:
         if status == "completed":
             metrics = read_record(sweep.folder_of(job))["metrics"]
@@ -170,7 +187,7 @@ class Search:
             self.study.tell(number, state=PRUNED)
         else:
             self.study.tell(number, state=FAILED)
-            print(f"trial {number} {status}: {job.key}: {error}")
+            print(f"trial {number} {status}: {job.key}: {error}", file=sys.stderr)
 
     def write(self) -> list[dict[str, Any]]:
         """Write trials.csv; its rows, the best first, those without a value last."""

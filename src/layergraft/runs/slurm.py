@@ -9,15 +9,19 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from layergraft.errors import UserError
+from layergraft.files import digest
 from layergraft.runs import sweep
 from layergraft.runs.status import follow
 from layergraft.store import is_done
 
+INTERVAL = 10.0  # seconds between two questions to SLURM, which is shared with others
+PATIENCE = 30  # questions in a row that it may leave without an answer
 COMMON = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")  # what submitit calls the same everywhere
 
 
@@ -27,7 +31,7 @@ class Array:
 
     def __init__(self, folder: Path, number: int, max_num_timeout: int, parameters: dict[str, Any]) -> None:
         self.folder, self.number, self.max_num_timeout = folder, number, max_num_timeout
-        self.name = f"layergraft-{folder.name}"
+        self.name = f"layergraft-{folder.name}-{digest(str(folder.resolve()))[:6]}"  # not another store's
         prefixed = {name if name in COMMON else f"slurm_{name}": value for name, value in parameters.items()}
         self.parameters = {"name": self.name, **prefixed}
 
@@ -41,12 +45,14 @@ class Array:
             return
         if shutil.which("sbatch") is None:
             raise UserError("hydra/launcher=slurm needs SLURM's sbatch, which is not on this machine")
-        if queued(self.name):
-            print(f"the SLURM jobs {self.name} are in the queue already", file=sys.stderr)
-        else:
-            print(f"SLURM jobs {self._submit(left, newer_than)}: {self.name}", file=sys.stderr)
         try:
-            follow(self.folder, lambda: queued(self.name))
+            if queued(self.name):
+                print(f"the SLURM jobs {self.name} are in the queue already: waiting for them", file=sys.stderr)
+                follow(self.folder, lambda: queued(self.name), interval=INTERVAL)
+                left = [job for job in left if not is_done(sweep.folder_of(job), newer_than)]
+            if left:
+                print(f"SLURM jobs {self._submit(left, newer_than)}: {self.name}", file=sys.stderr)
+                follow(self.folder, lambda: queued(self.name), interval=INTERVAL)
         except KeyboardInterrupt:
             print(f"the jobs go on; scancel --name {self.name} ends them", file=sys.stderr)
             raise
@@ -88,6 +94,11 @@ class Share:
 
 
 def queued(name: str) -> bool:
-    """Whether jobs of this name wait or run."""
-    asked = ["squeue", "--noheader", "--name", name, "--format", "%i"]
-    return bool(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
+    """Whether one's own jobs of this name wait or run. Raises UserError where SLURM has not answered for some minutes."""
+    asked = ["squeue", "--noheader", "--me", "--name", name, "--format", "%i"]
+    for _ in range(PATIENCE):
+        answer = subprocess.run(asked, capture_output=True, text=True)
+        if answer.returncode == 0:
+            return bool(answer.stdout.strip())
+        time.sleep(INTERVAL)
+    raise UserError(f"squeue does not answer: {answer.stderr.strip()}; the jobs go on, the same command waits for them")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layergraft.files import LEASE_SECONDS
+from layergraft.claims import claimed
 from layergraft.store import CLAIMS, DONE, RECORD, SWEEP, read_sweep, run_folder, status_of
 
 if TYPE_CHECKING:
@@ -54,10 +56,8 @@ def status(folder: Path) -> Status:
     """Of the sweep in `folder`. Raises UserError where there is none."""
     keys = read_sweep(folder)["runs"]
     outputs = folder.resolve().parents[1]
-    now, started = time.time(), (folder / SWEEP).stat().st_mtime
-    claims = outputs / CLAIMS
-    # A claim that nobody renews is of one who died.
-    alive = {p.name for p in claims.iterdir() if _age(p, now) < LEASE_SECONDS} if claims.is_dir() else set()
+    now, started = _now(folder), (folder / SWEEP).stat().st_mtime
+    alive = claimed(outputs / CLAIMS, now)
     statuses = {key: status_of(run_folder(outputs, key)) for key in keys}
     running = [key for key in keys if key in alive]
     ended = sorted(
@@ -76,6 +76,15 @@ def status(folder: Path) -> Status:
         per_minute=len(ended) / span if span > 0 else None,
         troubled={key: name for key, name in statuses.items() if name in ("failed", "diverged") and key not in alive},
     )
+
+
+def _now(folder: Path) -> float:
+    """Of the disk's clock, which may not be this machine's; of this machine's where nothing can be written."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def _age(path: Path, now: float) -> float:
@@ -107,7 +116,7 @@ def show(folder: Path, watch: bool) -> None:
         console.print(f"  {name:<8}  {key}", markup=False)
 
 
-def follow(folder: Path, going: Callable[[], bool], console: Console | None = None) -> None:
+def follow(folder: Path, going: Callable[[], bool], console: Console | None = None, interval: float = INTERVAL) -> None:
     """Show how far the sweep is for as long as it is `going`: in a terminal on one line, else a line for each tenth."""
     from rich.console import Console
     from rich.live import Live
@@ -124,4 +133,4 @@ def follow(folder: Path, going: Callable[[], bool], console: Console | None = No
                 console.print(str(now))
             if not still:
                 return
-            time.sleep(INTERVAL)
+            time.sleep(interval)

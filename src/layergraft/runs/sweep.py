@@ -15,12 +15,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from layergraft.claims import Claimed, claim
 from layergraft.donors.cache import PROVENANCE, forget_donor
 from layergraft.errors import UserError, require
 from layergraft.explain import explain
-from layergraft.files import Claimed, claim, write_json
+from layergraft.files import write_json
 from layergraft.runs.assemble import axes, checked, outputs_of
-from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, disk_full
+from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, disk_full, is_full
 from layergraft.runs.pool import WORKER_DIED, Crew, Failed, Pool, Task
 from layergraft.runs.work import Attempt, Outcome, attempt, make_donors
 from layergraft.specs import Config, ExecSpec
@@ -140,8 +141,8 @@ class _Sweep:
                     pool.add(again)
                 elif isinstance(task.about, Job):
                     bar.advance("runs")
-                    if isinstance(given, Failed):
-                        _record_failure(task.about, outcome)
+                    if not outcome.recorded:
+                        record_failure(task.about, outcome, self.newer_than)
                 else:
                     bar.advance("donors")
                     for job in self.held.pop(task.about):
@@ -149,7 +150,7 @@ class _Sweep:
                             pool.add(self._task(job))
                         else:
                             bar.advance("runs")
-                            _record_failure(job, outcome)
+                            record_failure(job, outcome, self.newer_than)
 
     def _task(self, job: Job, wait: bool = False, crowd: int | None = None) -> Task:
         return Task(attempt, Attempt(for_a_worker(job.config), job.key, wait, self.newer_than), job, crowd)
@@ -186,19 +187,25 @@ def outcome_of(given: Any, config: Config) -> Outcome:
         return given
     if given.kind == DiskFull.__name__:
         raise disk_full(outputs_of(config))
-    return Outcome("failed", given.error, given.traceback, MACHINE if given.kind == WORKER_DIED else None)
+    return Outcome(
+        "failed", given.error, given.traceback, MACHINE if given.kind == WORKER_DIED else None, recorded=False
+    )
 
 
-def _record_failure(job: Job, outcome: Outcome) -> None:
-    """Write the record of a run that could not write its own, unless another process has the run."""
+def record_failure(job: Job, outcome: Outcome, newer_than: float = 0.0) -> None:
+    """Write the record of a run that could not write its own, unless another process has the run or has done it."""
     record = {"key": job.key, "status": "failed", "axes": axes(job.config)}
     record |= {"error": outcome.error, "traceback": outcome.traceback, "transient": outcome.transient}
     try:
         with claim(claim_of(outputs_of(job.config), job.key), wait=False):
-            if not is_done(folder_of(job)):
+            if not is_done(folder_of(job), newer_than):
                 write_json(folder_of(job) / RECORD, record)
     except Claimed:
         pass
+    except OSError as error:
+        if is_full(error):
+            raise disk_full(outputs_of(job.config)) from error
+        raise
 
 
 class _Bar:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 import torch
 
-from layergraft.errors import require
-from layergraft.files import Claimed
+from layergraft.claims import Claimed
 from layergraft.runs.assemble import obtain_donors, outputs_of
-from layergraft.runs.failures import disk_full, is_full, spoils_its_process, transient
+from layergraft.runs.failures import DiskFull, disk_full, is_full, spoils_its_process, transient
 from layergraft.runs.run import execute
 from layergraft.specs import Config
 
@@ -39,17 +38,21 @@ class Outcome:
     transient: str | None = None
     """Of what kind, where the same may end well if it is tried again."""
     process_spoilt: bool = False
+    recorded: bool = True
+    """Whether the run's record says so."""
 
 
 def attempt(task: Attempt) -> Outcome:
-    """Do the run, unless another is at it. Raises UserError where it is no longer what was planned, and DiskFull."""
+    """Do the run, unless another is at it. Raises DiskFull."""
+    options = {"wait": task.wait, "newer_than": task.newer_than, "planned": task.key}
     try:
-        record = execute(task.config, task.callbacks, wait=task.wait, newer_than=task.newer_than)
+        record = execute(task.config, task.callbacks, **options)
     except Claimed as error:
         return Outcome("claimed", str(error))
-    require(
-        record["key"] == task.key, f"what it is made of has changed since it was planned: it is {record['key']} now"
-    )
+    except DiskFull:
+        raise
+    except Exception as error:  # before its training, or after it
+        return _failed(error, task.config)
     if record["status"] == "failed":
         gc.collect()  # what the traceback has held
         torch.cuda.empty_cache()
@@ -62,8 +65,13 @@ def make_donors(config: Config) -> Outcome:
     try:
         obtain_donors(config)
     except Exception as error:
-        if is_full(error):
-            raise disk_full(outputs_of(config)) from error
-        error_line = f"{type(error).__name__}: {error}"
-        return Outcome("failed", error_line, traceback.format_exc(), transient(error), spoils_its_process(error))
+        return _failed(error, config)
     return Outcome("completed")
+
+
+def _failed(error: Exception, config: Config) -> Outcome:
+    """Of what has no record of its own. Raises DiskFull."""
+    if is_full(error):
+        raise disk_full(outputs_of(config)) from error
+    line, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+    return Outcome("failed", line, trace, transient(error), spoils_its_process(error), recorded=False)
