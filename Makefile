@@ -16,7 +16,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 setup: $(BIN)/.installed  ## make .venv and install what pyproject.toml names, once
 
 test: setup  ## the tests, as CI runs them
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check
