@@ -94,7 +94,7 @@ SLURM = ["hydra/launcher=slurm", "hydra.launcher.jobs=2", "hydra.launcher.cpus_p
 def test_a_slurm_array_of_which_one_job_is_requeued_and_the_other_runs_out_of_time(cluster, calm, tmp_path):
     # SLURM tells a job that its time will be up 75 s before the end of 2 minutes, or up to half a minute sooner.
     times = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=75"]
-    here = subprocess.Popen(program(tmp_path, 260, *SLURM, *times), stderr=subprocess.PIPE, text=True)
+    here = subprocess.Popen(program(tmp_path, 180, *SLURM, *times), stderr=subprocess.PIPE, text=True)
     while here.poll() is None and not list(tmp_path.glob("runs/*/last.ckpt")):
         time.sleep(0.05)
     running = subprocess.run(["squeue", "--noheader", "--states=R", "--format=%i"], capture_output=True, text=True)
@@ -106,7 +106,7 @@ def test_a_slurm_array_of_which_one_job_is_requeued_and_the_other_runs_out_of_ti
     assert here.returncode == 0, err + log
     assert re.search(r"SLURM jobs \d+: layergraft-small", err) and "3 of 3 runs completed" in err
     assert "Caught signal SIGUSR2" in log and "this job is timed-out" in log
-    assert differences(calm(260), tmp_path) == {"lost": [], "more": [], "different": []}
+    assert differences(calm(180), tmp_path) == {"lost": [], "more": [], "different": []}
     assert any(read_record(path.parent)["resumed"] for path in tmp_path.glob("runs/*/record.json"))
 
 
