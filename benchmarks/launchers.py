@@ -19,7 +19,12 @@ import time
 from datetime import date
 from pathlib import Path
 
-LAUNCHERS = {"layergraft": [], "joblib": ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={os.cpu_count()}"], "basic": ["hydra/launcher=basic"]}  # fmt: skip
+LAUNCHERS = {
+    "layergraft": ["exec.threads=1"],
+    "joblib": ["exec.threads=1", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={os.cpu_count()}"],
+    "basic": ["exec.threads=1", "hydra/launcher=basic"],
+    "basic, all cores": [f"exec.threads={os.cpu_count()}", "hydra/launcher=basic"],
+}
 
 
 def main() -> None:
@@ -32,7 +37,7 @@ def main() -> None:
     for name in options.launchers:
         with tempfile.TemporaryDirectory() as outputs:
             program = [sys.executable, "-m", "layergraft", "train", "-m", "+experiment=quickstart"]
-            program += [f"seed=range({options.seeds})", "exec.threads=1", f"exec.outputs={outputs}", *LAUNCHERS[name]]
+            program += [f"seed=range({options.seeds})", f"exec.outputs={outputs}", *LAUNCHERS[name]]
             start = time.perf_counter()
             done = subprocess.run(program, capture_output=True, text=True)
             seconds[name] = time.perf_counter() - start

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -43,6 +45,18 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return None
+
+
+@contextmanager
+def of_the_run(overrides: Sequence[str]) -> Iterator[None]:
+    """What can be explained is raised as UserError with the overrides of the run that it is about."""
+    try:
+        yield
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        raise UserError(f"{line} [in the run {' '.join(overrides)}]") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -22,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 import layergraft.data  # noqa: F401  each registers its specs
 import layergraft.hosts  # noqa: F401
 from layergraft.donors import NoDonor
-from layergraft.errors import UserError, unknown
-from layergraft.explain import explain
+from layergraft.errors import unknown
+from layergraft.explain import of_the_run
 from layergraft.schema import validate
 from layergraft.specs import Config
 
@@ -209,13 +209,8 @@ class Composer:
     def each(self, cells: Iterable[Sequence[str]]) -> Iterator[tuple[Sequence[str], Config]]:
         """Each of `cells` with the config that comes of it. Raises UserError, with its overrides, for one that none does."""
         for overrides in cells:
-            try:
+            with of_the_run(overrides):
                 config = self(overrides)
-            except Exception as error:
-                line = explain(error)
-                if line is None:
-                    raise
-                raise UserError(f"{line} [in the run {' '.join(overrides)}]") from error
             yield overrides, config
 
     def without_foreign(self, cells: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -63,8 +63,6 @@ class Task:
     """At most so many tasks at its worker's place while it runs; None: as many as there are workers."""
     place: str | None = field(default=None, init=False)
     """Where it ran."""
-    neighbours: int = field(default=1, init=False)
-    """How many tasks ran there when it started, itself among them."""
 
 
 class Worker(Protocol):
@@ -168,7 +166,6 @@ class Pool:
         for index, task in enumerate(self.waiting):
             if task.crowd is None or len(there) < task.crowd:
                 del self.waiting[index]
-                task.neighbours = len(there) + 1
                 return task
         return None
 

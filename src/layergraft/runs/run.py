@@ -70,8 +70,9 @@ def execute(
 
     Where another process does it, that is waited for, and the run done if the other dies; without `wait`, Claimed is
     raised. What was written before `newer_than` (of the disk's clock) does not count as done. Raises UserError, before
-    any training, for what is wrong in the config and where the run's key is not the `planned` one, and DiskFull. Whatever else goes wrong ends in the record as `failed`
-    or `diverged`, with the traceback; Ctrl-C as `interrupted`, and goes on up.
+    any training, for what is wrong in the config and where the run's key is not the `planned` one, and DiskFull.
+    Whatever else goes wrong ends in the record as `failed` or `diverged`, with the traceback; Ctrl-C as `interrupted`,
+    and goes on up.
     """
     set_threads(config)
     run = checked(config)

@@ -121,6 +121,8 @@ class Search:
         with self._alone():
             made_of = {"metric": self.metric, **{key: repr(known) for key, known in distributions.items()}}
             before = self.study.user_attrs.get("made of", made_of)
+            if not self.study.get_trials(deepcopy=False, states=(COMPLETE, PRUNED)):
+                before = before | {"metric": self.metric}  # there may be none of the name that was given before
             differing = [key for key in {**before, **made_of} if before.get(key) != made_of.get(key)]
             require(
                 not differing,

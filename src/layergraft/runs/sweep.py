@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from layergraft.claims import Claimed, claim
 from layergraft.donors.cache import PROVENANCE, forget_donor
-from layergraft.errors import UserError, require
-from layergraft.explain import explain
+from layergraft.errors import require
+from layergraft.explain import of_the_run
 from layergraft.files import write_json
 from layergraft.runs.assemble import axes, checked, outputs_of
 from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, disk_full, is_full
@@ -45,17 +45,12 @@ def plan(cells: Iterable[tuple[Sequence[str], Config]]) -> list[Job]:
     """
     jobs = []
     for overrides, config in cells:
-        try:
+        with of_the_run(overrides):
             require(
                 config.exec.resume is None, "exec.resume is of a single run; a sweep goes on with each run by itself"
             )
             require(config.exec.devices == 1, "exec.devices is of a single run; a sweep does a run on each device")
             run = checked(config)
-        except Exception as error:
-            line = explain(error)
-            if line is None:
-                raise
-            raise UserError(f"{line} [in the run {' '.join(overrides)}]") from error
         jobs.append(Job(tuple(overrides), config, run.key, run.donor_keys))
     return jobs
 
