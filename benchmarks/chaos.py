@@ -128,10 +128,10 @@ def content(folder: Path) -> tuple:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="8 runs each")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=90)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--at-once", type=int, default=1, help="sweeps over the same runs at the same time")
-    parser.add_argument("--pause", type=float, default=12.0, help="seconds between two kills, at most")
+    parser.add_argument("--pause", type=float, default=8.0, help="seconds between two kills, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the lots drawn")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
