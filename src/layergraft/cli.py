@@ -97,6 +97,8 @@ def status(arguments: list[str]) -> None:
         )
         return
     folders = [argument for argument in arguments if argument != "--watch"]
+    for option in (argument for argument in folders if argument.startswith("-")):
+        raise unknown("option of status", option, ["--watch"])
     if len(folders) != 1:
         raise UserError(
             f"status takes one folder of a sweep, such as outputs/sweeps/quickstart; given: {' '.join(folders) or 'none'}"

@@ -23,6 +23,11 @@ def listing(names: Iterable[object]) -> str:
     return ", ".join(names[:MAX_LISTED]) + (f", ... ({rest} more)" if rest > 0 else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def unknown(what: str, name: str, known: Iterable[object]) -> UserError:
     """The error for a `name` that is not among `known`; `what` says what it should have named."""
     known = [str(item) for item in known]

@@ -115,7 +115,8 @@ def _omegaconf(error: OmegaConfBaseException) -> str:
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
     parent, _, key = (error.full_key or str(error.key)).rpartition(".")
-    return str(unknown(f"key{f' in {parent}:' if parent else ''}", key, _keys_of(error)))
+    known = _keys_of(error) if parent else [*_keys_of(error), "hydra/launcher", "hydra/sweeper"]
+    return str(unknown(f"key{f' in {parent}:' if parent else ''}", key, known))
 
 
 def _keys_of(error: OmegaConfBaseException) -> list[str]:

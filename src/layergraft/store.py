@@ -8,6 +8,7 @@ does it holds `outputs/claims/<key>`.
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from layergraft.errors import UserError, unknown
 RECORD = "record.json"
 CLAIMS = "claims"
 SWEEP = "sweep.json"
+STUDY, TRIALS = "study.log", "trials.csv"  # of a search
 DONE = ("completed", "diverged")
 STATUSES = (*DONE, "failed", "interrupted", "pruned")
 
@@ -29,7 +31,11 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     """What the sweep in `folder` was planned to be. Raises UserError where there is none."""
     path = folder / SWEEP
     if not path.is_file():
-        near = sorted(str(found.parent) for found in folder.parent.glob(f"*/{SWEEP}")) if folder.parent.is_dir() else []
+        if (folder / STUDY).is_file():
+            raise UserError(f"{folder} is a search, not a sweep; its trials are in {folder / TRIALS}")
+        near = sorted(
+            {str(found.parent) for at in (folder.parent, folder / "sweeps") for found in at.glob(f"*/{SWEEP}")}
+        )
         raise unknown(f"sweep (a folder with a {SWEEP}):", str(folder), near)
     return read_json(path)
 
@@ -39,10 +45,13 @@ def claim_of(outputs: Path, key: str) -> Path:
     return outputs / CLAIMS / key
 
 
-def status_of(folder: Path) -> str | None:
-    """The status in a run's record, which is among its first lines: a large sweep's records are not read whole for it."""
+def status_of(folder: Path, newer_than: float = 0.0) -> str | None:
+    """The status in a run's record; None where there is none that was written at `newer_than` (of the disk's clock) or
+    later. It is among the record's first lines: a large sweep's records are not read whole for it."""
     try:
         with open(folder / RECORD, "rb") as file:
+            if newer_than and os.fstat(file.fileno()).st_mtime < newer_than:
+                return None
             found = re.search(rb'"status": "(\w+)"', file.read(1024))
     except FileNotFoundError:
         return None
@@ -66,6 +75,4 @@ def read_json(path: Path) -> dict[str, Any]:
 def is_done(folder: Path, newer_than: float = 0.0) -> bool:
     """Whether the run need not be run again: it was completed, or diverged as it would again, and its record was written
     at `newer_than` (of the disk's clock) or later."""
-    if status_of(folder) not in DONE:
-        return False
-    return not newer_than or (folder / RECORD).stat().st_mtime >= newer_than
+    return status_of(folder, newer_than) in DONE

@@ -70,7 +70,7 @@ def test_what_was_running_when_a_search_was_killed_is_run_again(tmp_path, comman
 def test_a_search_of_which_all_fails_ends_and_another_search_is_refused_its_folder(tmp_path, command):
     diverge = [*BASE[:2], "strategy=freeze,full", "optim=sgd", "optim.lr=1e30", *BASE[4:], "schedule.epochs=1"]
     code, _, err = command("train", *diverge, "hydra.sweeper.num_trials=3", f"exec.outputs={tmp_path}")
-    assert code == 1 and err.count(" diverged: ") == 3 and "0 trials completed" in err
+    assert code == 1 and err.count(" diverged, ") == 3 and "0 trials completed" in err
     code, _, err = command("train", *diverge, "strategy=freeze,low_lr", f"exec.outputs={tmp_path}")
     assert code == 2 and "has a search of another strategy; exec.sweep=NAME starts one of its own" in err
 
@@ -95,6 +95,9 @@ def test_a_search_keeps_its_metric_unless_there_is_none_of_that_name(tmp_path, c
         (["hydra.sweeper.num_trials=0"], "hydra.sweeper.num_trials is 0"),
         (["optim.weight_decay=interval(1,0)"], "an interval goes from low to high"),
         (["optim.weight_decay=tag(log,interval(0.0,1.0))"], "on a log scale an interval starts above 0"),
+        (["optim.weight_decay=tag(lg,interval(0.1,1.0))"], "'lg' means nothing here; tag(log,interval(A,B))"),
+        (["hydra/launcher=basic"], "searches with hydra/launcher=layergraft or ray, not with basic"),
+        (["hydra/launcher=slurm"], "searches with hydra/launcher=layergraft or ray, not with slurm"),
         (["optim.lrr=interval(0.1,1.0)"], "unknown key in optim: 'lrr'; did you mean 'lr'?"),
     ],
 )

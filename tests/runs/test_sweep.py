@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from benchmarks.chaos import completed, differences, disturbed
+from benchmarks.chaos import children, completed, differences, disturbed
 
 from conftest import SWEEP, TINY
 from layergraft.cli import main
@@ -60,7 +61,7 @@ def test_results_do_not_depend_on_who_ran_them(sweep, tmp_path, command):
 def test_again_runs_nothing(sweep, command):
     stamps = {key: (sweep / "runs" / key / "record.json").stat().st_mtime_ns for key in keys(sweep)}
     code, _, err = command("train", *SWEEP, f"exec.outputs={sweep}")
-    assert code == 0 and "14 of 14 runs are in the store already" in err
+    assert code == 0 and "14 of 14 runs in the store already" in err
     assert {key: (sweep / "runs" / key / "record.json").stat().st_mtime_ns for key in keys(sweep)} == stamps
 
 
@@ -71,7 +72,7 @@ def test_what_is_lost_is_run_again(sweep, tmp_path, command):
     before = (outputs / "runs" / lost / "curves.csv").read_bytes()
     (outputs / "runs" / lost / "record.json").unlink()
     code, _, err = command("train", *SWEEP, f"exec.outputs={outputs}")
-    assert code == 0 and "13 of 14 runs are in the store already" in err and "14 of 14 runs completed" in err
+    assert code == 0 and "13 of 14 runs in the store already" in err and "14 of 14 runs completed" in err
     assert (outputs / "runs" / lost / "curves.csv").read_bytes() == before
 
 
@@ -81,6 +82,9 @@ def test_what_is_lost_is_run_again(sweep, tmp_path, command):
         ("site=early,layer3.9", "unknown site in resnet18: 'layer3.9'"),
         ("strategy=full,freez", "unknown strategy 'freez'; did you mean 'freeze'?"),
         ("exec.outputs=a,b", "exec cannot be swept over"),
+        ("seed=range(0)", "seed=range(0) has no values, so there is nothing to run"),
+        ("optim.lr=interval(0.1,1)", "an interval is to be searched: hydra/sweeper=optuna does"),
+        ("hydra/launchr=ray", "did you mean 'hydra/launcher'?"),
         ("schedule.epochs=3,0", "schedule.epochs is 0"),
         ("donor.out_channels=4,5", "the donor does not fit conv1"),
     ],
@@ -182,7 +186,7 @@ def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
     assert "completed" in statuses and len(statuses) < 14
     done = statuses.count("completed")
     code, _, err = command("train", *SWEEP, f"exec.outputs={outputs}", "schedule.epochs=25")
-    assert code == 0 and f"{done} of 14 runs are in the store already" in err and "14 of 14 runs completed" in err
+    assert code == 0 and f"{done} of 14 runs in the store already" in err and "14 of 14 runs completed" in err
 
 
 def test_a_key_of_some_donors_is_about_those(tmp_path, command):
@@ -284,10 +288,10 @@ def test_a_finished_sweep_is_not_planned_again_until_something_changes(brief, tm
 
     assert again()[0] == 42  # in another folder it is another sweep: its plan is made
     code, err = again()
-    assert code == 0 and "8 of 8 runs are in the store already" in err and "report.html" in err
+    assert code == 0 and "8 of 8 runs in the store already" in err and "report.html" in err
     (outputs / "runs" / keys(outputs)[0] / "record.json").unlink()
     code, err = again()
-    assert code == 42 and "7 of 8 runs are in the store already" in err and "8 of 8 runs completed" in err
+    assert code == 42 and "7 of 8 runs in the store already" in err and "8 of 8 runs completed" in err
     assert again()[0] == 0 and again("schedule.epochs=8", "optim.lr=0.001")[0] == 42
 
 
@@ -302,6 +306,14 @@ def test_rerun_does_all_of_it_again_the_donors_too_and_once(brief, tmp_path, com
     assert code == 0 and "8 of 8 runs completed" in err and "already" not in err
     assert len(before) == 12 and all(path.stat().st_mtime_ns > stamp for path, stamp in before.items())
     assert differences(brief, outputs) == {"lost": [], "more": [], "different": []}
+    for key in keys(outputs)[:2]:  # as they were: it was interrupted before it came to them
+        os.utime(outputs / "runs" / key / "record.json", (time.time() - 1000,) * 2)
+    _, out, _ = command("status", str(outputs / "sweeps" / "brief"))
+    assert out.startswith("done 6, running 0, failed 0, waiting 2 of 8 runs, nobody is at it: the same command goes on")
+    code, _, err = command("train", *BRIEF, f"exec.outputs={outputs}", "exec.rerun=true")
+    assert code == 0 and "6 of 8 runs in the store already" in err
+    code, _, err = command("train", *BRIEF, f"exec.outputs={outputs}", "exec.rerun=true", "strategy=freeze", "seed=0,1")
+    assert code == 0 and "already" not in err and "was a sweep of 6 other runs" in err
 
 
 def test_status(brief, tmp_path, command):
@@ -329,6 +341,31 @@ def test_status(brief, tmp_path, command):
     assert re.search(r", (4\.9\d|5(\.0\d)?) runs a minute, about 2[4-5] s left", out), out
     os.utime(outputs / "claims" / f"{running}~1", (time.time() - 300,) * 2)  # nobody renews it: its owner is dead
     assert "running 0, failed 1, waiting 2" in command("status", str(folder))[1]
-    code, _, err = command("status", str(outputs / "sweeps" / "breif"))
-    assert code == 2 and "did you mean" in err and err.count("\n") == 1
-    assert command("status")[0] == 2
+    (outputs / "donors" / ".x.claim~1").write_text("")
+    assert "waiting 2 of 8 runs, 1 donor in the making" in command("status", str(folder))[1]
+    for wrong, message in (
+        ([str(outputs / "sweeps" / "breif")], f"did you mean '{folder}'?"),
+        ([str(outputs)], str(folder)),
+        ([], "status takes one folder"),
+        ([str(folder), "--wacth"], "unknown option of status '--wacth'; did you mean '--watch'?"),
+    ):
+        code, _, err = command("status", *wrong)
+        assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_interrupt_while_workers_are_prepared(tmp_path):
+    program = [Path(sys.executable).with_name("layergraft"), "train", *SWEEP, f"exec.outputs={tmp_path}"]
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=default)
+    while not (started := [child for child in children(process.pid) if _is_forkserver(child)]):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    time.sleep(0.5)  # it is amid its imports
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert started and process.returncode == 130 and "Traceback" not in err, err
+    assert err.splitlines()[-1].startswith("interrupted; the same command goes on")
+
+
+def _is_forkserver(pid):
+    return b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()

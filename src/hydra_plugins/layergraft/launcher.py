@@ -25,6 +25,8 @@ ConfigStore.instance().store(group="hydra/launcher", name="layergraft", node=Lau
 
 
 class LayergraftLauncher(Launcher):
+    gives_workers = True  # by `crew`, to whom a search gives its trials
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
         self.planned = None  # the jobs of the next launch, where the sweeper has planned them already

@@ -26,6 +26,8 @@ ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaCo
 
 
 class OptunaSweeper(LayergraftSweeper):
+    kind = "search"
+
     def __init__(self, params: dict[str, str] | None, num_trials: int, **options: Any) -> None:
         super().__init__(params=params)
         self.num_trials, self.options = num_trials, options
@@ -37,6 +39,9 @@ class OptunaSweeper(LayergraftSweeper):
             import optuna  # noqa: F401
         except ImportError:
             raise UserError("hydra/sweeper=optuna needs optuna; pip install 'layergraft[search]'") from None
+        if not getattr(self.launcher, "gives_workers", False):
+            chosen = self.config.hydra.runtime.choices["hydra/launcher"]
+            raise UserError(f"hydra/sweeper=optuna searches with hydra/launcher=layergraft or ray, not with {chosen}")
         from layergraft.runs import pool
 
         pool.warm()
@@ -65,9 +70,15 @@ class OptunaSweeper(LayergraftSweeper):
         """Say what came of it; the best trial's parameters."""
         import sys
 
+        from layergraft.errors import counted
+        from layergraft.store import TRIALS
+
         metric = self.options["metric"]
         done = [row for row in rows if row["status"] == "complete"]
-        print(f"{len(done)} trials completed, {len(rows) - len(done)} pruned: {folder / 'trials.csv'}", file=sys.stderr)
+        print(
+            f"{counted(len(done), 'trial')} completed, {len(rows) - len(done)} pruned: {folder / TRIALS}",
+            file=sys.stderr,
+        )
         if not done:
             sys.exit(1)
         for row in done[:5]:

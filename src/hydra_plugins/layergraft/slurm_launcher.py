@@ -32,6 +32,8 @@ ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmCon
 
 
 class SlurmLauncher(LayergraftLauncher):
+    gives_workers = False  # an array's jobs find what is to do by themselves
+
     def __init__(self, jobs: int, max_num_timeout: int, **parameters: Any) -> None:
         self.num_jobs, self.max_num_timeout = jobs, max_num_timeout
         self.parameters = {name: value for name, value in parameters.items() if value is not None}

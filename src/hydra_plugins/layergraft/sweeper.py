@@ -14,10 +14,11 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import OmegaConf, open_dict
 
 from hydra_plugins.layergraft.launcher import LayergraftLauncher
-from layergraft.errors import UserError
+from layergraft.errors import UserError, counted
 
 
 @dataclass
@@ -41,6 +42,8 @@ def within(key: str, parent: str) -> bool:
 
 
 class LayergraftSweeper(BasicSweeper):
+    kind = "sweep"
+
     def __init__(self, params: dict[str, str] | None = None, controls: list[list[str]] | None = None) -> None:
         super().__init__(max_batch_size=None, params=params)
         self.controls = controls or []
@@ -54,6 +57,12 @@ class LayergraftSweeper(BasicSweeper):
         for override in overrides:
             if override.is_sweep_override() and within(override.key_or_group, "exec"):
                 raise UserError(f"{override.input_line}: exec cannot be swept over; nothing there changes a result")
+            if override.is_sweep_override() and isinstance(override.value(), IntervalSweep):
+                raise UserError(
+                    f"{override.input_line}: an interval is to be searched: hydra/sweeper=optuna does; give a list or a range"
+                )
+            if override.is_sweep_override() and not any(True for _ in override.sweep_iterator()):
+                raise UserError(f"{override.input_line} has no values, so there is nothing to run")
         (product,) = self.split_arguments(overrides, None)
         cells = [list(cell) for cell in product]
         for control in (list(map(spelled, control)) for control in self.controls):
@@ -68,7 +77,7 @@ class LayergraftSweeper(BasicSweeper):
         from layergraft.files import digest
 
         settings = self.config.exec
-        name = settings.sweep or f"sweep-{digest(sorted(a for a in arguments if not a.startswith('exec.')))}"
+        name = settings.sweep or f"{self.kind}-{digest(sorted(a for a in arguments if not a.startswith('exec.')))}"
         return Path(settings.outputs) / "sweeps" / name
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -87,13 +96,13 @@ class LayergraftSweeper(BasicSweeper):
         signed = signature(asked, self.config, [Path(path[7:]) for path in paths if path.startswith("file://")])
         keys = None if settings.rerun else finished(folder, Path(settings.outputs), signed)
         if keys is not None:
-            print(f"{len(keys)} of {len(keys)} runs are in the store already", file=sys.stderr)
+            print(f"{len(keys)} of {counted(len(keys), 'run')} in the store already", file=sys.stderr)
             finish(folder, keys)
             return [[]]
         _warm()
         composer = Composer(loader, self.config)
         cells = composer.without_foreign(asked)
-        print(f"checking {len(cells)} runs before the first starts", file=sys.stderr)
+        print(f"checking {counted(len(cells), 'run')} before the first starts", file=sys.stderr)
         from layergraft.runs import sweep
 
         resolved = self.launcher.resolved if isinstance(self.launcher, LayergraftLauncher) else lambda config: config
@@ -102,17 +111,28 @@ class LayergraftSweeper(BasicSweeper):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         keys = [job.key for job in jobs]
-        written = write_plan(
-            folder, keys, shlex.join(["layergraft", "train", *sys.argv[1:]]), signed, (job.config for job in jobs)
-        )
+        if others := _others(folder, keys):
+            print(
+                f"{folder} was a sweep of {counted(others, 'other run')}; they stay in the store, this one's report replaces theirs",
+                file=sys.stderr,
+            )
+        command = shlex.join(["layergraft", "train", *sys.argv[1:]])
+        since = write_plan(folder, keys, command, signed, (job.config for job in jobs), settings.rerun)
         if isinstance(
             self.launcher, LayergraftLauncher
         ):  # which need not plan them again; others compose by themselves
             self.launcher.planned = jobs
-            self.launcher.newer_than = written if settings.rerun else 0.0
+            self.launcher.newer_than = since
         returns = self.launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
         finish(folder, keys)
         return returns
+
+
+def _others(folder: Path, keys: list[str]) -> int:
+    """How many runs the sweep of that name had that this one does not have."""
+    from layergraft.store import SWEEP, read_sweep
+
+    return len(set(read_sweep(folder)["runs"]) - set(keys)) if (folder / SWEEP).exists() else 0
 
 
 def _warm() -> None:
@@ -125,20 +145,21 @@ def finish(folder: Path, keys: list[str]) -> None:
     """Have the sweep's report there, say where everything is and what failed and why; exit with 1 where runs failed."""
     from rich.console import Console
 
-    from layergraft.store import RECORD, SWEEP, read_record, run_folder, status_of
+    from layergraft.store import DONE, RECORD, SWEEP, read_record, run_folder, status_of
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     outputs = folder.parents[1]
     statuses = {key: status_of(run_folder(outputs, key)) or "missing" for key in keys}
     completed = [key for key in keys if statuses[key] == "completed"]
-    console.print(f"{len(completed)} of {len(keys)} runs completed")
+    console.print(f"{len(completed)} of {counted(len(keys), 'run')} completed")
     troubled = {key: read_record(run_folder(outputs, key)) or {} for key in keys if statuses[key] != "completed"}
     width = max(map(len, troubled), default=0)
     for key, record in troubled.items():
         reason = record.get("error", "").partition("\n")[0]
         console.print(f"  {statuses[key]:<11}  {key:<{width}}  {reason}", markup=False)
     if troubled:
-        console.print(f"tracebacks are in {outputs / 'runs'}/KEY/{RECORD}; the same command tries what failed again")
+        again = "; the same command tries what failed again" if set(statuses.values()) - set(DONE) else ""
+        console.print(f"tracebacks are in {outputs / 'runs'}/KEY/{RECORD}{again}")
     if completed:
         page = folder / "report.html"
         newest = max((run_folder(outputs, key) / RECORD).stat().st_mtime for key in completed)

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import layergraft
-from layergraft.files import digest, write_json
+from layergraft.files import digest, now_of, write_json
 from layergraft.schema import canonical
 from layergraft.specs import Config
 from layergraft.store import SWEEP, is_done, read_sweep, run_folder
@@ -21,13 +21,29 @@ FILES = ("root", "path", "labels", "weights")  # the keys of data sets, donors a
 PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
 
 
-def write_plan(folder: Path, keys: Sequence[str], command: str, signed: str, configs: Iterable[Config]) -> float:
-    """Write what the sweep is to `folder`/sweep.json: the command, the runs' keys, what they come of. The time, of the
-    disk's clock."""
+def write_plan(
+    folder: Path, keys: Sequence[str], command: str, signed: str, configs: Iterable[Config], rerun: bool
+) -> float:
+    """Write what the sweep is to `folder`/sweep.json: the command, the runs' keys, what they come of. Return since when,
+    of the disk's clock, a record counts: ever, or, in a `rerun`, since it was first started and until all of it is done."""
     files = sorted({path for config in configs for path in _paths(canonical(config)) if os.path.exists(path)})
     made_of = {"signature": signed, "files": files, "stamp": _stamp_of(files)}
-    write_json(folder / SWEEP, {"name": folder.name, "command": command, **made_of, "runs": list(keys)})
-    return (folder / SWEEP).stat().st_mtime
+    since = (_left_undone(folder, keys, signed) or now_of(folder)) if rerun else 0.0
+    plan = {"name": folder.name, "command": command, **made_of, "since": since, "runs": list(keys)}
+    write_json(folder / SWEEP, plan)
+    return since
+
+
+def _left_undone(folder: Path, keys: Sequence[str], signed: str) -> float | None:
+    """When the same rerun was started that is not done yet; None where there is none."""
+    if not (folder / SWEEP).exists():
+        return None
+    known = read_sweep(folder)
+    if not known.get("since") or (known["signature"], known["runs"]) != (signed, list(keys)):
+        return None
+    outputs = folder.resolve().parents[1]
+    done = all(is_done(run_folder(outputs, key), known["since"]) for key in keys)
+    return None if done else known["since"]
 
 
 def finished(folder: Path, outputs: Path, signed: str) -> list[str] | None:

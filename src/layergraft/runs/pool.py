@@ -27,9 +27,11 @@ def warm() -> None:
     _context.set_forkserver_preload(PRELOAD)
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"  # else a file in the current folder could stand in for a module of that name
+    heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is inherited: Ctrl-C amid its imports is not its matter
     try:
         forkserver.ensure_running()
     finally:
+        signal.signal(signal.SIGINT, heeded)
         del os.environ["PYTHONSAFEPATH"]
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before

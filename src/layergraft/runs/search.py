@@ -25,7 +25,7 @@ from layergraft.runs import sweep
 from layergraft.runs.pool import Crew, Pool, Task
 from layergraft.runs.run import Pruned
 from layergraft.runs.work import Attempt, attempt
-from layergraft.store import CLAIMS, read_record
+from layergraft.store import CLAIMS, STUDY, TRIALS, read_record
 
 SAMPLERS = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True),  # it knows of trials that still run
@@ -53,6 +53,11 @@ def space(overrides: Sequence[Override]) -> dict[str, optuna.distributions.BaseD
             key != "seed", "seed is nothing to search over: the best is luck. Search with one, then sweep over seeds"
         )
         value = override.value()
+        strange = [tag for tag in getattr(value, "tags", ()) if tag != "log" or not isinstance(value, IntervalSweep)]
+        require(
+            not strange,
+            f"{override.input_line}: '{listing(strange)}' means nothing here; tag(log,interval(A,B)) is a range on a log scale",
+        )
         if isinstance(value, IntervalSweep):
             log = "log" in value.tags
             whole = isinstance(value.start, int) and isinstance(value.end, int)
@@ -183,13 +188,14 @@ class Search:
     def _tell(self, number: int, job: sweep.Job, status: str, error: str) -> None:
         if status == "completed":
             metrics = read_record(sweep.folder_of(job))["metrics"]
-            require(self.metric in metrics, str(unknown("hydra.sweeper.metric", self.metric, metrics)))
+            known = [name for name in metrics if not name.startswith("test/")]
+            require(self.metric in known, str(unknown("hydra.sweeper.metric", self.metric, known)))
             self.study.tell(number, metrics[self.metric])
-        elif status == "pruned":
-            self.study.tell(number, state=PRUNED)
+            came = f"{self.metric} {metrics[self.metric]:.4g}"
         else:
-            self.study.tell(number, state=FAILED)
-            print(f"trial {number} {status}: {job.key}: {error}", file=sys.stderr)
+            self.study.tell(number, state=PRUNED if status == "pruned" else FAILED)
+            came = error
+        print(f"trial {number} {status}, {max(0, self._left())} left: {job.key}: {came}", file=sys.stderr)
 
     def write(self) -> list[dict[str, Any]]:
         """Write trials.csv; its rows, the best first, those without a value last."""
@@ -215,7 +221,7 @@ class Search:
         )
         writer.writeheader()
         writer.writerows(rows)
-        write_atomic(self.folder / "trials.csv", text.getvalue())
+        write_atomic(self.folder / TRIALS, text.getvalue())
         return rows
 
 
@@ -242,4 +248,4 @@ class Reporting(pl.Callback):
 
 def _storage(folder: Path) -> optuna.storages.JournalStorage:
     """A file that several processes append to, on a shared disk too."""
-    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.log")))
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / STUDY)))

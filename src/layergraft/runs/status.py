@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layergraft.claims import claimed
+from layergraft.errors import counted
+from layergraft.files import now_of
 from layergraft.store import CLAIMS, DONE, RECORD, SWEEP, read_sweep, run_folder, status_of
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Status:
     """Among them those that were interrupted and go on from a checkpoint."""
     per_minute: float | None
     """Runs that ended in a minute, of late; None where fewer than two did."""
+    donors: int
+    """That somebody makes now, for this sweep or another of the same store."""
     troubled: dict[str, str]
     """Key -> status of what failed or diverged."""
 
@@ -42,23 +44,27 @@ class Status:
         return 60 * left / self.per_minute if left and self.per_minute else (None if left else 0.0)
 
     def __str__(self) -> str:
-        pace = (
-            ""
-            if self.per_minute is None or not self.running + self.waiting
-            else f", {self.per_minute:.3g} runs a minute"
-        )
+        parts = ", ".join(f"{name} {getattr(self, name)}" for name in ("done", "running", "failed", "waiting"))
+        so_far = f"{parts} of {counted(self.total, 'run')}"
+        if not self.running + self.waiting:
+            return so_far
+        if self.donors:
+            so_far += f", {counted(self.donors, 'donor')} in the making"
+        elif not self.running:
+            return f"{so_far}, nobody is at it: the same command goes on"
+        pace = "" if self.per_minute is None else f", {self.per_minute:.3g} runs a minute"
         left = "" if not self.seconds_left else f", about {duration(self.seconds_left)} left"
-        parts = (f"{name} {getattr(self, name)}" for name in ("done", "running", "failed", "waiting"))
-        return f"{', '.join(parts)} of {self.total} runs{pace}{left}"
+        return f"{so_far}{pace}{left}"
 
 
 def status(folder: Path) -> Status:
     """Of the sweep in `folder`. Raises UserError where there is none."""
-    keys = read_sweep(folder)["runs"]
+    sweep = read_sweep(folder)
+    keys = sweep["runs"]
     outputs = folder.resolve().parents[1]
-    now, started = _now(folder), (folder / SWEEP).stat().st_mtime
+    now, started = now_of(folder), (folder / SWEEP).stat().st_mtime
     alive = claimed(outputs / CLAIMS, now)
-    statuses = {key: status_of(run_folder(outputs, key)) for key in keys}
+    statuses = {key: status_of(run_folder(outputs, key), sweep.get("since", 0.0)) for key in keys}
     running = [key for key in keys if key in alive]
     ended = sorted(
         age
@@ -74,17 +80,9 @@ def status(folder: Path) -> Status:
         running=len(running),
         waiting=len(keys) - sum(number[name] for name in (*DONE, "failed", "running")),
         per_minute=len(ended) / span if span > 0 else None,
+        donors=sum(name.endswith(".claim") for name in claimed(outputs / "donors", now)),
         troubled={key: name for key, name in statuses.items() if name in ("failed", "diverged") and key not in alive},
     )
-
-
-def _now(folder: Path) -> float:
-    """Of the disk's clock, which may not be this machine's; of this machine's where nothing can be written."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            return os.fstat(file.fileno()).st_mtime
-    except OSError:
-        return time.time()
 
 
 def _age(path: Path, now: float) -> float:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from layergraft.claims import Claimed, claim
 from layergraft.donors.cache import PROVENANCE, forget_donor
-from layergraft.errors import require
+from layergraft.errors import counted, require
 from layergraft.explain import of_the_run
 from layergraft.files import write_json
 from layergraft.runs.assemble import axes, checked, outputs_of
@@ -95,7 +95,7 @@ def run(jobs: Sequence[Job], *, newer_than: float = 0.0, crew: Crew | None = Non
     todo = [job for job in jobs if not is_done(folder_of(job), newer_than)]
     console = Console(stderr=True)
     if len(todo) < len(jobs):
-        console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are in the store already")
+        console.print(f"{len(jobs) - len(todo)} of {counted(len(jobs), 'run')} in the store already")
     if todo:
         there = list(where)[: len(todo)] or places(todo[0].config.exec, len(todo))
         _Sweep(todo, newer_than).work(console, there, crew)
@@ -220,8 +220,8 @@ class _Bar:
         if self.progress:
             self.rows = {name: self.progress.add_task(name, total=total) for name, total in self.total.items()}
         else:
-            parts = ", ".join(f"{total} {name}" for name, total in self.total.items())
-            self.console.print(f"{parts} on {self.num_workers} workers")
+            parts = ", ".join(counted(total, name[:-1]) for name, total in self.total.items())
+            self.console.print(f"{parts} on {counted(self.num_workers, 'worker')}")
         return self
 
     def __exit__(self, *error: Any) -> None:
