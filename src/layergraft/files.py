@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,16 +75,6 @@ def forget(folder: Path, older_than: float) -> None:
 
 def _marker_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.claim")
-
-
-def now_of(folder: Path) -> float:
-    """The time by the clock of the disk that `folder` is on, which may not be this machine's; by this machine's where
-    nothing can be written there."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            return os.fstat(file.fileno()).st_mtime
-    except OSError:
-        return time.time()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,6 +18,7 @@ from layergraft.errors import UserError, unknown
 RECORD = "record.json"
 CLAIMS = "claims"
 SWEEP = "sweep.json"
+RERUN = "rerun"  # in a sweep's folder from the start of a rerun until it is concluded
 STUDY, TRIALS = "study.log", "trials.csv"  # of a search
 DONE = ("completed", "diverged")
 STATUSES = (*DONE, "failed", "interrupted", "pruned")
@@ -38,6 +39,14 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         )
         raise unknown(f"sweep (a folder with a {SWEEP}):", str(folder), near)
     return read_json(path)
+
+
+def rerun_since(folder: Path) -> float:
+    """When the rerun of a sweep that is not concluded yet began, of the disk's clock; 0.0 where there is none."""
+    try:
+        return (folder / RERUN).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def claim_of(outputs: Path, key: str) -> Path:

@@ -75,6 +75,13 @@ def test_a_search_of_which_all_fails_ends_and_another_search_is_refused_its_fold
     assert code == 2 and "has a search of another strategy; exec.sweep=NAME starts one of its own" in err
 
 
+def test_a_trial_without_the_metric_has_failed(tmp_path, command):
+    never = ["exec.probe.thresholds=[100]", "hydra.sweeper.metric=steps_to/100", "hydra.sweeper.direction=minimize"]
+    search = [*BASE, "schedule.epochs=1", "hydra.sweeper.num_trials=1", f"exec.outputs={tmp_path}"]
+    code, _, err = command("train", *search, *never)
+    assert code == 1 and "steps_to/100 was never reached" in err and "0 trials completed" in err
+
+
 def test_a_search_keeps_its_metric_unless_there_is_none_of_that_name(tmp_path, command):
     search = [*BASE, "schedule.epochs=1", "hydra.sweeper.num_trials=1", f"exec.outputs={tmp_path}"]
     code, _, err = command("train", *search, "hydra.sweeper.metric=val/accu")
@@ -96,6 +103,8 @@ def test_a_search_keeps_its_metric_unless_there_is_none_of_that_name(tmp_path, c
         (["optim.weight_decay=interval(1,0)"], "an interval goes from low to high"),
         (["optim.weight_decay=tag(log,interval(0.0,1.0))"], "on a log scale an interval starts above 0"),
         (["optim.weight_decay=tag(lg,interval(0.1,1.0))"], "'lg' means nothing here; tag(log,interval(A,B))"),
+        (["optim.weight_decay=range(0)"], "optim.weight_decay=range(0) has no values"),
+        (["exec.workers=1,2"], "exec cannot be swept over"),
         (["hydra/launcher=basic"], "searches with hydra/launcher=layergraft or ray, not with basic"),
         (["hydra/launcher=slurm"], "searches with hydra/launcher=layergraft or ray, not with slurm"),
         (["optim.lrr=interval(0.1,1.0)"], "unknown key in optim: 'lrr'; did you mean 'lr'?"),

@@ -306,13 +306,32 @@ def test_rerun_does_all_of_it_again_the_donors_too_and_once(brief, tmp_path, com
     assert code == 0 and "8 of 8 runs completed" in err and "already" not in err
     assert len(before) == 12 and all(path.stat().st_mtime_ns > stamp for path, stamp in before.items())
     assert differences(brief, outputs) == {"lost": [], "more": [], "different": []}
-    for key in keys(outputs)[:2]:  # as they were: it was interrupted before it came to them
-        os.utime(outputs / "runs" / key / "record.json", (time.time() - 1000,) * 2)
-    _, out, _ = command("status", str(outputs / "sweeps" / "brief"))
-    assert out.startswith("done 6, running 0, failed 0, waiting 2 of 8 runs, nobody is at it: the same command goes on")
-    code, _, err = command("train", *BRIEF, f"exec.outputs={outputs}", "exec.rerun=true")
-    assert code == 0 and "6 of 8 runs in the store already" in err
-    code, _, err = command("train", *BRIEF, f"exec.outputs={outputs}", "exec.rerun=true", "strategy=freeze", "seed=0,1")
+    assert not (outputs / "sweeps" / "brief" / "rerun").exists()  # it is concluded
+
+
+def test_a_rerun_that_was_interrupted_goes_on(brief, tmp_path, command, monkeypatch):
+    outputs = tmp_path / "outputs"
+    folder, again = outputs / "sweeps" / "brief", ["train", *BRIEF, f"exec.outputs={outputs}", "exec.rerun=true"]
+    shutil.copytree(brief, outputs)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("layergraft.runs.sweep.run", interrupted)
+        assert command(*again)[0] == 130
+    started = (folder / "rerun").stat().st_mtime
+    for key in keys(outputs)[2:]:  # as if it had come so far
+        os.utime(outputs / "runs" / key / "record.json", (started + 1e-3,) * 2)
+    _, out, _ = command("status", str(folder))
+    assert out.startswith(
+        "done 6, running 0, failed 0, waiting 2 of 8 runs\n  nothing runs now; to go on: layergraft train"
+    )
+    code, _, err = command(*again)
+    assert code == 0 and "6 of 8 runs in the store already" in err and "8 of 8 runs completed" in err
+    assert not (folder / "rerun").exists()
+    (folder / "rerun").touch()  # of a rerun of something else
+    code, _, err = command(*again, "strategy=freeze", "seed=0,1")
     assert code == 0 and "already" not in err and "was a sweep of 6 other runs" in err
 
 
@@ -357,15 +376,18 @@ def test_interrupt_while_workers_are_prepared(tmp_path):
     program = [Path(sys.executable).with_name("layergraft"), "train", *SWEEP, f"exec.outputs={tmp_path}"]
     default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=default)
-    while not (started := [child for child in children(process.pid) if _is_forkserver(child)]):
+    while not any(map(_is_forkserver, children(process.pid))):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     time.sleep(0.5)  # it is amid its imports
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert started and process.returncode == 130 and "Traceback" not in err, err
+    assert process.returncode == 130 and "Traceback" not in err, err
     assert err.splitlines()[-1].startswith("interrupted; the same command goes on")
 
 
 def _is_forkserver(pid):
-    return b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    try:
+        return b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:  # it has ended
+        return False

@@ -54,7 +54,7 @@ class LayergraftLauncher(Launcher):
 
         from layergraft.runs import sweep
         from layergraft.runs.compose import Composer
-        from layergraft.store import read_record, run_folder
+        from layergraft.store import read_record, run_folder, status_of
 
         if self.planned is None:
             self.planned = sweep.plan(Composer(self.hydra_context.config_loader, self.config).each(job_overrides))
@@ -62,7 +62,8 @@ class LayergraftLauncher(Launcher):
         self.work(sweep.distinct(jobs))
         returns = []
         for job in jobs:
-            record = read_record(run_folder(Path(job.config.exec.outputs), job.key))
+            folder = run_folder(Path(job.config.exec.outputs), job.key)
+            record = read_record(folder) if status_of(folder, self.newer_than) else None
             record = record or {"status": "missing", "error": "it left no record"}
             done = JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
             if record["status"] == "completed":

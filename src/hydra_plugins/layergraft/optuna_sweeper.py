@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from hydra_plugins.layergraft.sweeper import LayergraftSweeper
 
@@ -46,11 +45,10 @@ class OptunaSweeper(LayergraftSweeper):
 
         pool.warm()
         from layergraft.runs import search, sweep
-        from layergraft.runs.compose import Composer, spelled
+        from layergraft.runs.compose import Composer
 
         folder = self.folder(arguments)
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        asked = parser.parse_overrides([*map(spelled, self._parse_config()), *arguments])
+        asked = self.asked(arguments)
         distributions = search.space(asked)
         fixed = [override.input_line for override in asked if not override.is_sweep_override()]
         composer = Composer(self.hydra_context.config_loader, self.config)

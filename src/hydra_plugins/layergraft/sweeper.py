@@ -14,7 +14,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf, open_dict
 
 from hydra_plugins.layergraft.launcher import LayergraftLauncher
@@ -48,21 +48,29 @@ class LayergraftSweeper(BasicSweeper):
         super().__init__(max_batch_size=None, params=params)
         self.controls = controls or []
 
-    def cells(self, arguments: list[str]) -> list[list[str]]:
-        """The overrides of every run asked for: the product, then each control over it, without repeats."""
+    def asked(self, arguments: list[str]) -> list[Override]:
+        """What is swept over and what is fixed. Raises UserError for what is nothing to sweep over."""
         from layergraft.runs.compose import spelled
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*map(spelled, self._parse_config()), *arguments])
-        for override in overrides:
-            if override.is_sweep_override() and within(override.key_or_group, "exec"):
+        for override in (o for o in overrides if o.is_sweep_override()):
+            if within(override.key_or_group, "exec"):
                 raise UserError(f"{override.input_line}: exec cannot be swept over; nothing there changes a result")
+            if not isinstance(override.value(), IntervalSweep) and not any(True for _ in override.sweep_iterator()):
+                raise UserError(f"{override.input_line} has no values, so there is nothing to run")
+        return overrides
+
+    def cells(self, arguments: list[str]) -> list[list[str]]:
+        """The overrides of every run asked for: the product, then each control over it, without repeats."""
+        from layergraft.runs.compose import spelled
+
+        overrides = self.asked(arguments)
+        for override in overrides:
             if override.is_sweep_override() and isinstance(override.value(), IntervalSweep):
                 raise UserError(
                     f"{override.input_line}: an interval is to be searched: hydra/sweeper=optuna does; give a list or a range"
                 )
-            if override.is_sweep_override() and not any(True for _ in override.sweep_iterator()):
-                raise UserError(f"{override.input_line} has no values, so there is nothing to run")
         (product,) = self.split_arguments(overrides, None)
         cells = [list(cell) for cell in product]
         for control in (list(map(spelled, control)) for control in self.controls):
@@ -97,7 +105,7 @@ class LayergraftSweeper(BasicSweeper):
         keys = None if settings.rerun else finished(folder, Path(settings.outputs), signed)
         if keys is not None:
             print(f"{len(keys)} of {counted(len(keys), 'run')} in the store already", file=sys.stderr)
-            finish(folder, keys)
+            finish(folder, keys, 0.0)
             return [[]]
         _warm()
         composer = Composer(loader, self.config)
@@ -124,7 +132,7 @@ class LayergraftSweeper(BasicSweeper):
             self.launcher.planned = jobs
             self.launcher.newer_than = since
         returns = self.launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
-        finish(folder, keys)
+        finish(folder, keys, since)
         return returns
 
 
@@ -141,15 +149,18 @@ def _warm() -> None:
     pool.warm()
 
 
-def finish(folder: Path, keys: list[str]) -> None:
-    """Have the sweep's report there, say where everything is and what failed and why; exit with 1 where runs failed."""
+def finish(folder: Path, keys: list[str], since: float) -> None:
+    """Have the sweep's report there, say where everything is and what failed and why; exit with 1 where runs failed.
+
+    Records of before `since` do not count. A rerun of which all has ended is concluded.
+    """
     from rich.console import Console
 
-    from layergraft.store import DONE, RECORD, SWEEP, read_record, run_folder, status_of
+    from layergraft.store import DONE, RECORD, RERUN, SWEEP, read_record, run_folder, status_of
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     outputs = folder.parents[1]
-    statuses = {key: status_of(run_folder(outputs, key)) or "missing" for key in keys}
+    statuses = {key: status_of(run_folder(outputs, key), since) or "missing" for key in keys}
     completed = [key for key in keys if statuses[key] == "completed"]
     console.print(f"{len(completed)} of {counted(len(keys), 'run')} completed")
     troubled = {key: read_record(run_folder(outputs, key)) or {} for key in keys if statuses[key] != "completed"}
@@ -169,5 +180,7 @@ def finish(folder: Path, keys: list[str]) -> None:
             page = report.write(folder)
         console.print(f"report:      {page}", markup=False)
         console.print(f"TensorBoard: tensorboard --logdir {outputs / 'runs'}", markup=False)
+    if set(statuses.values()) <= {*DONE, "failed"}:
+        (folder / RERUN).unlink(missing_ok=True)
     if troubled:
         sys.exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import layergraft
-from layergraft.files import digest, now_of, write_json
+from layergraft.files import digest, write_atomic, write_json
 from layergraft.schema import canonical
 from layergraft.specs import Config
-from layergraft.store import SWEEP, is_done, read_sweep, run_folder
+from layergraft.store import RERUN, SWEEP, is_done, read_sweep, rerun_since, run_folder
 
 FILES = ("root", "path", "labels", "weights")  # the keys of data sets, donors and hosts that name files
 PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
@@ -25,25 +26,19 @@ def write_plan(
     folder: Path, keys: Sequence[str], command: str, signed: str, configs: Iterable[Config], rerun: bool
 ) -> float:
     """Write what the sweep is to `folder`/sweep.json: the command, the runs' keys, what they come of. Return since when,
-    of the disk's clock, a record counts: ever, or, in a `rerun`, since it was first started and until all of it is done."""
+    of the disk's clock, a record counts: ever, or since this `rerun`, or the same one that was not concluded, began."""
     files = sorted({path for config in configs for path in _paths(canonical(config)) if os.path.exists(path)})
     made_of = {"signature": signed, "files": files, "stamp": _stamp_of(files)}
-    since = (_left_undone(folder, keys, signed) or now_of(folder)) if rerun else 0.0
-    plan = {"name": folder.name, "command": command, **made_of, "since": since, "runs": list(keys)}
-    write_json(folder / SWEEP, plan)
-    return since
-
-
-def _left_undone(folder: Path, keys: Sequence[str], signed: str) -> float | None:
-    """When the same rerun was started that is not done yet; None where there is none."""
-    if not (folder / SWEEP).exists():
-        return None
-    known = read_sweep(folder)
-    if not known.get("since") or (known["signature"], known["runs"]) != (signed, list(keys)):
-        return None
-    outputs = folder.resolve().parents[1]
-    done = all(is_done(run_folder(outputs, key), known["since"]) for key in keys)
-    return None if done else known["since"]
+    write_json(folder / SWEEP, {"name": folder.name, "command": command, **made_of, "runs": list(keys)})
+    marker, content = folder / RERUN, digest([signed, made_of["stamp"], list(keys)])
+    if not rerun:
+        marker.unlink(missing_ok=True)
+    else:
+        with suppress(FileNotFoundError):  # another process concludes it
+            if marker.read_text() == content:
+                return rerun_since(folder)
+        write_atomic(marker, content)
+    return rerun_since(folder)
 
 
 def finished(folder: Path, outputs: Path, signed: str) -> list[str] | None:

@@ -12,7 +12,7 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -27,11 +27,14 @@ def warm() -> None:
     _context.set_forkserver_preload(PRELOAD)
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"  # else a file in the current folder could stand in for a module of that name
-    heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is inherited: Ctrl-C amid its imports is not its matter
     try:
+        resource_tracker.ensure_running()  # which would unblock what is blocked next
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGINT}
+        )  # inherited: Ctrl-C amid its imports is not its matter
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGINT, heeded)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         del os.environ["PYTHONSAFEPATH"]
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before
@@ -254,6 +257,7 @@ def _work(connection: Connection, place: str) -> None:
     )  # ignored where a shell started the sweep in the background
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # one that came since the fork lands here
         while True:
             function, argument = connection.recv()
             try:

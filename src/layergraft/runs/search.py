@@ -186,15 +186,15 @@ class Search:
         return Task(attempt, Attempt(config, job.key, callbacks=(callback,)), (trial.number, job))
 
     def _tell(self, number: int, job: sweep.Job, status: str, error: str) -> None:
+        state, came = PRUNED if status == "pruned" else FAILED, error
         if status == "completed":
             metrics = read_record(sweep.folder_of(job))["metrics"]
             known = [name for name in metrics if not name.startswith("test/")]
             require(self.metric in known, str(unknown("hydra.sweeper.metric", self.metric, known)))
-            self.study.tell(number, metrics[self.metric])
-            came = f"{self.metric} {metrics[self.metric]:.4g}"
-        else:
-            self.study.tell(number, state=PRUNED if status == "pruned" else FAILED)
-            came = error
+            value = metrics[self.metric]
+            came = f"{self.metric} {'was never reached' if value is None else format(value, '.4g')}"
+            state = FAILED if value is None else COMPLETE
+        self.study.tell(number, value if state is COMPLETE else None, state)
         print(f"trial {number} {status}, {max(0, self._left())} left: {job.key}: {came}", file=sys.stderr)
 
     def write(self) -> list[dict[str, Any]]:

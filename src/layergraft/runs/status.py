@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from layergraft.claims import claimed
 from layergraft.errors import counted
-from layergraft.files import now_of
-from layergraft.store import CLAIMS, DONE, RECORD, SWEEP, read_sweep, run_folder, status_of
+from layergraft.store import CLAIMS, DONE, RECORD, SWEEP, read_sweep, rerun_since, run_folder, status_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +52,7 @@ class Status:
         if self.donors:
             so_far += f", {counted(self.donors, 'donor')} in the making"
         elif not self.running:
-            return f"{so_far}, nobody is at it: the same command goes on"
+            return so_far  # what the pace was says nothing
         pace = "" if self.per_minute is None else f", {self.per_minute:.3g} runs a minute"
         left = "" if not self.seconds_left else f", about {duration(self.seconds_left)} left"
         return f"{so_far}{pace}{left}"
@@ -59,12 +60,12 @@ class Status:
 
 def status(folder: Path) -> Status:
     """Of the sweep in `folder`. Raises UserError where there is none."""
-    sweep = read_sweep(folder)
-    keys = sweep["runs"]
+    keys = read_sweep(folder)["runs"]
     outputs = folder.resolve().parents[1]
-    now, started = now_of(folder), (folder / SWEEP).stat().st_mtime
+    since = rerun_since(folder)
+    now, started = _now(folder), (folder / SWEEP).stat().st_mtime
     alive = claimed(outputs / CLAIMS, now)
-    statuses = {key: status_of(run_folder(outputs, key), sweep.get("since", 0.0)) for key in keys}
+    statuses = {key: status_of(run_folder(outputs, key), since) for key in keys}
     running = [key for key in keys if key in alive]
     ended = sorted(
         age
@@ -83,6 +84,15 @@ def status(folder: Path) -> Status:
         donors=sum(name.endswith(".claim") for name in claimed(outputs / "donors", now)),
         troubled={key: name for key, name in statuses.items() if name in ("failed", "diverged") and key not in alive},
     )
+
+
+def _now(folder: Path) -> float:
+    """Of the disk's clock, which may not be this machine's; of this machine's where nothing can be written."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def _age(path: Path, now: float) -> float:
@@ -110,6 +120,8 @@ def show(folder: Path, watch: bool) -> None:
     now = status(folder)
     if not watch or not console.is_terminal:
         console.print(str(now))
+    if now.waiting and not now.running + now.donors:
+        console.print(f"  nothing runs now; to go on: {read_sweep(folder)['command']}", markup=False)
     for key, name in now.troubled.items():
         console.print(f"  {name:<8}  {key}", markup=False)
 
