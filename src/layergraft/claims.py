@@ -1,7 +1,7 @@
 """Claims: one process at a time is at something, on one machine or on several that share a disk.
 
 A claim is a file `MARKER~N`, which is created exclusively and then renewed. That, and reading a folder, is all that is asked
-of the disk: network file systems have locks that do not hold between machines, and refuse to exchange two names, as which
+of the disk: network file systems have locks that do not hold between machines, and refuse to exchange two names, which is how
 filelock takes a dead owner's lease over. Who finds a claim whose owner is dead makes the one with the next number, looks
 again, and withdraws if anybody else is there: of two that take over at once, both or one withdraw, and try again.
 """

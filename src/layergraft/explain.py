@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from hydra.errors import (
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from layergraft.errors import RunFailed, UserError, unknown
+from layergraft.errors import DISK_FULL, RunFailed, UserError, unknown
 
 UNKNOWN_KEY = (ConfigAttributeError, ConfigKeyError)
 
@@ -40,7 +39,7 @@ def explain(error: BaseException) -> str | None:
         return _first_line(error)
     if isinstance(error, MarkedYAMLError):
         return _yaml(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"the disk is full: {error}; what is in the store stays, the same command goes on"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"

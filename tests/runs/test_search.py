@@ -1,11 +1,14 @@
 """A search with Optuna: on the same store, pruned, and it goes on where it was."""
 
 import csv
+from dataclasses import replace
 
 import optuna
 import pytest
+from hydra.core.plugins import Plugins
 
 from conftest import TINY
+from layergraft.specs import Precision
 from layergraft.store import read_record
 
 BASE = ["-m", "hydra/sweeper=optuna", "strategy=freeze,full", "optim.lr=tag(log,interval(1e-4,1e-1))", "donor=random",
@@ -114,6 +117,18 @@ def test_bad_searches(overrides, message, tmp_path, command):
     code, _, err = command("train", *BASE, "hydra.sweeper.num_trials=1", *overrides, f"exec.outputs={tmp_path}")
     *_, line = err.splitlines()
     assert code == 2 and line.startswith("error: ") and message in line
+
+
+def test_trials_are_planned_as_the_launchers_machines_will_do_them(tmp_path, command, monkeypatch):
+    Plugins.instance()  # executes the plugins' modules anew where they were imported before, once
+    from hydra_plugins.layergraft.launcher import LayergraftLauncher
+
+    there = lambda self, config: replace(config, precision=Precision.bf16_mixed)  # noqa: E731  a GPU, from a head node
+    monkeypatch.setattr(LayergraftLauncher, "resolved", there)
+    search = [*BASE, "schedule.epochs=1", "hydra.sweeper.num_trials=1", f"exec.outputs={tmp_path}"]
+    assert command("train", *search)[0] == 0
+    record = read_record(tmp_path / "runs" / rows(tmp_path)[0]["key"])
+    assert record["status"] == "completed" and record["config"]["precision"] == "bf16_mixed"
 
 
 def test_nothing_to_search_over(tmp_path, command):

@@ -54,8 +54,7 @@ class OptunaSweeper(LayergraftSweeper):
         composer = Composer(self.hydra_context.config_loader, self.config)
 
         def job_of(overrides: list[str]) -> sweep.Job:
-            (cell,) = composer.without_foreign([[*fixed, *overrides]])
-            (job,) = sweep.plan(composer.each([cell]))
+            (job,) = self.plan(composer, composer.without_foreign([[*fixed, *overrides]]))
             return job
 
         study = search.Search(folder, num_trials=self.num_trials, **self.options)

@@ -80,6 +80,14 @@ class LayergraftSweeper(BasicSweeper):
                 cells.append(kept + list(control))
         return [list(cell) for cell in dict.fromkeys(map(tuple, cells))]
 
+    def plan(self, composer: Any, cells: list[list[str]]) -> list:
+        """The jobs of the different runs among `cells`, checked, as the machines that the launcher has will do them."""
+        from layergraft.runs import sweep
+
+        resolved = self.launcher.resolved if isinstance(self.launcher, LayergraftLauncher) else lambda config: config
+        planned = ((overrides, resolved(config)) for overrides, config in composer.each(cells))
+        return sweep.distinct(sweep.plan(planned))
+
     def folder(self, arguments: list[str]) -> Path:
         """Where the sweep is: under its name, or one that is the same for the same overrides."""
         from layergraft.files import digest
@@ -111,11 +119,7 @@ class LayergraftSweeper(BasicSweeper):
         composer = Composer(loader, self.config)
         cells = composer.without_foreign(asked)
         print(f"checking {counted(len(cells), 'run')} before the first starts", file=sys.stderr)
-        from layergraft.runs import sweep
-
-        resolved = self.launcher.resolved if isinstance(self.launcher, LayergraftLauncher) else lambda config: config
-        planned = ((overrides, resolved(config)) for overrides, config in composer.each(cells))
-        jobs = sweep.distinct(sweep.plan(planned))
+        jobs = self.plan(composer, cells)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         keys = [job.key for job in jobs]
@@ -126,9 +130,7 @@ class LayergraftSweeper(BasicSweeper):
             )
         command = shlex.join(["layergraft", "train", *sys.argv[1:]])
         since = write_plan(folder, keys, command, signed, (job.config for job in jobs), settings.rerun)
-        if isinstance(
-            self.launcher, LayergraftLauncher
-        ):  # which need not plan them again; others compose by themselves
+        if isinstance(self.launcher, LayergraftLauncher):  # it need not plan them again; others compose by themselves
             self.launcher.planned = jobs
             self.launcher.newer_than = since
         returns = self.launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from layergraft.errors import RunFailed
+from layergraft.errors import DISK_FULL, RunFailed
 
 MEMORY, MACHINE = "out of memory", "the machine"  # kinds of what may pass; the first with fewer neighbours on the GPU
-FULL = (errno.ENOSPC, errno.EDQUOT)
 PASSING = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.EREMOTEIO)
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED")
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")  # safetensors has its own errors
@@ -38,7 +37,7 @@ def transient(error: BaseException) -> str | None:
 
 def is_full(error: BaseException) -> bool:
     """Whether `error` came of a disk that is full, or of a quota."""
-    return any((isinstance(c, OSError) and c.errno in FULL) or NO_SPACE.search(str(c)) for c in _chain(error))
+    return any((isinstance(c, OSError) and c.errno in DISK_FULL) or NO_SPACE.search(str(c)) for c in _chain(error))
 
 
 def disk_full(outputs: Path) -> DiskFull:

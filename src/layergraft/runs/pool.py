@@ -29,9 +29,8 @@ def warm() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"  # else a file in the current folder could stand in for a module of that name
     try:
         resource_tracker.ensure_running()  # which would unblock what is blocked next
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, {signal.SIGINT}
-        )  # inherited: Ctrl-C amid its imports is not its matter
+        # Inherited: Ctrl-C amid the server's imports is not its matter.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -252,9 +251,8 @@ def _work(connection: Connection, place: str) -> None:
     if place:
         os.environ["CUDA_VISIBLE_DEVICES"] = place  # before CUDA starts: it reads this once
     sys.unraisablehook = _unraisable
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored where a shell started the sweep in the background
+    # Ignored where a shell started the sweep in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # one that came since the fork lands here
