@@ -22,10 +22,17 @@ from layergraft.errors import UserError, counted
 
 
 @dataclass
+class ContrastConf:
+    of: list[str] = field(default_factory=list)  # "+strategy=freeze,site=early": + or -, then what its runs have
+    metric: str = "test/acc"
+
+
+@dataclass
 class SweeperConf:
     _target_: str = "hydra_plugins.layergraft.sweeper.LayergraftSweeper"
-    params: dict[str, str] | None = None
+    params: dict[str, Any] | None = None
     controls: list[list[str]] = field(default_factory=list)
+    contrasts: dict[str, ContrastConf] = field(default_factory=dict)  # what the report tests, a name each
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="layergraft", node=SweeperConf, provider="layergraft")
@@ -44,9 +51,15 @@ def within(key: str, parent: str) -> bool:
 class LayergraftSweeper(BasicSweeper):
     kind = "sweep"
 
-    def __init__(self, params: dict[str, str] | None = None, controls: list[list[str]] | None = None) -> None:
+    def __init__(
+        self,
+        params: dict[str, Any] | None = None,
+        controls: list[list[str]] | None = None,
+        contrasts: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(max_batch_size=None, params=params)
         self.controls = controls or []
+        self.contrasts = {name: dict(contrast) for name, contrast in (contrasts or {}).items()}
 
     def asked(self, arguments: list[str]) -> list[Override]:
         """What is swept over and what is fixed. Raises UserError for what is nothing to sweep over."""
@@ -89,12 +102,14 @@ class LayergraftSweeper(BasicSweeper):
         return sweep.distinct(sweep.plan(planned))
 
     def folder(self, arguments: list[str]) -> Path:
-        """Where the sweep is: under its name, or one that is the same for the same overrides."""
+        """Where the sweep is: under its name, or one that is the same for the same overrides: EXPERIMENT-SIZE with no others."""
         from layergraft.files import digest
 
-        settings = self.config.exec
-        name = settings.sweep or f"{self.kind}-{digest(sorted(a for a in arguments if not a.startswith('exec.')))}"
-        return Path(settings.outputs) / "sweeps" / name
+        settings, choices = self.config.exec, self.config.hydra.runtime.choices
+        chosen = [str(choices[group]) for group in ("experiment", "size") if choices.get(group)]
+        own = sorted(a for a in arguments if not a.startswith("exec.") and key_of(a) not in ("experiment", "size"))
+        name = "-".join([*(chosen or [self.kind]), *([digest(own)] if own or not chosen else [])])
+        return Path(settings.outputs) / "sweeps" / (settings.sweep or name)
 
     def sweep(self, arguments: list[str]) -> Any:
         from layergraft.files import write_atomic

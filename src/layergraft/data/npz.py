@@ -39,15 +39,18 @@ class Npz(DataSet):
 
     def read(self) -> Whole:
         require(Path(self.path).is_file(), f"data={self.name}: there is no file {self.path}; set data.path=FILE.npz")
-        try:
-            with (
-                open(self.path, "rb") as opened,
-                np.load(opened) as file,
-            ):  # allow_pickle is off: a file from a stranger runs no code
-                arrays = {name: file[name] for name in file.files}
-        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{self.path} is not a .npz file that can be read: {str(error).splitlines()[0]}") from error
-        return whole_of(arrays, self.path, None if self.task == "auto" else Task[self.task])
+        return read_npz(self.path, None if self.task == "auto" else Task[self.task])
+
+
+def read_npz(path: str | Path, task: Task | None = None) -> Whole:
+    """The set in a file. Raises UserError for one that cannot be read or has not the layout."""
+    try:
+        # allow_pickle is off: a file from a stranger runs no code.
+        with open(path, "rb") as opened, np.load(opened) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is not a .npz file that can be read: {str(error).splitlines()[0]}") from error
+    return whole_of(arrays, str(path), task)
 
 
 def whole_of(

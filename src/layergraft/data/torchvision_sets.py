@@ -1,4 +1,7 @@
-"""Sets that torchvision reads, and downloads where there is a network, into `root` with torchvision's own layout."""
+"""Sets that torchvision reads, and downloads where there is a network, into `root` with torchvision's own layout.
+
+Where `root` has NAME.npz, in MedMNIST's layout, that is read in place of torchvision's files.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from layergraft.data.decoded import FileSet, open_image
+from layergraft.data.npz import read_npz
 from layergraft.data.sets import TEST, TRAIN, VAL, DataSet, Whole
 from layergraft.errors import UserError, unknown
 from layergraft.schema import register
@@ -56,6 +60,9 @@ class TorchvisionArrays(DataSet):
         return HALVES.get(self.name, {})
 
     def read(self) -> Whole:
+        packed = Path(self.root) / f"{self.name}.npz"
+        if packed.is_file():
+            return read_npz(packed)
         kind, layout = ARRAYS[self.name]
         argument = "split" if self.name in ("svhn", "stl10") else "train"
         halves = [
