@@ -1,8 +1,9 @@
-"""Paired comparison at few seeds. numpy and scipy; no torch.
+"""Paired comparison at few seeds.
 
 Two arms with the same seed share host, data and order, so the figure of interest is the mean of the differences
 seed by seed. Its interval is Student's t on those differences: at 3 to 5 seeds a percentile bootstrap covers far
-less than it says, a t interval covers what it says where the differences are near normal.
+less than it says, a t interval covers what it says where the differences are near normal (benchmarks/coverage.py
+compares them with the bootstrap-t and with noise pooled over cells). Nothing is drawn: the same runs have the same interval.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,25 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float], level
     seeds = sorted(values.keys() & baseline.keys())
     if not seeds:
         return None
-    deltas = np.array([values[seed] - baseline[seed] for seed in seeds])
-    n = len(deltas)
+    return mean_difference([values[seed] - baseline[seed] for seed in seeds], level)
+
+
+def mean_difference(deltas: Sequence[float], level: float = 0.95, inflation: float = 1.0) -> Difference:
+    """The mean of `deltas`, one a seed, with Student's interval; its standard error is taken `inflation` times."""
+    sample, n = np.asarray(deltas, float), len(deltas)
     if n == 1:
-        return Difference(float(deltas[0]), math.inf, 1, 1.0, math.inf)
-    mean, spread = float(deltas.mean()), float(deltas.std(ddof=1))
+        return Difference(float(sample[0]), math.inf, 1, 1.0, math.inf)
+    mean, spread = float(sample.mean()), float(sample.std(ddof=1))
     if spread < 1e-9 * max(1.0, abs(mean)):  # the same difference each time: these pairs tell nothing of the spread
         return Difference(mean, 0.0 if mean == 0 else math.inf, n, 1.0, math.inf)
-    error = spread / math.sqrt(n)
-    quantile = float(stats.t.ppf((1 + level) / 2, n - 1))
-    p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
-    return Difference(mean, quantile * error, n, p, _noncentrality(n) * error)
+    error = inflation * spread / math.sqrt(n)
+    p = float(2 * special.stdtr(n - 1, -abs(mean) / error))
+    return Difference(mean, _quantile(n, level) * error, n, p, _noncentrality(n) * error)
+
+
+@lru_cache
+def _quantile(n: int, level: float) -> float:
+    return float(stats.t.ppf((1 + level) / 2, n - 1))
 
 
 @lru_cache

@@ -1,0 +1,182 @@
+"""How much of the variance of the runs each factor explains: analysis of variance, the seeds being blocks.
+
+A design is balanced where every combination of levels has every seed once. Its sums of squares are exact and add up to
+the whole; an effect is judged against its own interaction with the seeds (repeated measures). Where runs are missing or
+arms were left out, sums of squares are of type II (Langsrud 2003): what a term explains beyond all terms that do not
+contain it, up to pairs, judged against what is left.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, stats
+
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one factor, or the interaction of several, explains."""
+
+    factors: tuple[str, ...]
+    """Empty: what nothing else explains, the seeds' interaction with the factors; three names and `...`: all of higher order."""
+    raw: float
+    """Its share of the sum of squares; in a balanced design these add up to 1."""
+    low: float
+    high: float
+    """The interval of its share of the variance beyond the noise of the seeds, from a noncentral F (of the seeds, which are
+    drawn: from a central F). 0 for a lower end: these seeds do not tell it from none. nan where there is none."""
+    p: float
+    """Of there being no such effect; nan where there is no noise to judge it by."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    terms: tuple[Share, ...]
+    balanced: bool
+    num_runs: int
+
+
+def shares(
+    values: Sequence[float], factors: Mapping[str, Sequence], seeds: Sequence, level: float = 0.95
+) -> Shares | None:
+    """The shares of `factors` (name -> a level for each value) and of `seeds`; None where nothing varies.
+
+    Factors with one level are left out.
+    """
+    y = np.asarray(values, float)
+    codes = {name: np.unique(np.asarray(column), return_inverse=True)[1] for name, column in factors.items()}
+    codes = {name: column for name, column in codes.items() if column.max(initial=0) > 0}
+    blocks = np.unique(np.asarray(seeds), return_inverse=True)[1]
+    if len(y) < 2 or not codes or np.ptp(y) == 0:
+        return None
+    shape = tuple(int(column.max()) + 1 for column in (*codes.values(), blocks))
+    cell = np.ravel_multi_index((*codes.values(), blocks), shape)
+    balanced = len(y) == np.prod(shape) and len(np.unique(cell)) == len(y)
+    if balanced:
+        table = np.empty(len(y))
+        table[cell] = y
+        terms = _balanced(table.reshape(shape), tuple(codes), level)
+    else:
+        terms = _unbalanced(y, codes, blocks, level)
+    return Shares(tuple(sorted(terms, key=lambda term: -term.raw)), bool(balanced), len(y))
+
+
+def _balanced(table: np.ndarray, names: tuple[str, ...], level: float) -> list[Share]:
+    axes, seed = range(len(names)), len(names)
+    squares, free = _sums_of_squares(table)
+    total = sum(squares.values())
+    found = []
+    for term in _subsets(axes, 1, 2):
+        error = (*term, seed)
+        found.append(_fixed(tuple(names[i] for i in term), squares[term], free[term], squares[error], free[error],
+                            total, table.size, level))  # fmt: skip
+    higher = list(_subsets(axes, 3, len(names)))
+    if higher:
+        parts = [[sum(of[(*term, *extra)] for term in higher) for extra in ((), (seed,)) for of in (squares, free)]]
+        found += [_fixed((*names[:3], "..."), *part, total, table.size, level) for part in parts]
+    errors = [term for term in squares if seed in term and len(term) > 1]
+    rest, rest_free = sum(squares[term] for term in errors), sum(free[term] for term in errors)
+    found.append(_drawn(squares[(seed,)], free[(seed,)], rest, rest_free, total, table.size // table.shape[-1], level))
+    found.append(Share((), rest / total, np.nan, np.nan, np.nan))
+    return found
+
+
+def _sums_of_squares(table: np.ndarray) -> tuple[dict[tuple[int, ...], float], dict[tuple[int, ...], int]]:
+    """Axes of a term -> its sum of squares and its degrees of freedom, for every set of axes."""
+    effects: dict[tuple[int, ...], np.ndarray] = {(): table.mean(keepdims=True)}
+    every = range(table.ndim)
+    for term in _subsets(every, 1, table.ndim):
+        mean = table.mean(axis=tuple(axis for axis in every if axis not in term), keepdims=True)
+        effects[term] = mean - sum(effects[part] for part in _subsets(term, 0, len(term) - 1))
+    squares = {term: float((e**2).sum() * (table.size / e.size)) for term, e in effects.items() if term}
+    free = {term: int(np.prod([table.shape[axis] - 1 for axis in term])) for term in squares}
+    return squares, free
+
+
+def _subsets(items: Sequence[int], smallest: int, largest: int):
+    return (term for size in range(smallest, largest + 1) for term in itertools.combinations(items, size))
+
+
+def _unbalanced(y: np.ndarray, codes: Mapping[str, np.ndarray], blocks: np.ndarray, level: float) -> list[Share]:
+    terms: dict[tuple[str, ...], np.ndarray] = {(name,): _dummies(column) for name, column in codes.items()}
+    for a, b in itertools.combinations(codes, 2):
+        terms[(a, b)] = _products(terms[(a,)], terms[(b,)])
+    terms[(SEED,)] = _dummies(blocks)
+    whole_rank, rest = _fit(y, list(terms.values()))
+    total, rest_free = float(((y - y.mean()) ** 2).sum()), len(y) - whole_rank
+    found = []
+    for term in terms:
+        without = [x for other, x in terms.items() if not set(term) <= set(other)]
+        rank, error = _fit(y, without)
+        full_rank, full = _fit(y, [*without, terms[term]])
+        free, square = full_rank - rank, max(error - full, 0.0)
+        if term == (SEED,):
+            found.append(_drawn(square, free, rest, rest_free, total, len(y) / (blocks.max() + 1), level))
+        elif free:
+            found.append(_fixed(term, square, free, rest, rest_free, total, len(y), level))
+    found.append(Share((), rest / total, np.nan, np.nan, np.nan))
+    return found
+
+
+def _dummies(column: np.ndarray) -> np.ndarray:
+    return (column[:, None] == np.arange(1, column.max() + 1)).astype(float)
+
+
+def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a[:, :, None] * b[:, None, :]).reshape(len(a), -1)
+
+
+def _fit(y: np.ndarray, parts: Sequence[np.ndarray]) -> tuple[int, float]:
+    """Rank and residual sum of squares of the least-squares fit on these columns and a constant."""
+    x = np.column_stack([np.ones(len(y)), *parts])
+    basis, sizes, _ = np.linalg.svd(x, full_matrices=False)
+    basis = basis[:, sizes > sizes[0] * max(x.shape) * np.finfo(float).eps]
+    residual = y - basis @ (basis.T @ y)
+    return basis.shape[1], float((residual**2).sum())
+
+
+def _fixed(
+    names: tuple[str, ...], square: float, free: int, error: float, error_free: int, total: float, num_runs: int,
+    level: float,
+) -> Share:  # fmt: skip
+    """Steiger 2004: the noncentralities that would make an F as large, or as small, one time in 40."""
+    if error_free == 0 or error <= 1e-12 * total:
+        return Share(names, square / total, np.nan, np.nan, np.nan)
+    noise = error / error_free
+    f = square / free / noise
+
+    def noncentrality(quantile: float) -> float:
+        def beyond(x: float) -> float:
+            return float(stats.ncf.cdf(f, free, error_free, x)) - quantile
+
+        if f <= 0 or stats.f.cdf(f, free, error_free) <= quantile:
+            return 0.0
+        high = free * f + 10.0
+        while beyond(high) > 0:
+            high *= 2
+        return float(optimize.brentq(beyond, 0, high))
+
+    others = total - square
+    ends = [noncentrality(q) * noise for q in ((1 + level) / 2, (1 - level) / 2)]
+    low, high = (end / (others + end) for end in ends)
+    return Share(names, square / total, low, high, float(stats.f.sf(f, free, error_free)))
+
+
+def _drawn(
+    square: float, free: int, error: float, error_free: int, total: float, runs_a_seed: float, level: float
+) -> Share:
+    """Of the seeds, levels drawn from many: their variance relative to the noise, by the central F."""
+    if free == 0 or error_free == 0 or error <= 1e-12 * total:
+        return Share((SEED,), square / total, np.nan, np.nan, np.nan)
+    noise = error / error_free
+    f = square / free / noise
+    num_runs = runs_a_seed * (free + 1)
+    ends = [f / float(stats.f.ppf(q, free, error_free)) for q in ((1 + level) / 2, (1 - level) / 2)]
+    parts = [max(end - 1, 0.0) / runs_a_seed * noise * num_runs for end in ends]
+    low, high = (part / (total - square + part) for part in parts)
+    return Share((SEED,), square / total, low, high, float(stats.f.sf(f, free, error_free)))
