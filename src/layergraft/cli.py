@@ -1,4 +1,7 @@
-"""The command line: `layergraft train | plan | donate | surgery | similarity | sites | status | report`. Arguments only; what they do is in `runs` and `report`."""
+"""The command line: `layergraft train | plan | donate | surgery | similarity | sites | status | report | compare | export`.
+
+Arguments only; what they do is in `runs` and `report`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet
   layergraft similarity [KEY=VALUE ...] how alike donor.data and data are, on fixed features and at the graft site
   layergraft sites [KEY=VALUE ...]      the places in a host where a donor can go: layergraft sites host=resnet50
   layergraft status DIR [--watch]       how far the sweep in DIR (outputs/sweeps/NAME) is: done, running, failed, waiting
-  layergraft report DIR                 write the report of a sweep anew
+  layergraft report DIR ...             write the report of a sweep anew, or of several, or of outputs/runs: --where, --to
+  layergraft compare A B [DIR ...]      one contrast: layergraft compare strategy=freeze strategy=full outputs/sweeps/NAME
+  layergraft export KEY                 write a run's network as safetensors, torch.export or ONNX: --format, --to
   layergraft COMMAND --help             what a command takes
 """
 FAILED = 1
@@ -34,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments[:1] == ["-sc"]:  # Hydra's completion calls the bare program; the command is in COMP_LINE
         program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
         command, _, line = rest.lstrip().partition(" ")
-        if command not in COMMANDS or command in ("report", "status") or rest == command:
+        if command not in COMMANDS or command in FOLDERS or rest == command:
             print(" ".join(name for name in COMMANDS if name.startswith(command)))
             return
         os.environ["COMP_LINE"] = f"{program} {line}"
@@ -96,9 +101,7 @@ def status(arguments: list[str]) -> None:
             "layergraft status DIR [--watch]\n\nHow far the sweep in DIR (outputs/sweeps/NAME) is, whoever runs it, on whichever machine: done, running, failed and waiting runs, runs a minute, time left. --watch: again every 2 seconds, until it is done."
         )
         return
-    folders = [argument for argument in arguments if argument != "--watch"]
-    for option in (argument for argument in folders if argument.startswith("-")):
-        raise unknown("option of status", option, ["--watch"])
+    folders, _ = _options("status", [a for a in arguments if a != "--watch"], (), ("--watch",))
     if len(folders) != 1:
         raise UserError(
             f"status takes one folder of a sweep, such as outputs/sweeps/quickstart; given: {' '.join(folders) or 'none'}"
@@ -110,17 +113,64 @@ def status(arguments: list[str]) -> None:
 
 def report(arguments: list[str]) -> None:
     if _asks_for_help(arguments):
-        print(
-            "layergraft report DIR\n\nWrites DIR/report.html and DIR/runs.csv from the records of the sweep in DIR (outputs/sweeps/NAME)."
-        )
+        print(REPORT_HELP, end="")
         return
-    if len(arguments) != 1:
+    folders, options = _options("report", arguments, ("--where", "--to"))
+    if not folders:
+        raise UserError("report takes folders of sweeps, such as outputs/sweeps/quickstart, or outputs/runs; given: none")
+    from layergraft import report as pages
+
+    to = options.get("--to")
+    print(pages.write([Path(folder) for folder in folders], options.get("--where"), Path(to) if to else None))
+
+
+def compare(arguments: list[str]) -> None:
+    if _asks_for_help(arguments):
+        print(COMPARE_HELP, end="")
+        return
+    given, options = _options("compare", arguments, ("--metric", "--where"))
+    conditions = [a for a in given if re.search("[=<>]", a)]
+    folders = [a for a in given if a not in conditions]
+    if len(conditions) != 2:
         raise UserError(
-            f"report takes one folder of a sweep, such as outputs/sweeps/quickstart; given: {' '.join(arguments) or 'none'}"
+            f"compare takes two conditions, such as strategy=freeze,site=early and strategy=scratch; given: {' '.join(given) or 'none'}"
         )
     from layergraft import report as pages
 
-    print(pages.write(Path(arguments[0])))
+    metric = options.get("--metric", "test/acc")
+    print(pages.compare(*conditions, [Path(f) for f in folders or ["outputs/runs"]], metric, options.get("--where")))
+
+
+def export(arguments: list[str]) -> None:
+    if _asks_for_help(arguments):
+        print(EXPORT_HELP, end="")
+        return
+    keys, options = _options("export", arguments, ("--format", "--to", "--outputs"))
+    if len(keys) != 1:
+        raise UserError(f"export takes the key of one run, a folder in outputs/runs; given: {' '.join(keys) or 'none'}")
+    from layergraft.runs.export import export as write
+
+    to = options.get("--to")
+    print(write(Path(options.get("--outputs", "outputs")), keys[0], options.get("--format", "safetensors"), to and Path(to)))
+
+
+def _options(
+    command: str, arguments: Sequence[str], names: Sequence[str], flags: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """What is no option, and option -> its value, given as `--to DIR` or `--to=DIR`. Raises UserError for others."""
+    rest, found, left = [], {}, list(arguments)
+    while left:
+        argument = left.pop(0)
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("-"):
+            rest.append(argument)
+        elif name not in names:
+            raise unknown(f"option of {command}", name, [*names, *flags])
+        elif not equals and not left:
+            raise UserError(f"{command}: {name} needs a value")
+        else:
+            found[name] = value if equals else left.pop(0)
+    return rest, found
 
 
 # Commands on one run's config -> the function of `runs.single`.
@@ -143,7 +193,31 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sites": _of_one_run("sites", "prints every site of the host; only host and data matter"),
     "status": status,
     "report": report,
+    "compare": compare,
+    "export": export,
 }
+FOLDERS = ("status", "report", "compare", "export")  # take no keys of a run
+CONDITIONS = """
+A condition is AXIS=VALUE, several joined by commas: strategy=freeze,site=early|late,seed<3. Axes are strategy, site, host,
+donor, data, seed and whatever else was swept, by its key (host.width=8); with = and != a value or several (a|b), with <, >,
+<=, >= a number.
+"""
+REPORT_HELP = f"""layergraft report DIR ... [--where CONDITION] [--to FOLDER]
+
+Writes report.html, report.md, runs.csv, runs.parquet and figures/ from the records of sweeps (outputs/sweeps/NAME) or of a
+folder of runs (outputs/runs): into the sweep's own folder, or for several, or with --where, below outputs/reports.
+{CONDITIONS}"""
+COMPARE_HELP = f"""layergraft compare A B [DIR ...] [--metric test/acc] [--where CONDITION]
+
+The mean difference of the runs that meet the condition A to those that meet B, paired by seed, over the cells that both
+have, with its 95% interval. DIR: sweeps, or a folder of runs; left out: outputs/runs.
+{CONDITIONS}"""
+EXPORT_HELP = """layergraft export KEY [--format safetensors|torch.export|onnx] [--to FILE] [--outputs outputs]
+
+Writes the trained network of a run of outputs/runs, donor included, and checks that what was written gives the same logits
+as the run's own. safetensors: the weights, with the config; torch.export: a .pt2 that needs no layergraft; onnx: needs
+layergraft[export]. Images go in as (N, C, H, W) float32, normalised as the run's record says.
+"""
 
 
 def _asks_for_help(arguments: Sequence[str]) -> bool:

@@ -135,6 +135,8 @@ class LayergraftSweeper(BasicSweeper):
         cells = composer.without_foreign(asked)
         print(f"checking {counted(len(cells), 'run')} before the first starts", file=sys.stderr)
         jobs = self.plan(composer, cells)
+        if self.contrasts:
+            self._require_contrasts(jobs)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         keys = [job.key for job in jobs]
@@ -144,13 +146,25 @@ class LayergraftSweeper(BasicSweeper):
                 file=sys.stderr,
             )
         command = shlex.join(["layergraft", "train", *sys.argv[1:]])
-        since = write_plan(folder, keys, command, signed, (job.config for job in jobs), settings.rerun)
+        since = write_plan(
+            folder, keys, command, signed, (job.config for job in jobs), settings.rerun, self.contrasts
+        )
         if isinstance(self.launcher, LayergraftLauncher):  # it need not plan them again; others compose by themselves
             self.launcher.planned = jobs
             self.launcher.newer_than = since
         returns = self.launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
         finish(folder, keys, since)
         return returns
+
+
+    def _require_contrasts(self, jobs: list) -> None:
+        """Raise UserError for a contrast that the report of these jobs will not have."""
+        from layergraft.report.contrasts import require_contrasts
+        from layergraft.runs.assemble import axes
+        from layergraft.schema import canonical
+
+        records = ({"key": j.key, "status": "planned", "axes": axes(j.config), "config": canonical(j.config)} for j in jobs)
+        require_contrasts(records, self.contrasts)
 
 
 def _others(folder: Path, keys: list[str]) -> int:
@@ -194,7 +208,7 @@ def finish(folder: Path, keys: list[str], since: float) -> None:
         if not page.exists() or page.stat().st_mtime <= max(newest, (folder / SWEEP).stat().st_mtime):
             from layergraft import report
 
-            page = report.write(folder)
+            page = report.write([folder])
         console.print(f"report:      {page}", markup=False)
         console.print(f"TensorBoard: tensorboard --logdir {outputs / 'runs'}", markup=False)
     if set(statuses.values()) <= {*DONE, "failed"}:

@@ -1,88 +1,185 @@
-"""The report's figures, with matplotlib. Each function returns a Figure."""
+"""The report's figures, with Altair (Vega-Lite): one definition each for the page, the PNG and the SVG.
+
+Rows of a figure carry the axes of their runs as `filter_0`, `filter_1`, ...; a parameter of the same name in each figure
+hides what the page's filters leave out.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import altair as alt
 import pandas as pd
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 
 from layergraft.files import write_atomic
+from layergraft.report.table import NONE
+from layergraft.stats import Difference
 
-FONT = {"font.size": 10, "svg.fonttype": "path"}
+alt.data_transformers.disable_max_rows()
+
+ALL = "all"
+PANELS = 24  # at most; a sweep of more settings is read in its table
+ROW = 26
 
 
-def heat_maps(tables: Mapping[str, pd.DataFrame], unit: str) -> Figure:
+def _filtered(rows: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """`rows` with each of `axes` under the name that figures filter by; NONE where a row has no such axis."""
+    extra = {f"filter_{i}": rows[name].astype(str) if name in rows else NONE for i, name in enumerate(axes)}
+    return rows.assign(**extra)
+
+
+def _finish(chart: Any, axes: Sequence[str]) -> Any:
+    for i in range(len(axes)):
+        name = f"filter_{i}"
+        chart = chart.transform_filter(f"{name} == '{ALL}' || datum.{name} == {name} || datum.{name} == '{NONE}'")
+    return chart
+
+
+def _with_params(chart: Any, axes: Sequence[str]) -> Any:
+    return chart.add_params(*[alt.param(name=f"filter_{i}", value=ALL) for i in range(len(axes))])
+
+
+def _panels(layered: Any, rows: pd.DataFrame, axes: Sequence[str], columns: int, by: str = "setting", **header: Any) -> Any:
+    """A panel for each value of `by`, in the order of `rows`."""
+    order = list(dict.fromkeys(rows[by]))
+    facet = alt.Facet(f"{by}:N", title=None, sort=order, header=alt.Header(labelFontSize=12, labelFontWeight="bold", labelLimit=600))
+    return _with_params(_finish(layered, axes).facet(facet=facet, columns=columns, **header), axes)
+
+
+def estimates(rows: pd.DataFrame, column: str = "difference") -> pd.DataFrame:
+    """`rows` with its column of Difference taken apart: mean, low, high, text, resolved, n, p, detectable."""
+    found: list[Difference] = list(rows[column])
+    finite = [d if math.isfinite(d.half_width) else None for d in found]
+    return rows.drop(columns=column).assign(
+        mean=[d.mean for d in found],
+        low=[None if d is None else d.mean - d.half_width for d in finite],
+        high=[None if d is None else d.mean + d.half_width for d in finite],
+        text=[str(d) for d in found],
+        resolved=[d.resolved for d in found],
+        n=[d.n for d in found],
+        p=[d.p for d in found],
+        detectable=[d.detectable if math.isfinite(d.detectable) else None for d in found],
+    )
+
+
+TOOLTIP = [alt.Tooltip("text:N", title="difference"), alt.Tooltip("n:Q", title="seeds"), alt.Tooltip("p:Q", format=".3f"),
+           alt.Tooltip("detectable:Q", format=".2f", title="detectable")]  # fmt: skip
+
+
+def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.Chart:
     """A panel a setting: arms x sites, the mean paired difference by colour, with its interval as text.
 
     A cell whose interval holds 0 is pale: these seeds do not resolve it.
     """
-    means = [d.mean for table in tables.values() for d in table.to_numpy().ravel() if d is not None]
-    limit = max([abs(mean) for mean in means] + [0.1])
-    num_rows = max(len(table) for table in tables.values())
-    figure = Figure(figsize=(2.6 + 4.0 * len(tables), 1.4 + 0.52 * num_rows), layout="constrained")
-    axes = figure.subplots(1, len(tables), squeeze=False)[0]
-    for axis, (setting, table) in zip(axes, tables.items(), strict=True):
-        cells = table.to_numpy()
-        means = np.array([[0.0 if d is None else d.mean for d in row] for row in cells])
-        opacity = np.array([[1.0 if d is not None and d.resolved else 0.3 for d in row] for row in cells])
-        axis.imshow(means, cmap="RdBu", vmin=-limit, vmax=limit, alpha=opacity, aspect="auto")
-        axis.set_title(setting)
-        axis.set_xticks(range(len(table.columns)), table.columns)
-        axis.set_yticks(range(len(table.index)), table.index if axis is axes[0] else [""] * len(table.index))
-        for (row, column), d in np.ndenumerate(cells):
-            resolved = d is not None and d.resolved
-            ink = "white" if resolved and abs(d.mean) > 0.55 * limit else "black" if resolved else "0.35"
-            weight = "bold" if resolved else "normal"
-            axis.text(column, row, str(d or "no pair"), ha="center", va="center", color=ink, weight=weight)
-    scale = ScalarMappable(Normalize(-limit, limit), "RdBu")
-    figure.colorbar(scale, ax=list(axes), label=unit, shrink=0.9)
-    return figure
+    rows = _filtered(estimates(cells), axes)
+    rows = rows[rows.setting.isin(list(dict.fromkeys(rows.setting))[:PANELS])]
+    limit = max(float(rows["mean"].abs().max()), 0.1)
+    base = alt.Chart().encode(
+        x=alt.X("site:N", sort=list(dict.fromkeys(rows.site)), title="site", axis=alt.Axis(labelAngle=0, labelLimit=110)),
+        y=alt.Y("arm:N", sort=list(dict.fromkeys(rows.arm)), title=None, axis=alt.Axis(labelLimit=260)),
+        tooltip=["setting:N", "site:N", "arm:N", *TOOLTIP],
+    )
+    pale = alt.condition("datum.resolved", alt.value(1.0), alt.value(0.3))
+    dark = f"datum.resolved && abs(datum.mean) > {0.55 * limit}"
+    tiles = base.mark_rect(stroke="white").encode(
+        color=alt.Color("mean:Q", title=unit, scale=alt.Scale(scheme="redblue", domain=[-limit, limit]), legend=alt.Legend(orient="bottom", gradientLength=240, titleLimit=400)),
+        opacity=pale,
+    )  # fmt: skip
+    numbers = base.mark_text(fontSize=11).encode(
+        text="text:N", color=alt.condition(dark, alt.value("white"), alt.value("black"))
+    )
+    sites, arms = rows.site.nunique(), rows.arm.nunique()
+    layered = alt.layer(tiles, numbers, data=rows).properties(width=max(150, 92 * sites), height=ROW * arms)
+    return _panels(layered, rows, axes, columns=2 if sites <= 4 else 1)
 
 
-def learning_curves(runs: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> Figure:
-    """A panel a setting: validation accuracy by epoch, one line an arm, mean over sites and seeds.
-
-    The band is one standard error of the seeds' means.
-    """
-    settings = list(runs.setting.unique())
-    longest = max(len(curves[key]) for key in runs.key)
-    accuracies = {key: curves[key]["val/acc"].to_numpy() for key in runs.key}
-    # A run that was stopped early stays where it was.
-    accuracies = {key: np.pad(values, (0, longest - len(values)), mode="edge") for key, values in accuracies.items()}
-    figure = Figure(figsize=(1.5 + 4.6 * len(settings), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(settings), squeeze=False, sharey=True)[0]
-    for axis, setting in zip(axes, settings, strict=True):
-        for arm, group in runs[runs.setting == setting].groupby("arm"):
-            by_seed = [np.mean([accuracies[key] for key in seed.key], 0) for _, seed in group.groupby("seed")]
-            mean = np.mean(by_seed, 0)
-            (line,) = axis.plot(np.arange(1, len(mean) + 1), mean, label=arm)
-            if len(by_seed) > 1:
-                error = np.std(by_seed, 0, ddof=1) / np.sqrt(len(by_seed))
-                axis.fill_between(
-                    np.arange(1, len(mean) + 1), mean - error, mean + error, color=line.get_color(), alpha=0.15, lw=0
-                )
-        axis.set_title(setting)
-        axis.set_xlabel("epochs trained")
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("validation accuracy, %")
-    axes[-1].legend(fontsize=8, frameon=False)
-    return figure
+def forest(
+    rows: pd.DataFrame, axes: Sequence[str], unit: str, y: str, color: str | None = None, panel: str = "setting"
+) -> alt.Chart:
+    """Means with their intervals, a line each, against zero."""
+    rows = _filtered(estimates(rows), axes)
+    rows = rows[rows[panel].isin(list(dict.fromkeys(rows[panel]))[:PANELS])]
+    shared = {"color": alt.Color(f"{color}:N", legend=alt.Legend(orient="bottom", labelLimit=300), sort=None),
+              "yOffset": alt.YOffset(f"{color}:N", sort=None)} if color else {}  # fmt: skip
+    base = alt.Chart().encode(
+        y=alt.Y(f"{y}:N", sort=list(dict.fromkeys(rows[y])), title=None, axis=alt.Axis(labelLimit=420)),
+        tooltip=[f"{y}:N", *([f"{color}:N"] if color else []), *TOOLTIP],
+        **shared,
+    )
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=unit), x2="high:Q")
+    points = base.mark_point(filled=True, size=55, opacity=1).encode(x=alt.X("mean:Q", title=unit))
+    zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
+    lines = rows[y].nunique() * (max(1, rows[color].nunique()) if color else 1)
+    height = max(60, min(700, (16 if color else ROW) * lines))
+    return _panels(alt.layer(zero, bars, points, data=rows).properties(width=360, height=height), rows, axes, 2, panel)
 
 
-def save(figure: Figure, folder: Path, name: str) -> str:
-    """Write `folder`/NAME.png and NAME.svg; the SVG's text, to stand in a page."""
-    import matplotlib
+def learning_curves(rows: pd.DataFrame, axes: Sequence[str]) -> alt.Chart:
+    """A panel a setting: validation accuracy by epoch, one line an arm, mean over sites and seeds, with its interval."""
+    rows = _filtered(rows, axes)
+    rows = rows[rows.setting.isin(list(dict.fromkeys(rows.setting))[:PANELS])]
+    base = alt.Chart().encode(
+        x=alt.X("epoch:Q", title="epochs trained"),
+        color=alt.Color("arm:N", sort=None, title=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=300)),
+    )
+    band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title="validation accuracy, %", scale=alt.Scale(zero=False)), y2="high:Q")
+    line = base.mark_line().encode(
+        y="mean:Q", tooltip=["arm:N", "setting:N", "epoch:Q", alt.Tooltip("mean:Q", format=".1f"), "n:Q"]
+    )
+    return _panels(alt.layer(band, line, data=rows).properties(width=360, height=230), rows, axes, 2)
 
-    png, svg = io.BytesIO(), io.StringIO()
-    with matplotlib.rc_context(FONT | {"svg.hashsalt": name}):  # the same ids in the same figure
-        figure.savefig(png, format="png", dpi=150)
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    write_atomic(folder / f"{name}.png", png.getvalue())
-    write_atomic(folder / f"{name}.svg", svg.getvalue())
-    return svg.getvalue()[svg.getvalue().index("<svg") :]
+
+def scatter(rows: pd.DataFrame, axes: Sequence[str], x: str, unit: str, panel: str | None = None) -> alt.Chart:
+    """A point a run: `gain` over `x`, by arm; a click opens the run's record."""
+    rows = _filtered(rows.rename(columns={x: "value"}), axes)
+    points = alt.Chart(rows).mark_point(filled=True, opacity=0.6, size=45).encode(
+        x=alt.X("value:Q", title=None if panel else x, scale=alt.Scale(zero=False)),
+        y=alt.Y("gain:Q", title=unit),
+        color=alt.Color("arm:N", sort=None, title=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=300)),
+        href="record:N",
+        tooltip=["key:N", alt.Tooltip("value:Q", format=".3g", title=x), alt.Tooltip("gain:Q", format="+.2f")],
+    )  # fmt: skip
+    if panel is None:
+        return _with_params(_finish(points.properties(width=460, height=260), axes), axes)
+    sized = _finish(points.properties(width=250, height=190), axes)
+    facet = alt.Facet(f"{panel}:N", title=None, sort=list(dict.fromkeys(rows[panel])))
+    return _with_params(sized.facet(facet=facet, columns=3).resolve_scale(x="independent"), axes)
+
+
+def share_bars(terms: pd.DataFrame) -> alt.Chart:
+    """The share of each term in the sum of squares; a line: the interval of its share beyond the seeds' noise."""
+    base = alt.Chart(terms).encode(y=alt.Y("term:N", sort=None, title=None, axis=alt.Axis(labelLimit=420)))
+    bars = base.mark_bar(color="#7aa6d8").encode(
+        x=alt.X("raw:Q", title="share of variance, %"), tooltip=["term:N", alt.Tooltip("raw:Q", format=".1f"), "interval:N"]
+    )
+    rules = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
+    return alt.layer(bars, rules).properties(width=460, height=22 * len(terms))
+
+
+def save(chart: Any, folder: Path, name: str) -> dict[str, Any]:
+    """Write `folder`/NAME.png and NAME.svg; the specification, for the page."""
+    import vl_convert
+
+    spec = chart.configure_view(stroke="#ddd").configure(font="sans-serif").to_dict()
+    svg = vl_convert.vegalite_to_svg(spec)
+    write_atomic(folder / f"{name}.svg", svg)
+    write_atomic(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))
+    return spec
+
+
+def in_page(specs: Mapping[str, Any]) -> str:
+    """Specifications as JSON that may stand inside a script element."""
+    return json.dumps(specs).replace("</", "<\\/")
+
+
+@lru_cache(maxsize=1)
+def script() -> str:
+    """Vega, Vega-Lite and vega-embed, to stand in a page that needs no network; it sets `window.vegaEmbed`."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")

@@ -1,39 +1,116 @@
-"""The tidy table of a sweep: one row a run. Imports no torch."""
+"""The tidy table: one row a run, whatever became of it. Imports no torch.
+
+Records are read one after the other and only what the table has of them is kept, so that a report of ten thousand runs
+fits in memory.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from layergraft.errors import UserError
-from layergraft.store import read_record, read_sweep, run_folder
+from layergraft.errors import UserError, require
+from layergraft.files import label
+from layergraft.report.where import chosen
+from layergraft.store import RECORD, SWEEP, read_record, read_sweep, run_folder
 
 AXES = ["strategy", "site", "host", "donor", "data", "seed"]
+NONE = "-"  # what an axis is where it does not apply: the site of a host without a donor
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of a sweep's runs in the order of its plan; a run without one has `status: missing`."""
-    outputs = folder.resolve().parents[1]
-    keys = read_sweep(folder)["runs"]
-    return [read_record(run_folder(outputs, key)) or {"key": key, "status": "missing"} for key in keys]
+@dataclass
+class Runs:
+    """The runs of a report."""
+
+    table: pd.DataFrame
+    """A row a run: key, status, error, the axes, whatever else was swept (text, NONE where it does not apply), metrics,
+    seconds, folder."""
+    swept: list[str]
+    """The columns of `table` that were swept beside AXES, by their keys in the config."""
+    plans: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Strategy -> the record of the first completed run with it."""
+    hardware: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Those that the sweeps name: name -> {of, metric}."""
+    name: str = ""
+
+    @property
+    def completed(self) -> pd.DataFrame:
+        return self.table[self.table.status == "completed"].reset_index(drop=True)
 
 
-def tidy(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a completed run: key, status, axes, whatever else in the configs differs, metrics.
+def read(folders: Iterable[Path], where: str | None = None) -> Runs:
+    """The runs of these sweeps, or of folders of runs such as outputs/runs; a run of several sweeps counts once.
 
-    Raises UserError where no run was completed.
+    A run without a record has `status: missing`; only those that meet `where` are kept. Raises UserError for a folder that
+    is neither, and where no run is left.
     """
-    done = [record for record in records if record["status"] == "completed"]
-    if not done:
-        raise UserError("no run of this sweep was completed, so there is nothing to report")
-    flat = pd.DataFrame([_flat(_of_the_arm(record["config"])) for record in done])
-    rows = pd.DataFrame([{"key": r["key"], "status": r["status"], **r["axes"]} for r in done])
-    for name in _extra_axes(flat, rows):
-        rows[name] = flat[name]
-    return pd.concat([rows, pd.DataFrame([{**r["metrics"], **_similarity(r)} for r in done])], axis=1)
+    found: dict[str, Path] = {}
+    commands, contrasts, names = [], {}, []
+    for folder in folders:
+        names.append(folder.resolve().name)
+        if not (folder / SWEEP).is_file() and any(folder.glob(f"*/{RECORD}")):
+            found |= {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{RECORD}"))}
+            continue
+        sweep = read_sweep(folder)
+        outputs = folder.resolve().parents[1]
+        found |= {key: run_folder(outputs, key) for key in sweep["runs"]}
+        commands.append(sweep["command"])
+        contrasts |= sweep.get("contrasts", {})
+    runs = tidy((read_record(path) or {"key": key, "status": "missing"}, path) for key, path in found.items())
+    if where is not None:
+        kept = chosen(runs.table, where, [*AXES, *runs.swept, "status"])
+        require(bool(kept.any()), f"no run of {' + '.join(names)} has {where}")
+        runs.table = runs.table[kept].reset_index(drop=True)
+    runs.commands, runs.contrasts = commands, contrasts
+    runs.name = " + ".join(names) + (f" where {where}" if where else "")
+    return runs
+
+
+def target(folders: Sequence[Path], where: str | None) -> Path:
+    """Where a report goes by default."""
+    if len(folders) == 1 and where is None and (folders[0] / SWEEP).is_file():
+        return folders[0]
+    first = folders[0].resolve()
+    outputs = first.parents[1] if (first / SWEEP).is_file() else first.parent
+    parts = [folder.resolve().name for folder in folders]
+    return outputs / "reports" / label(*parts, *([where] if where else []))
+
+
+def tidy(records: Iterable[tuple[dict[str, Any], Path]]) -> Runs:
+    """The table of records, each with its folder."""
+    rows, plans, hardware = [], {}, Counter()
+    leaves: dict[str, list[str]] = {}
+    for number, (record, folder) in enumerate(records):
+        axes = {name: record.get("axes", {}).get(name, NONE) for name in AXES}
+        timings = record.get("timings", {})
+        rows.append({
+            "key": record["key"], "status": record["status"], "error": record.get("error", ""), **axes,
+            **record.get("metrics", {}), **_similarity(record), "seconds": timings.get("total_seconds"),
+            "folder": str(folder),
+        })  # fmt: skip
+        for name, value in _flat(_of_the_arm(record.get("config", {}))):
+            column = leaves.setdefault(name, [])
+            column += [NONE] * (number - len(column))
+            column.append(value)
+        if record["status"] == "completed":
+            plans.setdefault(axes["strategy"], {name: record[name] for name in ("key", "axes", "plan")})
+        if "environment" in record:
+            hardware[_environment(record["environment"])] += 1
+    require(bool(rows), "there is no run to report")
+    leaves = {name: column + [NONE] * (len(rows) - len(column)) for name, column in leaves.items()}
+    table = pd.DataFrame(rows)
+    swept = _swept(leaves, table)
+    for place, name in enumerate(swept):
+        table.insert(3 + len(AXES) + place, name, leaves[name])
+    return Runs(table, swept, plans, [f"{count} runs: {text}" for text, count in hardware.most_common()])
 
 
 def _similarity(record: dict[str, Any]) -> dict[str, float]:
@@ -49,44 +126,55 @@ def _similarity(record: dict[str, Any]) -> dict[str, float]:
 
 def _of_the_arm(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config less what does not act in it: without a donor there is no surgery."""
-    if config["donor"]["name"] != "none":
+    if config.get("donor", {}).get("name") != "none":
         return config
     return {name: value for name, value in config.items() if name != "surgery"}
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
+def text_of(value: Any) -> str:
+    """A value of a config as people write it: 0.001, true, null; a list's items joined by +."""
+    if isinstance(value, list):
+        return "+".join(map(text_of, value)) or "[]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in config.items():
-        if isinstance(value, dict) and value:
-            leaves |= _flat(value, f"{prefix}{name}.")
-        else:
-            leaves[prefix + name] = json.dumps(value) if isinstance(value, (list, dict)) else value
-    return leaves
-
-
-def _extra_axes(flat: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
-    """The keys that were swept beside the axes: they differ between runs that the axes do not tell apart."""
-    extra = []
-    told = {*AXES, *(f"{axis}.name" for axis in ("strategy", "host", "donor", "data"))}
-    for name in flat:
-        twin = name.removeprefix("donor.")  # what a donor takes over from the run (its seed, a self donor's host)
-        if twin != name and twin in flat and flat[name].dropna().eq(flat[twin][flat[name].notna()]).all():
-            told.add(name)
-    for name in flat:
-        root = name.split(".")[0]
-        if root == "exec" or name in told:
+        if prefix == "" and name == "exec":
             continue
-        named = [axis for axis in ("strategy", "host", "donor", "data") if axis == root]
-        filled = flat[name].astype("string").fillna("null")
-        if root == "surgery":
-            filled = filled[rows.donor != "none"]
-        within = [rows[axis] for axis in named] or [[0] * len(filled)]
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, text_of(value)
+
+
+def _swept(leaves: dict[str, list[str]], table: pd.DataFrame) -> list[str]:
+    """The keys that were swept beside the axes: they differ between runs that the axes do not tell apart."""
+    told = {*AXES, *(f"{axis}.name" for axis in ("strategy", "host", "donor", "data"))}
+    varying = {name: pd.Series(column) for name, column in leaves.items() if len(set(column) - {NONE}) > 1}
+    found = []
+    for name, column in varying.items():
+        twin = leaves.get(name.removeprefix("donor."))  # what a donor takes over from the run (its seed, a self donor's host)
+        if name in told or name.startswith("donor.") and twin and (column.eq(twin) | column.eq(NONE)).all():
+            continue
+        there = column != NONE
+        root = name.split(".")[0]
+        within = [table[root]] if root in ("strategy", "host", "donor", "data") else []
         if name.startswith("donor.data.") and name != "donor.data.name":  # a source's keys go with its name
-            within.append(flat["donor.data.name"].fillna("null"))
-        if root == "surgery" and name != "surgery.name":
-            within = [
-                flat["surgery.name"][filled.index]
-            ]  # what goes with an operation's name, a gate, is no axis of its own
-        if filled.groupby(within).nunique().max() > 1:
-            extra.append(name)
-    return extra
+            within.append(pd.Series(leaves["donor.data.name"]))
+        if root == "surgery" and name != "surgery.name":  # what goes with an operation's name, a gate, is no axis of its own
+            within.append(pd.Series(leaves["surgery.name"]))
+        keys = [key[there] for key in within] or [pd.Series(0, index=column.index)[there]]
+        if column[there].groupby(keys).nunique().max() > 1:
+            found.append(name)
+    return found
+
+
+def _environment(e: dict[str, Any]) -> str:
+    packages = ", ".join(f"{name} {number}" for name, number in e["packages"].items())
+    return f"{e['device']}, {e['precision']}, {e['threads']} thread(s) a run; {e['system']}, Python {e['python']}, {packages}"
+
+
+def require_completed(runs: Runs) -> None:
+    if not (runs.table.status == "completed").any():
+        raise UserError(f"no run of {runs.name} was completed, so there is nothing to report")

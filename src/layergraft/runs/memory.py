@@ -23,13 +23,19 @@ PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
 
 
 def write_plan(
-    folder: Path, keys: Sequence[str], command: str, signed: str, configs: Iterable[Config], rerun: bool
+    folder: Path,
+    keys: Sequence[str],
+    command: str,
+    signed: str,
+    configs: Iterable[Config],
+    rerun: bool,
+    contrasts: dict[str, Any],
 ) -> float:
-    """Write what the sweep is to `folder`/sweep.json: the command, the runs' keys, what they come of. Return since when,
+    """Write what the sweep is to `folder`/sweep.json: the command, what is to be compared, the runs' keys, what they come of. Return since when,
     of the disk's clock, a record counts: ever, or since this `rerun`, or the same one that was not concluded, began."""
     files = sorted({path for config in configs for path in _paths(canonical(config)) if os.path.exists(path)})
     made_of = {"signature": signed, "files": files, "stamp": _stamp_of(files)}
-    write_json(folder / SWEEP, {"name": folder.name, "command": command, **made_of, "runs": list(keys)})
+    write_json(folder / SWEEP, {"name": folder.name, "command": command, "contrasts": contrasts, **made_of, "runs": list(keys)})
     marker, content = folder / RERUN, digest([signed, made_of["stamp"], list(keys)])
     if not rerun:
         marker.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """What a sweep says, and how sure it is: paired differences, picked arms, shares of variance. numpy and scipy; no torch."""
 
-from layergraft.stats.factors import Share, shares
+from layergraft.stats.factors import Share, Shares, shares
 from layergraft.stats.paired import Difference, difference, holm, mean_difference
 from layergraft.stats.picking import Picked, pick
 
-__all__ = ["Difference", "Picked", "Share", "difference", "holm", "mean_difference", "pick", "shares"]
+__all__ = ["Difference", "Picked", "Share", "Shares", "difference", "holm", "mean_difference", "pick", "shares"]

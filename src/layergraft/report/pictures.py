@@ -1,0 +1,97 @@
+"""Pictures of single runs, with matplotlib: what learned when, filters before and after."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layergraft import timeline
+from layergraft.files import label, write_atomic
+from layergraft.report.table import NONE
+from layergraft.store import read_record
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+FONT = {"font.size": 10, "svg.fonttype": "path"}
+MAX_FILTERS = 8
+MAX_RUNS = 8
+
+
+def plans(records: dict[str, dict[str, Any]], folder: Path) -> dict[str, str]:
+    """Title -> SVG: each strategy's plan over the epochs, of one run with it."""
+    drawn = {}
+    for strategy, record in records.items():
+        axes = record["axes"]
+        where = "" if axes["site"] == NONE else f", donor at {axes['site']}"
+        figure = timeline.figure(record["plan"])
+        drawn[f"{strategy}, {axes['host']}{where}"] = save(figure, folder, label("plan", strategy))
+    return drawn
+
+
+def filters(runs: pd.DataFrame, folder: Path) -> dict[str, str]:
+    """Title -> SVG: a donor's filters as it was put in, and after the training of the run it is in.
+
+    One run for each site and arm whose donor learned on, the first seed's, up to MAX_RUNS.
+    """
+    moved = runs[(runs.site != NONE) & (runs.get("drift", 0) > 0)].sort_values("seed", kind="stable")
+    drawn = {}
+    for _, run in moved.drop_duplicates(["site", "arm"]).iterrows():
+        pair = _before_and_after(Path(run.folder)) if len(drawn) < MAX_RUNS else None
+        if pair is not None:
+            title = f"{run.arm}, {run.site}, {run.host}, seed {run.seed}"
+            drawn[title] = save(_filters(*pair), folder, label("filters", run.arm, run.site, run.host))
+    return drawn
+
+
+def _before_and_after(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The first convolution of the donor, and what has become of it; None where files are gone or names differ."""
+    from safetensors.numpy import load_file
+
+    record = read_record(folder) or {}
+    outputs = folder.parents[1]
+    for graft, donor in zip(record.get("surgery", []), record.get("donors", []), strict=True):
+        files = outputs / "donors" / donor["key"] / "donor.safetensors", folder / "model.safetensors"
+        if not all(file.exists() for file in files):
+            return None
+        before, after = map(load_file, files)
+        for name, weight in before.items():
+            there = [k for k in after if k.startswith(graft["site"]) and k.endswith(name) and after[k].shape == weight.shape]
+            if weight.ndim == 4 and there:
+                return weight, after[there[0]]
+    return None
+
+
+def _filters(before: np.ndarray, after: np.ndarray) -> Figure:
+    """Rows: before, after, and the change; the first input channel of each filter."""
+    from matplotlib.figure import Figure
+
+    number = min(MAX_FILTERS, len(before))
+    rows = {"before": before, "after": after, "change": after - before}
+    limit = max(float(np.abs(w[:number, 0]).max()) for w in rows.values()) or 1.0
+    figure = Figure(figsize=(1.0 + 0.8 * number, 2.6), layout="constrained")
+    axes = figure.subplots(len(rows), number, squeeze=False)
+    for line, (name, weights) in zip(axes, rows.items(), strict=True):
+        for axis, weight in zip(line, weights[:number, 0], strict=True):
+            axis.imshow(weight, cmap="RdBu", vmin=-limit, vmax=limit)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(name)
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> str:
+    """Write `folder`/NAME.png and NAME.svg; the SVG's text, to stand in a page."""
+    import matplotlib
+
+    png, svg = io.BytesIO(), io.StringIO()
+    with matplotlib.rc_context(FONT | {"svg.hashsalt": name}):  # the same ids in the same figure
+        figure.savefig(png, format="png", dpi=150)
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    write_atomic(folder / f"{name}.png", png.getvalue())
+    write_atomic(folder / f"{name}.svg", svg.getvalue())
+    return svg.getvalue()[svg.getvalue().index("<svg") :]

@@ -1,0 +1,54 @@
+"""Which runs: `site=early|late,strategy=freeze,seed<3`, one language for filters and contrasts. Imports no torch."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+
+from layergraft.errors import UserError, unknown
+
+ORDER = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+TERM = re.compile(r"^(?P<column>[^=<>!]+?)(?P<sign>!=|<=|>=|=|<|>)(?P<values>.*)$")
+
+
+def columns_of(text: str) -> list[str]:
+    """The columns that a condition names."""
+    return [column for column, _, _ in _parsed(text)]
+
+
+def chosen(table: pd.DataFrame, text: str, columns: Sequence[str]) -> pd.Series:
+    """Which rows of `table` meet all terms of `text`, each COLUMN=VALUE|VALUE or with !=, <, >, <=, >=.
+
+    Raises UserError for a column that is not among `columns`, and for a value that no row has.
+    """
+    kept = pd.Series(True, index=table.index)
+    for column, sign, values in _parsed(text):
+        if column not in columns:
+            raise unknown("axis", column, columns)
+        if sign in ORDER:
+            numbers = pd.to_numeric(table[column], errors="coerce")
+            try:
+                kept &= ORDER[sign](numbers, float(values))
+            except ValueError:
+                raise UserError(f"{text}: {sign} compares with a number, not with '{values}'") from None
+            continue
+        there = table[column].astype(str)
+        wanted = values.split("|")
+        for value in wanted:
+            if value not in set(there):
+                raise unknown(f"{column} among these runs:", value, sorted(set(there)))
+        kept &= there.isin(wanted) != (sign == "!=")
+    return kept
+
+
+def _parsed(text: str) -> list[tuple[str, str, str]]:
+    found = []
+    for term in re.split(r",(?=[^,=<>]+[=<>!])", text):
+        match = TERM.match(term.strip())
+        if match is None:
+            raise UserError(f"'{term}' is no condition; write AXIS=VALUE, such as site=early|late,strategy=freeze")
+        found.append((match["column"].strip(), match["sign"], match["values"].strip()))
+    return found
