@@ -125,10 +125,10 @@ def learning_curves(rows: pd.DataFrame, axes: Sequence[str]) -> alt.Chart:
     rows = rows[rows.setting.isin(list(dict.fromkeys(rows.setting))[:PANELS])]
     base = alt.Chart().encode(
         x=alt.X("epoch:Q", title="epochs trained"),
-        color=alt.Color("arm:N", sort=None, title=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=300)),
+        color=alt.Color("arm:N", sort=None, title=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=300, symbolOpacity=1, symbolType="stroke")),
     )
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title="validation accuracy, %", scale=alt.Scale(zero=False)), y2="high:Q")
-    line = base.mark_line().encode(
+    line = base.mark_line(opacity=1).encode(
         y="mean:Q", tooltip=["arm:N", "setting:N", "epoch:Q", alt.Tooltip("mean:Q", format=".1f"), "n:Q"]
     )
     return _panels(alt.layer(band, line, data=rows).properties(width=360, height=230), rows, axes, 2)

@@ -159,7 +159,7 @@ def _similar(by_run: pd.DataFrame) -> pd.DataFrame:
     """Spearman's correlation over the cells of one seed, then its mean over seeds. Arms are compared within themselves: a
     cell's gain is taken less its arm's mean."""
     rows = []
-    for measure in (name for name in by_run if name.startswith("similarity/")):
+    for measure in measures_of(by_run):
         there = by_run.dropna(subset=measure)
         gain = there.gain - there.groupby(["arm", "seed"]).gain.transform("mean")
         found = []
@@ -170,6 +170,12 @@ def _similar(by_run: pd.DataFrame) -> pd.DataFrame:
             rows.append({"measure": measure.removeprefix("similarity/"), "difference": mean_difference(found),
                          "cells": len(there) // max(1, there.seed.nunique())})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def measures_of(by_run: pd.DataFrame) -> list[str]:
+    """The measures of similarity that take three values or more within a seed."""
+    named = [name for name in by_run if name.startswith("similarity/")]
+    return [name for name in named if by_run.groupby("seed")[name].nunique().max() >= 3]
 
 
 def curves(design: Design) -> pd.DataFrame:

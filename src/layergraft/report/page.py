@@ -18,7 +18,7 @@ import pandas as pd
 from layergraft.files import write_atomic
 from layergraft.report import figures, pictures
 from layergraft.report.contrasts import RANDOM, SCRATCH
-from layergraft.report.findings import Findings, curves, find, words
+from layergraft.report.findings import Findings, curves, find, measures_of, words
 from layergraft.report.table import AXES, NONE, Runs, require_completed
 from layergraft.store import RECORD
 
@@ -101,7 +101,7 @@ def _charts(
         drawn["ladder"] = figures.forest(
             found.ladder, axes, f"{UNITS['test/acc']}, {over}", "donor", "strategy", panel="place"
         )
-    measures = [name for name in by_run if name.startswith("similarity/") and by_run[name].nunique() >= 3]
+    measures = measures_of(by_run)
     if measures:
         long = by_run.melt([*columns], measures, "measure", "value").dropna(subset="value")
         long["measure"] = long.measure.str.removeprefix("similarity/")

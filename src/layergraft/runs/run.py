@@ -8,6 +8,7 @@ import io
 import json
 import math
 import platform
+import re
 import shutil
 import time
 import traceback
@@ -22,6 +23,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save
+from torch.utils.tensorboard import SummaryWriter
 
 from layergraft.claims import Claimed, claim
 from layergraft.data.batches import Batches
@@ -183,6 +185,8 @@ def _train(
         config.exec.data_gib,
         config.exec.readers,
     )
+    scale = batches.train.normalize
+    record["normalization"] = {"mean": scale.mean.flatten().tolist(), "std": scale.std.flatten().tolist()}
     probes = probes_of(config, run, batches)
     seed, options = stream(config.seed, "training"), {"folder": folder, "probe": probes}
     options["saving"] = Saving(folder, config.exec.checkpoint_seconds, run.identity, resume)
@@ -212,7 +216,20 @@ def _report(config: Config, folder: Path, fitted: Fitted, record: dict[str, Any]
     # Those that every run has: the tab shows what all runs share.
     figures = {f"final/{name.replace('/', '_')}": value for name, value in fitted.summary().items()}
     logger.log_hyperparams(_hparams(config), figures)
+    _by_strategy(logger.experiment, config.strategy.name, fitted.curves)
     logger.close()
+
+
+def _by_strategy(writer: SummaryWriter, strategy: str, curves: Sequence[dict[str, float]]) -> None:
+    """The curves again under the strategy's name, with a layout for the Custom Scalars tab: TensorBoard joins the layouts
+    of all runs, so that each strategy has a chart there with its runs."""
+    layout = {}
+    for what, name in {"validation accuracy": "val/acc", "training loss": "train/loss"}.items():
+        tag = f"strategy/{strategy}/{name.replace('/', '_')}"
+        layout[f"{what}, %" if name == "val/acc" else what] = {strategy: ["Multiline", [f"^{re.escape(tag)}$"]]}
+        for point in curves:
+            writer.add_scalar(tag, point[name], int(point["epoch"]))
+    writer.add_custom_scalars(layout)
 
 
 def _hparams(config: Config) -> dict[str, str | int]:

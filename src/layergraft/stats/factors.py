@@ -78,7 +78,7 @@ def _balanced(table: np.ndarray, names: tuple[str, ...], level: float) -> list[S
     higher = list(_subsets(axes, 3, len(names)))
     if higher:
         parts = [[sum(of[(*term, *extra)] for term in higher) for extra in ((), (seed,)) for of in (squares, free)]]
-        found += [_fixed((*names[:3], "..."), *part, total, table.size, level) for part in parts]
+        found += [_fixed((*names[:3], *(["..."] if len(names) > 3 else [])), *part, total, table.size, level) for part in parts]
     errors = [term for term in squares if seed in term and len(term) > 1]
     rest, rest_free = sum(squares[term] for term in errors), sum(free[term] for term in errors)
     found.append(_drawn(squares[(seed,)], free[(seed,)], rest, rest_free, total, table.size // table.shape[-1], level))

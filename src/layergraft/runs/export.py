@@ -1,0 +1,146 @@
+"""A run's trained network as a file that others can load, checked to give the same logits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from layergraft import surgery
+from layergraft.donors.forms import from_json
+from layergraft.errors import RunFailed, UserError, require, unknown
+from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.sites import survey
+from layergraft.specs import SurgerySpec
+from layergraft.store import RECORD, read_record, run_folder
+
+WEIGHTS = "model.safetensors"
+SUFFIXES = {"safetensors": ".safetensors", "torch.export": ".pt2", "onnx": ".onnx"}
+TOLERANCE = 1e-4  # of the largest logit; other kernels add up in another order
+CHECKED = 5  # images, a number that no format was traced with
+
+
+def export(outputs: Path, key: str, form: str = "safetensors", to: Path | None = None) -> Path:
+    """Write the network of a completed run; the file's path, `KEY.SUFFIX` in the current folder by default.
+
+    The file takes images (N, C, H, W) float32, N free, normalised by the mean and deviation that the record names, and
+    gives logits (N, classes). Raises UserError for an unknown run or format, RunFailed where the logits differ.
+    """
+    if form not in SUFFIXES:
+        raise unknown("format", form, SUFFIXES)
+    if form == "onnx":
+        _require_onnx()
+    network, record = trained_network(outputs, key)
+    path = to or Path(f"{record['key']}{SUFFIXES[form]}")
+    require(form != "torch.export" or path.suffix == ".pt2", f"a file of torch.export ends in .pt2; given: {path}")
+    require(path.parent.is_dir(), f"there is no folder {path.parent}")
+    image = _image_of(record)
+    x_NCHW = torch.randn(CHECKED, *image, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = network(x_NCHW)
+        given = _WRITERS[form](network, record, image, path)(x_NCHW)
+    worst = float((given - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+    if not worst <= TOLERANCE:
+        path.unlink(missing_ok=True)
+        raise RunFailed(f"{path} gives other logits than the run's network, by {worst:.1g} of the largest; it was removed")
+    return path
+
+
+def trained_network(outputs: Path, key: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a completed run with its trained weights, in evaluation mode, and the run's record.
+
+    `key` is the run's, or how the key of no other begins. It is put together from the record alone: neither data nor donors
+    need be there. Raises UserError for another key.
+    """
+    every = sorted(path.parent.name for path in (outputs / "runs").glob(f"*/{RECORD}"))
+    near = [name for name in every if name.startswith(key)]
+    if key not in near and len(near) != 1:
+        raise unknown(f"run in {outputs / 'runs'}:", key, near or every)
+    folder = run_folder(outputs, key if key in near else near[0])
+    record = read_record(folder)
+    assert record is not None
+    require(record["status"] == "completed", f"the run {key} is {record['status']}; only a completed one has its network")
+    network = _skeleton(record)
+    network.load_state_dict(load_file(folder / WEIGHTS))
+    return network.eval(), record
+
+
+def _image_of(record: dict[str, Any]) -> tuple[int, int, int]:
+    channels, height, width = record["data"]["image"]
+    return (record["config"]["host"]["in_channels"] or channels, height, width)
+
+
+def _skeleton(record: dict[str, Any]) -> nn.Module:
+    """The network of the run's shape, with weights that say nothing."""
+    config, image = record["config"], _image_of(record)
+    host = _host(config["host"])
+    network = host.build(image, len(record["data"]["classes"]), 0)
+    if not record["surgery"]:
+        return network
+    there = survey(network, image)
+    layers = [from_json(donor["form"]).build() for donor in record["donors"]]
+    donors = [(there[graft["site"]], layer) for graft, layer in zip(record["surgery"], layers, strict=True)]
+    return surgery.graft(network, donors, SurgerySpec(**config["surgery"]), image, host.roles["head"]).network
+
+
+def _host(fields: dict[str, Any]) -> TorchvisionResNet | CifarResNet:
+    kinds = [kind for kind in (TorchvisionResNet, CifarResNet) if {f.name for f in dataclasses.fields(kind)} == set(fields)]
+    for kind in kinds:
+        host = kind(**{**fields, "weights": None})
+        try:
+            host.check("host")
+        except UserError:
+            continue
+        return host
+    raise UserError(f"the host {fields['name']} is of a kind that this version does not have")
+
+
+Network = Callable[[Tensor], Tensor]
+
+
+def _safetensors(network: nn.Module, record: dict[str, Any], image: tuple[int, int, int], path: Path) -> Network:
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, path, {name: json.dumps(record[name]) for name in ("key", "config", "surgery", "data") if name in record}
+              | {"normalization": json.dumps(record.get("normalization"))})  # fmt: skip
+    read = _skeleton(record)
+    read.load_state_dict(load_file(path))
+    return read.eval()
+
+
+def _torch_export(network: nn.Module, record: dict[str, Any], image: tuple[int, int, int], path: Path) -> Network:
+    program = torch.export.export(network, (torch.zeros(2, *image),), dynamic_shapes=({0: torch.export.Dim("images")},))
+    torch.export.save(program, path)
+    return torch.export.load(path).module()
+
+
+def _onnx(network: nn.Module, record: dict[str, Any], image: tuple[int, int, int], path: Path) -> Network:
+    import onnxruntime
+
+    with redirect_stdout(StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own making
+        torch.onnx.export(
+            network, (torch.zeros(2, *image),), path, input_names=["images"], output_names=["logits"], dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("images")},), external_data=False, verbose=False,
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+
+def _require_onnx() -> None:
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise UserError("--format onnx needs onnxscript and onnxruntime; pip install 'layergraft[export]'") from None
+
+
+_WRITERS = {"safetensors": _safetensors, "torch.export": _torch_export, "onnx": _onnx}
