@@ -13,7 +13,7 @@ from layergraft.runs.assemble import checked
 from layergraft.runs.compose import Composer, conf_dir, to_config
 
 GROUPS = groups([conf_dir()])
-CHOICES = [(group, name) for group, names in GROUPS.items() for name in names if group != "experiment"]
+CHOICES = [(group, name) for group, names in GROUPS.items() for name in names if group not in ("experiment", "size")]
 # What a choice needs beside it to be a run.
 WITH = {
     ("donor", "none"): ["strategy=full"],
@@ -46,13 +46,6 @@ def test_every_choice_has_its_line_and_its_name(group, name):
     content = yaml.safe_load(path.read_text())
     if group in ("strategy", "host", "data", "optim", "schedule"):
         assert content["name"] == name
-
-
-@pytest.mark.parametrize("name", GROUPS["experiment"])
-def test_every_experiment_is_planned_whole(name):
-    path = conf_dir() / "experiment" / f"{name}.yaml"
-    content = yaml.safe_load(path.read_text())
-    assert line_of(path) and content["exec"]["sweep"] == name
 
 
 def test_help_names_every_choice():

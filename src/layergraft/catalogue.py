@@ -68,7 +68,7 @@ def train_help(arguments: Sequence[str]) -> str:
     ]
     added += [Path(name.partition("=")[2]) for name in arguments if name.startswith("--config-dir=")]
     sections = groups([conf_dir(), *added])
-    experiments = sections.pop("experiment", {})
+    experiments, sizes = sections.pop("experiment", {}), sections.pop("size", {})
     sections["site"] = {name: line for name, (_, line) in RELATIVE.items()}
     sections["site"]["0.0 to 1.0"] = "the one at this relative depth"
     sections["site"]["PATH"] = "any convolution, block or stage by its module path: layer3.0.conv1, layer2.1, layer4"
@@ -79,7 +79,7 @@ def train_help(arguments: Sequence[str]) -> str:
         text += _section(f"{group}=", sections[group])
     text += "seed=\n  NUMBER           of everything drawn by chance; 'seed=range(3)' in a sweep\n"
     text += "precision=\n  auto, float32, bf16_mixed\n"
-    return text + _section("+experiment=", experiments) + TAIL
+    return text + _section("+experiment=", experiments) + _section("size= (of an experiment)", sizes) + TAIL
 
 
 def _section(title: str, choices: dict[str, str]) -> str:

@@ -158,11 +158,16 @@ def _contrast(
     """`parts` are the runs of each term of `of`, which the axes `told` tell apart; the others make the cells."""
     require(metric in design.runs, f"{name}: no completed run has the metric {metric}")
     free = [column for column in [*AXES[:-1], *design.swept] if column not in told]
-    free = [column for column in free if not any(part[column].isin(NOWHERE).all() for part in parts)]
-    tables = [_by_seed_and_cell(part, free, metric) for part in parts]
-    cells = sorted(set.intersection(*(set(table.columns) for table in tables)))
-    require(bool(cells), f"{name}: its conditions share no cell of {' x '.join(free)}")
-    whole = [table[cells].dropna() for table in tables]
+    # A term has no place on an axis that does not apply to it: scratch is in the cells of every site.
+    own = [[column for column in free if not part[column].isin(NOWHERE).all()] for part in parts]
+    cells = parts[0][own[0]].drop_duplicates()
+    for part, columns in zip(parts[1:], own[1:], strict=True):
+        shared = [column for column in columns if column in cells]
+        there = part[columns].drop_duplicates()
+        cells = cells.merge(there, on=shared) if shared else cells.merge(there, how="cross")
+    require(len(cells) > 0, f"{name}: its conditions share no cell of {' x '.join(free)}")
+    tables = [_by_seed_and_cell(part, columns, metric) for part, columns in zip(parts, own, strict=True)]
+    whole = [table[list(_cell(cells, columns))].dropna() for table, columns in zip(tables, own, strict=True)]
     every = {int(seed) for table in tables for seed in table.index}
     seeds = sorted(set.intersection(*(set(table.index) for table in whole)))
     unpaired = tuple(sorted(every - set(seeds)))
@@ -198,10 +203,16 @@ def require_contrasts(records: Iterable[dict[str, Any]], specs: Mapping[str, Map
             require(bool(there), f"contrast {name}: no run of this sweep has {term[1:]}")
 
 
-def _by_seed_and_cell(part: pd.DataFrame, free: list[str], metric: str) -> pd.DataFrame:
+def _cell(rows: pd.DataFrame, columns: list[str]) -> pd.Series:
+    """The name of each row's cell among those of `columns`."""
+    if not columns:
+        return pd.Series("", index=rows.index)
+    return _labels(rows, columns, lambda *levels: ", ".join(levels))
+
+
+def _by_seed_and_cell(part: pd.DataFrame, columns: list[str], metric: str) -> pd.DataFrame:
     """Seeds x cells."""
-    cells = _labels(part, free, lambda *levels: ", ".join(levels)) if free else ""
-    return part.assign(cell=cells).pivot_table(index="seed", columns="cell", values=metric, aggfunc="mean")
+    return part.assign(cell=_cell(part, columns)).pivot_table(index="seed", columns="cell", values=metric, aggfunc="mean")
 
 
 def corrected(contrasts: Sequence[Contrast]) -> list[Contrast]:

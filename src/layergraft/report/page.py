@@ -140,6 +140,8 @@ def _rows(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if value is pd.NA:
+        return None
     if isinstance(value, (float, np.floating)):
         return None if not np.isfinite(value) else float(f"{value:.5g}")
     return int(value) if isinstance(value, np.integer) else value

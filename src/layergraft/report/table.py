@@ -43,7 +43,8 @@ class Runs:
 
     @property
     def completed(self) -> pd.DataFrame:
-        return self.table[self.table.status == "completed"].reset_index(drop=True)
+        done = self.table[self.table.status == "completed"].reset_index(drop=True)
+        return done.astype({"seed": int})
 
 
 def read(folders: Iterable[Path], where: str | None = None) -> Runs:
@@ -107,6 +108,7 @@ def tidy(records: Iterable[tuple[dict[str, Any], Path]]) -> Runs:
     require(bool(rows), "there is no run to report")
     leaves = {name: column + [NONE] * (len(rows) - len(column)) for name, column in leaves.items()}
     table = pd.DataFrame(rows)
+    table["seed"] = pd.to_numeric(table.seed, errors="coerce").astype("Int64")  # a missing run has none
     swept = _swept(leaves, table)
     for place, name in enumerate(swept):
         table.insert(3 + len(AXES) + place, name, leaves[name])

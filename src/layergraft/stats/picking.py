@@ -7,13 +7,16 @@ seeds would pick. `benchmarks/coverage.py` measures what that mends and what its
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from layergraft.stats.paired import Difference, mean_difference
+
+# The picks of different seeds rest on the same runs, so that the spread of their gains tells too little: without this factor
+# on the standard error the interval covers 84 to 95 in 100 (3 to 20 seeds, 2 to 20 arms), with it 93 to 98 at up to 10 seeds.
+WIDER = 1.25
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,13 @@ class Picked:
 def pick(val_SA: np.ndarray, gain_SA: np.ndarray, level: float = 0.95) -> Picked:
     """The best of A arms by validation, from S seeds: `val_SA` to pick by, `gain_SA` test differences to a baseline.
 
-    With one seed there is nothing to pick it by but itself: the gain is that arm's, and its interval infinite. The standard
-    error is taken sqrt(S / (S - 1)) times, since the picks of different seeds rest on the same runs.
+    With one seed there is nothing to pick it by but itself: the gain is that arm's, and its interval infinite.
     """
     num_seeds = len(val_SA)
     column = int(val_SA.sum(0).argmax())
     if num_seeds == 1:
         return Picked(column, mean_difference(gain_SA[:, column]), 1)
     picks = (val_SA.sum(0) - val_SA).argmax(1)
-    gain = mean_difference(gain_SA[np.arange(num_seeds), picks], level, math.sqrt(num_seeds / (num_seeds - 1)))
+    wider = WIDER if val_SA.shape[1] > 1 else 1.0
+    gain = mean_difference(gain_SA[np.arange(num_seeds), picks], level, wider)
     return Picked(column, gain, Counter(picks.tolist())[column])

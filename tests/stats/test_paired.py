@@ -1,12 +1,14 @@
-"""Statistics: against scipy, against numbers worked out by hand, and by simulation."""
+"""Paired differences: against scipy and statsmodels, against numbers worked out by hand, and by simulation."""
 
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import DescrStatsW
 
-from layergraft.stats import difference, holm
+from layergraft.stats import difference, holm, mean_difference
 
 
 def by_seed(values):
@@ -51,6 +53,33 @@ def test_the_interval_covers_what_it_says(n):
         found = difference(by_seed(rng.normal(0.3, 1, n)), by_seed(np.zeros(n)))
         covered += abs(found.mean - 0.3) <= found.half_width
     assert 0.94 < covered / 4000 < 0.96
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_an_arm_against_itself_differs_five_times_in_100(n):
+    """A/A: the same arm under other seeds, with the noise of hosts that both share."""
+    rng = np.random.default_rng(n)
+    found = 0
+    for _ in range(4000):
+        host, a, b = rng.normal(60, 5, n), rng.normal(0, 1, n), rng.normal(0, 1, n)
+        found += difference(by_seed(host + a), by_seed(host + b)).resolved
+    assert 0.04 < found / 4000 < 0.06
+
+
+def test_the_same_runs_have_the_same_interval():
+    rng = np.random.default_rng(0)
+    a, b = by_seed(rng.normal(size=5)), by_seed(rng.normal(size=5))
+    assert difference(a, b) == difference(a, b) == difference(dict(reversed(a.items())), b)
+
+
+def test_agrees_with_statsmodels():
+    rng = np.random.default_rng(1)
+    deltas = rng.normal(0.4, 1, 7)
+    ours, theirs = mean_difference(deltas), DescrStatsW(deltas)
+    assert (ours.mean - ours.half_width, ours.mean + ours.half_width) == pytest.approx(theirs.tconfint_mean(0.05))
+    assert ours.p == pytest.approx(theirs.ttest_mean(0)[1])
+    p = rng.uniform(0, 0.2, 20)
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])

@@ -1,0 +1,32 @@
+"""Runs by formula, as `report.table.tidy` gives them."""
+
+import pandas as pd
+
+from layergraft.report.contrasts import design
+from layergraft.report.table import AXES, Runs
+
+
+def rows(accuracies, **axes):
+    """Runs by seed of one arm; keys that are no axes were swept."""
+    base = {"strategy": "full", "site": "early", "host": "h", "donor": "trained", "data": "d"} | axes
+    name = ".".join(map(str, base.values()))
+    return [
+        {"key": f"{name}.{seed}", "status": "completed", **base, "seed": seed, "test/acc": float(a), "val/acc": float(a), "val/aulc": float(a)}
+        for seed, a in accuracies.items()
+    ]
+
+
+def scratch(accuracies, **axes):
+    return rows(accuracies, **({"strategy": "scratch", "donor": "none", "site": "-"} | axes))
+
+
+def runs_of(*groups):
+    table = pd.DataFrame([row for group in groups for row in group])
+    known = ("key", "status", *AXES)
+    swept = [name for name in table if name not in known and "/" not in name and name != "drift"]
+    table[swept] = table[swept].map(lambda value: "-" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value))
+    return Runs(table, swept)
+
+
+def design_of(*groups):
+    return design(runs_of(*groups))

@@ -1,0 +1,122 @@
+"""Which arms are compared, in which cells, over which seeds."""
+
+import pytest
+from tests.report.made import design_of, rows, runs_of, scratch
+
+from layergraft.errors import UserError
+from layergraft.report import contrasts
+from layergraft.report.contrasts import between, contrast, gains, named, require_contrasts
+from layergraft.stats import difference
+
+
+def test_arms_are_paired_by_seed_within_each_cell():
+    found = design_of(scratch({0: 50, 1: 60}), rows({0: 52, 1: 64}, site="early"), rows({0: 51, 1: 59}, site="late"))
+    assert found.settings == ["h"] and found.sites == ["early", "late"]
+    only = between(found, "full, trained", "scratch")
+    assert (only.difference, only.seeds) == (difference({0: 51.5, 1: 61.5}, {0: 50, 1: 60}), (0, 1))
+    cells = gains(found, "scratch", "test/acc").set_index("site").difference
+    assert (cells["early"].mean, cells["late"].mean) == (3.0, 0.0)
+
+
+def test_seeds_that_miss_a_cell_do_not_count_and_are_told():
+    found = design_of(rows({0: 50, 1: 60, 2: 99}, strategy="freeze"), rows({0: 51, 1: 62}))
+    only = between(found, "freeze, trained", "full, trained")
+    assert (only.difference.n, only.difference.mean, only.unpaired) == (2, -1.5, (2,))
+    split = design_of(scratch({0: 50, 1: 60}), rows({0: 51, 1: 61}, site="early"), rows({0: 52}, site="late"))
+    only = between(split, "full, trained", "scratch")
+    assert (only.seeds, only.unpaired) == ((0,), (1,))
+
+
+def test_conditions_with_signs():
+    found = design_of(
+        scratch({0: 50, 1: 52}, **{"host.width": 4}), scratch({0: 70, 1: 72}, **{"host.width": 16}),
+        rows({0: 40, 1: 44}, strategy="freeze", **{"host.width": 4}),
+        rows({0: 69, 1: 70}, strategy="freeze", **{"host.width": 16}),
+    )  # fmt: skip
+    penalty = ["+strategy=freeze,host.width=16", "-strategy=scratch,host.width=16",
+               "-strategy=freeze,host.width=4", "+strategy=scratch,host.width=4"]  # fmt: skip
+    assert contrast(found, "shrinks", penalty).difference.mean == pytest.approx(((-1 + 10) + (-2 + 8)) / 2)
+    plain = contrast(found, "cost", ["+strategy=freeze", "-strategy=scratch"])
+    assert (plain.num_cells, plain.difference.mean) == (2, pytest.approx((-10 - 1 - 8 - 2) / 4))
+
+
+def test_a_condition_compares_like_with_like():
+    """Widths that only one side has do not count."""
+    found = design_of(scratch({0: 50}, **{"host.width": 4}), rows({0: 60}, **{"host.width": 4}), rows({0: 99}, **{"host.width": 16}))
+    only = contrast(found, "c", ["+strategy=full", "-strategy=scratch"])
+    assert (only.num_cells, only.difference.mean) == (1, 10)
+
+
+def test_a_source_is_a_setting_which_scratch_is_in_whatever_it_is():
+    found = design_of(
+        scratch({0: 50, 1: 50}), rows({0: 55, 1: 57}, **{"donor.data.half": "A"}), rows({0: 60, 1: 61}, **{"donor.data.half": "B"})
+    )  # fmt: skip
+    assert found.settings == ["h, donor.data.half=A", "h, donor.data.half=B"]
+    cells = gains(found, "scratch", "test/acc").set_index("setting").difference
+    assert [cells[name].mean for name in found.settings] == [6, 10.5]
+    assert between(found, "full, trained", "scratch").difference.mean == pytest.approx(8.25)
+
+
+def test_what_else_was_swept_tells_arms_and_settings_apart():
+    groups = [rows({0: 1}, **{"optim.lr": lr, "strategy.phases.thaw.epoch": e}) for lr in (0.1, 0.2) for e in (1, 2)]
+    found = design_of(*groups, scratch({0: 1}, **{"optim.lr": 0.1}))
+    assert set(found.runs.arm) == {"full, trained, phases.thaw.epoch=1", "full, trained, phases.thaw.epoch=2", "scratch"}
+    assert set(found.runs.setting) == {"h, optim.lr=0.1", "h, optim.lr=0.2"}
+
+
+def test_named_contrasts_are_corrected_together_and_what_is_lacking_is_told():
+    found = design_of(scratch({0: 50, 1: 52, 2: 51}), rows({0: 53, 1: 56, 2: 55}), rows({0: 50, 1: 53, 2: 50}, strategy="freeze"))
+    specs = {"a": {"of": ["+strategy=full", "-strategy=scratch"], "metric": "test/acc"},
+             "b": {"of": ["+strategy=freeze", "-strategy=scratch"], "metric": "test/acc"},
+             "c": {"of": ["+strategy=hybrid", "-strategy=scratch"], "metric": "test/acc"}}  # fmt: skip
+    compared, lacking = named(found, specs)
+    raw = [c.difference.p for c in compared]
+    assert [c.holm_p for c in compared] == pytest.approx([min(1, 2 * raw[0]), max(raw[1], 2 * raw[0])])
+    assert lacking == ["c: unknown strategy among these runs: 'hybrid'. There are: freeze, full, scratch"]
+    default, _ = named(found, {})
+    assert [c.name for c in default] == ["full, trained less scratch", "freeze, trained less scratch"]
+
+
+@pytest.mark.parametrize(
+    "of, metric, message",
+    [
+        (["+strategy=full"], "test/acc", "as many conditions with"),
+        (["+strategy=full", "strategy=scratch"], "test/acc", "must begin with"),
+        (["+strategy=full", "-strategy=scrach"], "test/acc", "did you mean 'scratch'"),
+        (["+strategy=full", "-strategy=scratch"], "test/ac", "unknown metric of 'c': 'test/ac'; did you mean 'test/a"),
+        (["+strategy=full", "-strategy=scratch"], "drift", "no completed run has the metric drift"),
+        (["+site=early,seed<0", "-strategy=scratch"], "test/acc", "no completed run has site=early,seed<0"),
+    ],
+)
+def test_what_is_no_contrast_is_refused(of, metric, message):
+    with pytest.raises(UserError, match=message):
+        contrast(design_of(scratch({0: 1}), rows({0: 2})), "c", of, metric)
+
+
+def test_contrasts_are_checked_against_what_is_planned():
+    records = [{"key": "k", "status": "planned", "axes": {"strategy": "full", "site": "early", "host": "h", "donor": "trained", "data": "d", "seed": s}} for s in (0, 1)]  # fmt: skip
+    with pytest.raises(UserError, match="contrast c: unknown strategy among these runs: 'ful'; did you mean 'full'"):
+        require_contrasts(records, {"c": {"of": ["+strategy=ful", "-strategy=full"], "metric": "test/acc"}})
+    require_contrasts(records, {"c": {"of": ["+seed=0", "-seed=1"], "metric": "steps_to/75"}})
+
+
+def test_the_best_arm_is_picked_by_validation_among_donors_that_learned():
+    def arm(strategy, test, val, **axes):
+        found = rows(test, strategy=strategy, **axes)
+        return [row | {"val/acc": val} for row in found]
+
+    found = design_of(
+        scratch({0: 50, 1: 51, 2: 52}), arm("freeze", {0: 60, 1: 62, 2: 61}, 10), arm("full", {0: 55, 1: 56, 2: 54}, 90),
+        arm("freeze", {0: 40, 1: 41, 2: 45}, 99, donor="random"),
+    )  # fmt: skip
+    (only,) = contrasts.answers(found)
+    assert (only.arm, only.num_arms, only.site, list(only.picked)) == ("full, trained", 2, "early", ["scratch", "freeze, random"])
+    assert only.picked["scratch"].gain.mean == pytest.approx((5 + 5 + 2) / 3)
+    assert only.picked["freeze, random"].gain.mean == pytest.approx((15 + 15 + 9) / 3)
+    assert only.holm_p["scratch"] == pytest.approx(only.picked["scratch"].gain.p)
+
+
+def test_a_sweep_without_baseline_compares_every_pair():
+    compared, _ = named(design_of(rows({0: 1}), rows({0: 2}, donor="random"), rows({0: 3}, donor="permuted")), {})
+    assert len(compared) == 3
+    assert not runs_of(rows({0: 1})).swept

@@ -1,0 +1,166 @@
+"""The page, as a browser shows it, and what it says."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tests.report.made import rows, runs_of, scratch
+
+from layergraft.report import page
+from layergraft.report.contrasts import between, design
+from layergraft.report.findings import find, words
+from layergraft.report.table import read
+from layergraft.stats import mean_difference
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def opened(sweep):
+    """The report of the small sweep in headless Chromium, and all that went wrong there or asked for a network."""
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    wrong = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1200, "height": 900})
+        tab.on("console", lambda message: wrong.append(message.text))
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("request", lambda request: wrong.append(request.url) if request.url.startswith("http") else None)
+        tab.goto((sweep / "sweeps" / "small" / "report.html").as_uri())
+        tab.wait_for_selector("body[data-ready=drawn]")
+        yield tab, wrong
+        browser.close()
+
+
+def shown(tab):
+    return int(re.search(r"of (\d+) entr", tab.inner_text(".dt-info"))[1])
+
+
+def test_opens_without_a_network_and_without_an_error(opened):
+    tab, wrong = opened
+    charts = tab.eval_on_selector_all(".chart", "all => all.map(at => [at.id, at.querySelectorAll('svg').length])")
+    assert charts and all(number == 1 for _, number in charts) and wrong == []
+    assert {"chart-contrasts", "chart-gain", "chart-speed", "chart-learning_curves", "chart-shares"} <= {name for name, _ in charts}
+    assert shown(tab) == 14
+
+
+def test_filters_everything_and_back(opened):
+    tab, wrong = opened
+    marks = "document.querySelectorAll('#chart-gain svg .mark-text.role-mark text').length"
+    places = "document.querySelectorAll('[data-axes]:not(.hidden)').length"
+    before = tab.evaluate(f"[{marks}, {places}]")
+    tab.select_option("#filters label:has-text('site') select", "late")
+    tab.wait_for_selector("body[data-ready=filtered]")
+    assert tab.evaluate(f"[{marks}, {places}]") == [before[0] // 2, before[1] // 2]
+    assert shown(tab) == 8  # 6 of the site, and scratch, which has none
+    tab.select_option("#filters label:has-text('seed') select", "1")
+    tab.wait_for_function("document.querySelector('.dt-info').textContent.includes(' 4 entr')")
+    tab.click("#reset")
+    tab.wait_for_function("document.querySelector('.dt-info').textContent.includes(' 14 entr')")
+    assert tab.evaluate(f"[{marks}, {places}]") == before and wrong == []
+
+
+def test_sorts_and_shows_a_run_with_its_record(opened, sweep):
+    tab, wrong = opened
+    tab.click("#runs th:has-text('test/acc')")
+    accuracies = pd.read_csv(sweep / "sweeps" / "small" / "runs.csv")["test/acc"]
+    column = tab.eval_on_selector_all("#runs thead th", "all => all.findIndex(at => at.textContent.includes('test/acc'))")
+    first = tab.inner_text(f"#runs tbody tr:first-child td:nth-child({column + 1})")
+    assert float(first) == pytest.approx(accuracies.min(), abs=0.001)
+    tab.click("#runs tbody tr:first-child")
+    link = tab.get_attribute("#run a", "href")
+    record = json.loads((sweep / "sweeps" / "small" / link).read_text())
+    assert record["metrics"]["test/acc"] == pytest.approx(accuracies.min())
+    tab.click("#run button")
+    assert wrong == []
+
+
+def test_fits_a_phone(opened):
+    tab, _ = opened
+    tab.set_viewport_size({"width": 390, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.set_viewport_size({"width": 1200, "height": 900})
+
+
+def test_says_what_the_runs_say(sweep):
+    folder = sweep / "sweeps" / "small"
+    found = find(read([folder]))
+    text = {name: (folder / f"report.{name}").read_text() for name in ("html", "md")}
+    assert len(found.contrasts) == 3 and len(found.answers) == 2
+    for told in text.values():
+        for contrast in found.contrasts:
+            assert contrast.name in told and words(contrast.difference) in told
+        for answer in found.answers:
+            assert words(answer.picked["scratch"].gain) in told
+        for row in found.across.to_dict("records"):
+            assert str(row["iqm"]) in told
+    assert "layergraft train -m strategy=freeze,hybrid" in text["md"] and "CPU" in text["md"]
+
+
+def test_every_figure_is_there_as_png_and_svg(sweep):
+    folder = sweep / "sweeps" / "small" / "figures"
+    for name in ("contrasts", "gain", "speed", "learning_curves", "shares", "plan.hybrid", "filters.hybrid--trained.early.resnet18"):
+        assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG", name
+        assert "<svg" in (folder / f"{name}.svg").read_text()
+    for picture in re.findall(r"\((figures/[\w.-]+)\)", (folder.parent / "report.md").read_text()):
+        assert (folder.parent / picture).exists()
+
+
+def test_across_places_each_seed_has_one_figure():
+    groups = [scratch({0: 50, 1: 50})]
+    for site, gains in {"a": (1, 2), "b": (2, 3), "c": (3, -1), "d": (100, 0)}.items():
+        groups.append(rows({0: 50 + gains[0], 1: 50 + gains[1]}, site=site))
+    (row,) = find(runs_of(*groups)).across.to_dict("records")
+    assert row["iqm"] == mean_difference([2.5, 1.0])  # the middle half of 1 2 3 100 and of -1 0 2 3
+    assert row["better"] == mean_difference([100.0, 62.5])  # a tie counts half
+    assert (row["cells"], row["n"]) == (4, 2)
+
+
+def test_the_ladder_takes_the_gain_apart():
+    rng = np.random.default_rng(0)
+    levels = {"random": 1, "moment_matched": 3, "covariance": 6, "trained": 10, "end_to_end": 11}
+    noise = rng.normal(0, 0.1, (len(levels), 3))
+    groups = [rows({s: 50 + level + e for s, e in enumerate(errors)}, donor=donor, strategy="freeze")
+              for (donor, level), errors in zip(levels.items(), noise, strict=True)]  # fmt: skip
+    found = find(runs_of(scratch({0: 50, 1: 50, 2: 50}), *groups))
+    assert list(found.ladder.donor) == list(levels)
+    assert [round(d.mean) for d in found.steps.difference] == [2, 3, 4, 9, 1]
+
+
+def test_similarity_is_ranked_within_a_seed():
+    groups = [scratch({0: 50, 1: 50, 2: 50})]
+    for place, (distance, gain) in enumerate([(1, 9), (2, 6), (3, 7), (4, 1), (5, -3)]):
+        for row in rows({0: 50 + gain, 1: 50 + gain + place % 2, 2: 50 + gain}, site=f"s{place}"):
+            groups.append([row | {"similarity/site/frechet": distance + row["seed"] / 10}])
+    (row,) = find(runs_of(*groups)).similar.to_dict("records")
+    assert row["measure"] == "site/frechet" and row["difference"].mean < -0.85 and row["difference"].n == 3
+
+
+def test_shares_are_of_a_balanced_part_where_there_is_one():
+    rng = np.random.default_rng(0)
+    groups = [rows(dict(enumerate(rng.normal(50, 1, 3))), strategy=s, site=p) for s in ("full", "freeze") for p in "ab"]
+    whole = find(runs_of(*groups, rows({0: 40, 1: 41, 2: 42}, strategy="freeze", donor="random", site="a")))
+    assert whole.shares.balanced and whole.shares.num_runs == 12 and "learned" in whole.shares_of
+    broken = find(runs_of(*[group[: 3 - number % 2] for number, group in enumerate(groups)]))
+    assert not broken.shares.balanced and broken.shares.num_runs == 10
+
+
+def test_one_seed_says_so(tmp_path):
+    table = runs_of(scratch({0: 50}), rows({0: 60}))
+    table.table = table.table.assign(folder=str(tmp_path), seconds=1.0, error="")
+    text = page.write_report(table, tmp_path).read_text()
+    assert "One seed shows no spread" in text and between(design(table), "full, trained", "scratch").difference.n == 1
+
+
+def test_a_sweep_without_baseline_still_has_its_report(tmp_path):
+    table = runs_of(rows({0: 50, 1: 51}), rows({0: 60, 1: 62}, donor="permuted"))
+    table.table = table.table.assign(folder=str(tmp_path), seconds=1.0, error="")
+    text = Path(page.write_report(table, tmp_path)).read_text()
+    assert "Every pair of arms" in text and "full, trained less full, permuted" in text

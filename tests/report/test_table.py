@@ -1,0 +1,115 @@
+"""The tidy table: from records to rows."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from layergraft import report
+from layergraft.errors import UserError
+from layergraft.report.contrasts import design
+from layergraft.report.table import read, tidy
+from layergraft.store import read_record, read_sweep, run_folder
+
+
+@pytest.fixture
+def records(sweep):
+    keys = read_sweep(sweep / "sweeps" / "small")["runs"]
+    return [(read_record(run_folder(sweep, key)), run_folder(sweep, key)) for key in keys]
+
+
+def test_finds_what_was_swept(records):
+    runs = tidy(records)
+    assert len(runs.table) == 14 and runs.swept == []  # nothing but the axes
+    for record, _ in records[::2]:
+        record["config"]["optim"]["lr"] = 0.5
+    assert tidy(records).swept == ["optim.lr"]
+
+
+def test_a_swept_name_or_donor_seed_is_an_axis(records):
+    for record, _ in records[::2]:
+        record["config"]["schedule"]["name"] = "cosine"
+        record["config"]["donor"]["seed"] = 99
+    assert set(tidy(records).swept) == {"donor.seed", "schedule.name"}
+
+
+def test_what_a_donor_takes_over_from_the_run_is_no_axis(records):
+    for number, (record, _) in enumerate(records):
+        record["config"]["host"]["width"] = [4, 8][number % 2]
+        if "seed" in record["config"]["donor"]:
+            record["config"]["donor"]["host"] = dict(record["config"]["host"])  # as donor=self has it
+    assert tidy(records).swept == ["host.width"]
+
+
+def test_swept_surgery_tells_arms_apart_and_scratch_has_none(records):
+    for number, (record, _) in enumerate(records):
+        record["config"]["surgery"]["calibrate"] = ["none", "moments"][number % 2]
+    runs = tidy(records)
+    assert runs.swept == ["surgery.calibrate"]
+    arms = set(design(runs).runs.arm)
+    assert {arm for arm in arms if arm.startswith("hybrid")} == {"hybrid, trained, calibrate=none", "hybrid, trained, calibrate=moments"}  # fmt: skip
+    assert [arm for arm in arms if arm.startswith("scratch")] == ["scratch"]
+
+
+def test_values_are_written_as_people_write_them(records):
+    for number, (record, _) in enumerate(records):
+        record["config"]["data"]["corrupt"]["blocks"] = [None, 4][number % 2]
+        record["config"]["host"]["skips"] = number % 2 == 0
+        record["config"]["data"]["classes"] = [[0, 1], [2, 3]][number % 2]
+    table = tidy(records).table
+    assert set(table["data.corrupt.blocks"]) == {"null", "4"} and set(table["host.skips"]) == {"true", "false"}
+    assert set(table["data.classes"]) == {"0+1", "2+3"}
+
+
+def test_a_row_a_run_whatever_became_of_it(sweep, tmp_path):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(sweep, outputs)
+    lost, failed, lonely = read_sweep(outputs / "sweeps" / "small")["runs"][:3]
+    (outputs / "runs" / lost / "record.json").unlink()
+    record = read_record(run_folder(outputs, failed))
+    record |= {"status": "failed", "error": "RuntimeError: <b>bad</b>"}
+    del record["metrics"]
+    (outputs / "runs" / failed / "record.json").write_text(json.dumps(record))
+    page = report.write([outputs / "sweeps" / "small"]).read_text()
+    for name in ("csv", "parquet"):
+        table = getattr(pd, f"read_{name}")(outputs / "sweeps" / "small" / f"runs.{name}")
+        assert table.status.value_counts().to_dict() == {"completed": 12, "failed": 1, "missing": 1}
+        assert {"key", "strategy", "site", "host", "donor", "seed", "test/acc", "val/aulc", "arm", "record"} <= set(table)
+    assert "12 of 14 runs completed" in page and f"missing: <code>{lost}</code>" in page
+    assert f"failed: <code>{failed}</code> RuntimeError: &lt;b&gt;bad&lt;/b&gt;" in page
+
+
+def test_a_run_without_partner_is_told(sweep, tmp_path):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(sweep, outputs)
+    for folder in (outputs / "runs").glob("full.*none.seed1*"):  # scratch with seed 1
+        shutil.rmtree(folder)
+    page = report.write([outputs / "sweeps" / "small"]).read_text()
+    assert "6 runs have no partner of the same seed in scratch" in page
+
+
+def test_several_sweeps_or_all_runs_filtered(sweep, tmp_path):
+    small = sweep / "sweeps" / "small"
+    both = read([small, sweep / "runs"])
+    assert len(both.table) == 14  # a run of both counts once
+    page = report.write([sweep / "runs"], "strategy=freeze,seed<1", tmp_path / "frozen")
+    assert len(pd.read_csv(tmp_path / "frozen" / "runs.csv")) == 4 and page.parent == tmp_path / "frozen"
+    assert report.write([sweep / "runs"], "site=early").parent.parent == sweep / "reports"
+
+
+def test_what_is_no_folder_of_runs_is_refused(sweep, tmp_path):
+    with pytest.raises(UserError, match="unknown sweep"):
+        read([tmp_path])
+    with pytest.raises(UserError, match="no run of runs has seed<0"):
+        read([sweep / "runs"], "seed<0")
+
+
+def test_a_damaged_record_is_named(sweep, tmp_path):
+    outputs = tmp_path / "outputs"
+    shutil.copytree(sweep, outputs)
+    key = read_sweep(outputs / "sweeps" / "small")["runs"][0]
+    (outputs / "runs" / key / "record.json").write_text("{")
+    with pytest.raises(UserError, match=f"{key}/record.json is damaged"):
+        report.write([Path(outputs / "sweeps" / "small")])

@@ -1,0 +1,51 @@
+"""Every experiment in conf/, at its smoke size: it runs, and its report has each contrast that it names."""
+
+import json
+import re
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from layergraft.catalogue import groups, line_of
+from layergraft.report.findings import find
+from layergraft.report.table import read
+from layergraft.runs.compose import conf_dir, to_config
+
+NAMES = list(groups([conf_dir()])["experiment"])
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """One store for all: they share donors, and hosts without one."""
+    return tmp_path_factory.mktemp("experiments")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_small_and_has_what_it_asks(name, outputs, command):
+    text = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
+    assert len(line_of(conf_dir() / "experiment" / f"{name}.yaml")) > 20
+    assert re.search(rf"^# layergraft train -m \\+experiment={name}\\b", text, re.MULTILINE)
+    named = f"{name}-smoke"
+    code, _, err = command("train", "-m", f"+experiment={name}", "size=smoke", f"exec.sweep={named}", f"exec.outputs={outputs}")
+    assert code == 0, err
+    found = find(read([outputs / "sweeps" / named]))
+    contrasts = yaml.safe_load(text)["hydra"]["sweeper"]["contrasts"]
+    assert [c.name for c in found.contrasts] == list(contrasts) and found.lacking == []
+    assert all(c.difference.n == 2 and not c.unpaired for c in found.contrasts)
+    plan = json.loads((outputs / "sweeps" / named / "sweep.json").read_text())
+    assert set(plan["contrasts"]) == set(contrasts)
+
+
+@pytest.mark.parametrize("size", groups([conf_dir()])["size"])
+def test_every_size_composes(size):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = to_config(compose("config", overrides=["+experiment=location", f"size={size}"]))
+    assert config.host.name == "resnet18" and config.schedule.epochs > 1
+
+
+def test_a_misspelt_contrast_is_refused_before_any_training(tmp_path, command):
+    given = "hydra.sweeper.contrasts={c: {of: [+strategy=freeze, -strategy=scrach]}}"
+    code, _, err = command("train", "-m", "+experiment=location", "size=smoke", given, f"exec.outputs={tmp_path}")
+    assert code == 2 and err.splitlines()[-1].startswith("error: contrast c: unknown strategy among these runs: 'scrach'; did you mean")
+    assert not (tmp_path / "runs").exists()
