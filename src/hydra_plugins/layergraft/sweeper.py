@@ -18,13 +18,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf, open_dict
 
 from hydra_plugins.layergraft.launcher import LayergraftLauncher
-from layergraft.errors import UserError, counted
-
-
-@dataclass
-class ContrastConf:
-    of: list[str] = field(default_factory=list)  # "+strategy=freeze,site=early": + or -, then what its runs have
-    metric: str = "test/acc"
+from layergraft.errors import UserError, counted, unknown
 
 
 @dataclass
@@ -32,10 +26,22 @@ class SweeperConf:
     _target_: str = "hydra_plugins.layergraft.sweeper.LayergraftSweeper"
     params: dict[str, Any] | None = None
     controls: list[list[str]] = field(default_factory=list)
-    contrasts: dict[str, ContrastConf] = field(default_factory=dict)  # what the report tests, a name each
+    # What the report tests, a name each: {of: ["+strategy=freeze,site=early", "-strategy=scratch"], metric: test/acc}
+    contrasts: dict[str, Any] = field(default_factory=dict)
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="layergraft", node=SweeperConf, provider="layergraft")
+
+
+def _contrast(name: str, given: Any) -> dict[str, Any]:
+    """A contrast as plain data. Raises UserError for what has not its form."""
+    plain = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
+    known = {"of": [], "metric": "test/acc"}
+    if not isinstance(plain, dict) or not isinstance(plain.get("of"), list):
+        raise UserError(f"contrast {name}: it is {{of: ['+AXIS=VALUE', '-AXIS=VALUE'], metric: test/acc}}; given: {plain}")
+    for key in plain.keys() - known:
+        raise unknown(f"key of contrast {name}:", key, known)
+    return known | plain
 
 
 def key_of(override: str) -> str:
@@ -59,7 +65,7 @@ class LayergraftSweeper(BasicSweeper):
     ) -> None:
         super().__init__(max_batch_size=None, params=params)
         self.controls = controls or []
-        self.contrasts = {name: dict(contrast) for name, contrast in (contrasts or {}).items()}
+        self.contrasts = {name: _contrast(name, given) for name, given in (contrasts or {}).items()}
 
     def asked(self, arguments: list[str]) -> list[Override]:
         """What is swept over and what is fixed. Raises UserError for what is nothing to sweep over."""
