@@ -74,11 +74,11 @@ def _balanced(table: np.ndarray, names: tuple[str, ...], level: float) -> list[S
     for term in _subsets(axes, 1, 2):
         error = (*term, seed)
         found.append(_fixed(tuple(names[i] for i in term), squares[term], free[term], squares[error], free[error],
-                            total, table.size, level))  # fmt: skip
+                            total, level))  # fmt: skip
     higher = list(_subsets(axes, 3, len(names)))
     if higher:
         parts = [[sum(of[(*term, *extra)] for term in higher) for extra in ((), (seed,)) for of in (squares, free)]]
-        found += [_fixed((*names[:3], *(["..."] if len(names) > 3 else [])), *part, total, table.size, level) for part in parts]
+        found += [_fixed((*names[:3], *(["..."] if len(names) > 3 else [])), *part, total, level) for part in parts]
     errors = [term for term in squares if seed in term and len(term) > 1]
     rest, rest_free = sum(squares[term] for term in errors), sum(free[term] for term in errors)
     found.append(_drawn(squares[(seed,)], free[(seed,)], rest, rest_free, total, table.size // table.shape[-1], level))
@@ -109,16 +109,17 @@ def _unbalanced(y: np.ndarray, codes: Mapping[str, np.ndarray], blocks: np.ndarr
     terms[(SEED,)] = _dummies(blocks)
     whole_rank, rest = _fit(y, list(terms.values()))
     total, rest_free = float(((y - y.mean()) ** 2).sum()), len(y) - whole_rank
-    found = []
+    squares, free = {}, {}
     for term in terms:
         without = [x for other, x in terms.items() if not set(term) <= set(other)]
         rank, error = _fit(y, without)
         full_rank, full = _fit(y, [*without, terms[term]])
-        free, square = full_rank - rank, max(error - full, 0.0)
-        if term == (SEED,):
-            found.append(_drawn(square, free, rest, rest_free, total, len(y) / (blocks.max() + 1), level))
-        elif free:
-            found.append(_fixed(term, square, free, rest, rest_free, total, len(y), level))
+        squares[term], free[term] = max(error - full, 0.0), full_rank - rank
+    found = [_drawn(squares[(SEED,)], free[(SEED,)], rest, rest_free, total, len(y) / (blocks.max() + 1), level)]
+    for term in terms:
+        if term != (SEED,) and free[term]:
+            by_seed = (squares[(SEED,)], free[(SEED,)])
+            found.append(_fixed(term, squares[term], free[term], rest, rest_free, total, level, by_seed))
     found.append(Share((), rest / total, np.nan, np.nan, np.nan))
     return found
 
@@ -141,10 +142,15 @@ def _fit(y: np.ndarray, parts: Sequence[np.ndarray]) -> tuple[int, float]:
 
 
 def _fixed(
-    names: tuple[str, ...], square: float, free: int, error: float, error_free: int, total: float, num_runs: int,
-    level: float,
+    names: tuple[str, ...], square: float, free: int, error: float, error_free: int, total: float, level: float,
+    by_seed: tuple[float, int] | None = None,
 ) -> Share:  # fmt: skip
-    """Steiger 2004: the noncentralities that would make an F as large, or as small, one time in 40."""
+    """Steiger 2004: the noncentralities that would make an F as large, or as small, one time in 40.
+
+    They are of the effect relative to the noise. Where that is what all else leaves, and not the effect's own interaction
+    with the seeds, the share is uncertain by the seeds' variance too, of which `by_seed` has sum of squares and degrees of
+    freedom: the two intervals are combined as variances are, of logarithms (MOVER, Donner & Zou 2012).
+    """
     if error_free == 0 or error <= 1e-12 * total:
         return Share(names, square / total, np.nan, np.nan, np.nan)
     noise = error / error_free
@@ -163,8 +169,17 @@ def _fixed(
 
     others = total - square
     ends = [noncentrality(q) * noise for q in ((1 + level) / 2, (1 - level) / 2)]
-    low, high = (end / (others + end) for end in ends)
-    return Share(names, square / total, low, high, float(stats.f.sf(f, free, error_free)))
+    here = square - free * noise
+    if by_seed is not None and by_seed[1] and here > 0 and others > 0:
+        seeds, seeds_free = by_seed
+        bounds = [others - seeds + seeds * seeds_free / stats.chi2.ppf(q, seeds_free) for q in (1 - (1 - level) / 2, (1 - level) / 2)]
+        ratio, down, up = here / others, np.log(others / bounds[0]), np.log(bounds[1] / others)
+        low = ratio * np.exp(-np.hypot(np.log(here / ends[0]), up)) if ends[0] > 0 else 0.0
+        high = ratio * np.exp(np.hypot(np.log(ends[1] / here), down))
+        low, high = low / (1 + low), high / (1 + high)
+    else:
+        low, high = (end / (others + end) for end in ends)
+    return Share(names, square / total, float(low), float(high), float(stats.f.sf(f, free, error_free)))
 
 
 def _drawn(

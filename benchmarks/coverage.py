@@ -1,0 +1,135 @@
+"""What intervals really cover at the few seeds that people run: why the report uses the ones it uses.
+
+    python benchmarks/coverage.py [--samples 4000] [--seed 0] > benchmarks/results/coverage_DATE.md
+
+Three tables. The mean paired difference: Student's t, the percentile bootstrap, the bootstrap-t (999 resamples each) and t
+with a noise that is pooled over 12 cells, whose spreads are equal or differ (lognormal, 0.5), for several shapes of the
+differences; with pooling, the worst of the 12 cells is told. The gain of a picked arm: picked and read on the same seeds, or
+as `layergraft.stats.pick` does. Shares of variance, as `layergraft.stats.shares` gives them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from datetime import date
+
+import numpy as np
+from scipy import stats
+
+from layergraft.stats import mean_difference, pick, shares
+
+SEEDS = (3, 5, 10)
+RESAMPLES = 999
+CELLS = 12
+Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+SHAPES: dict[str, Draw] = {  # each of mean 0 and deviation 1
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "heavy tails (t, 3 d.f.)": lambda rng, shape: rng.standard_t(3, shape) / np.sqrt(3),
+    "skew 1 (gamma)": lambda rng, shape: (rng.gamma(4, 1, shape) - 4) / 2,
+    "skew 2 (exponential)": lambda rng, shape: rng.exponential(1, shape) - 1,
+}
+
+
+def student(x_SN: np.ndarray) -> np.ndarray:
+    """Which of S samples' intervals hold 0, by the report's own function."""
+    return np.array([abs(d.mean) <= d.half_width for d in map(mean_difference, x_SN)])
+
+
+def bootstraps(rng: np.random.Generator, x_SN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same for the percentile bootstrap and the bootstrap-t."""
+    n = x_SN.shape[1]
+    drawn_SRN = x_SN[:, rng.integers(0, n, (RESAMPLES, n))]
+    means_SR, mean_S = drawn_SRN.mean(-1), x_SN.mean(-1)
+    low, high = np.percentile(means_SR, [2.5, 97.5], axis=1)
+    error_SR = drawn_SRN.std(-1, ddof=1) / np.sqrt(n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t_SR = np.where(error_SR > 1e-12, (means_SR - mean_S[:, None]) / error_SR, np.nan)
+    ends = np.nanpercentile(t_SR, [2.5, 97.5], axis=1) * (x_SN.std(-1, ddof=1) / np.sqrt(n))
+    return (low <= 0) & (0 <= high), (mean_S - ends[1] <= 0) & (0 <= mean_S - ends[0])
+
+
+def pooled(x_SCN: np.ndarray) -> np.ndarray:
+    """Which intervals hold 0, (samples, cells), with one noise for all cells of a sample."""
+    n = x_SCN.shape[-1]
+    noise_S = x_SCN.var(-1, ddof=1).mean(-1)
+    half_S = stats.t.ppf(0.975, x_SCN.shape[1] * (n - 1)) * np.sqrt(noise_S / n)
+    return np.abs(x_SCN.mean(-1)) <= half_S[:, None]
+
+
+def paired_differences(rng: np.random.Generator, samples: int) -> None:
+    print("## The mean paired difference\n")
+    print("| differences | n | Student's t | percentile bootstrap | bootstrap-t | pooled, equal spreads | pooled, unequal: worst cell |")
+    print("|---|---|---|---|---|---|---|")
+    for shape, draw in SHAPES.items():
+        for n in SEEDS:
+            x_SN = draw(rng, (samples, n))
+            spread_C = np.exp(rng.normal(0, 0.5, CELLS))
+            equal, unequal = pooled(draw(rng, (samples, CELLS, n))), pooled(draw(rng, (samples, CELLS, n)) * spread_C[:, None])
+            found = [student(x_SN), *bootstraps(rng, x_SN[: samples // 2]), equal]
+            print(f"| {shape} | {n} | " + " | ".join(f"{100 * np.mean(x):.1f}" for x in found) + f" | {100 * unequal.mean(0).min():.1f} |")
+
+
+def picked_arms(rng: np.random.Generator, samples: int) -> None:
+    """Training noise 1, which validation and test share; validation noise 1.2, test noise 0.5."""
+    print("\n## The gain of the arm that is picked by validation\n")
+    print("| arms | their true means span | n | bias, read on the seeds that picked | covered | bias, `pick` | covered |")
+    print("|---|---|---|---|---|---|---|")
+    for arms in (2, 4, 10):
+        for span in (0.0, 0.5, 1.5):
+            for n in SEEDS:
+                means = np.linspace(0, span, arms)
+                errors: list[list[float]] = [[], []]
+                covered = [0, 0]
+                for _ in range(samples // 2):
+                    training = rng.normal(0, 1, (n, arms))
+                    val = means + training + rng.normal(0, 1.2, (n, arms))
+                    gain = means + training + rng.normal(0, 0.5, (n, arms))
+                    ours = pick(val, gain)
+                    for place, d in enumerate((mean_difference(gain[:, ours.column]), ours.gain)):
+                        errors[place].append(d.mean - means[ours.column])
+                        covered[place] += abs(errors[place][-1]) <= d.half_width
+                cells = [f"{np.mean(e):+.2f} | {100 * c / (samples // 2):.1f}" for e, c in zip(errors, covered, strict=True)]
+                print(f"| {arms} | {span} | {n} | {' | '.join(cells)} |")
+
+
+def variance_shares(rng: np.random.Generator, samples: int) -> None:
+    """4 x 3 x 2 levels: a strong factor, a weak one, their interaction, and one without effect."""
+    print("\n## Shares of variance\n\n| design | n | " + " | ".join(f"{name}: share, covered" for name in ("strong", "weak", "interaction", "none", "seed")) + " |")
+    print("|---|---|---|---|---|---|---|")
+    a, b = np.array([-0.7, -0.4, -0.1, 1.2]), np.array([-0.2, 0.0, 0.2])
+    ab = np.outer([0.3, -0.3, 0.3, -0.3], [0.5, 0.0, -0.5])
+    seed_spread, noise = 0.6, 0.8
+    variances = {("a",): (a**2).mean(), ("b",): (b**2).mean(), ("a", "b"): (ab**2).mean(), ("c",): 0.0, ("seed",): seed_spread**2}
+    total = sum(variances.values()) + noise**2
+    reps = samples // 8
+    for design, lost in (("balanced", 0), ("5 runs missing", 5)):
+        for n in SEEDS:
+            i, j, k, seed = (x.ravel() for x in np.meshgrid(range(4), range(3), range(2), range(n), indexing="ij"))
+            covered = dict.fromkeys(variances, 0)
+            for _ in range(reps):
+                y = a[i] + b[j] + ab[i, j] + rng.normal(0, seed_spread, n)[seed] + rng.normal(0, noise, len(i))
+                kept = np.delete(np.arange(len(y)), rng.choice(len(y), lost, replace=False))
+                found = shares(y[kept], {"a": i[kept], "b": j[kept], "c": k[kept]}, seed[kept])
+                for term in found.terms:
+                    if term.factors in variances:
+                        covered[term.factors] += term.low <= variances[term.factors] / total <= term.high
+            cells = [f"{100 * variances[name] / total:.1f}, {100 * count / reps:.1f}" for name, count in covered.items()]
+            print(f"| {design} | {n} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng = np.random.default_rng(args.seed)
+    print("# What intervals cover\n")
+    print(f"`python benchmarks/coverage.py --samples {args.samples} --seed {args.seed}`, {date.today()}. Of 100 intervals at 95%.\n")
+    paired_differences(rng, args.samples)
+    picked_arms(rng, args.samples)
+    variance_shares(rng, args.samples)
+
+
+if __name__ == "__main__":
+    main()
