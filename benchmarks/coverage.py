@@ -59,21 +59,32 @@ def pooled(x_SCN: np.ndarray) -> np.ndarray:
 
 def paired_differences(rng: np.random.Generator, samples: int) -> None:
     print("## The mean paired difference\n")
-    print("| differences | n | Student's t | percentile bootstrap | bootstrap-t | pooled, equal spreads | pooled, unequal: worst cell |")
+    print(
+        "| differences | n | Student's t | percentile bootstrap | bootstrap-t | pooled, equal spreads | pooled, unequal: worst cell |"
+    )
     print("|---|---|---|---|---|---|---|")
     for shape, draw in SHAPES.items():
         for n in SEEDS:
             x_SN = draw(rng, (samples, n))
             spread_C = np.exp(rng.normal(0, 0.5, CELLS))
-            equal, unequal = pooled(draw(rng, (samples, CELLS, n))), pooled(draw(rng, (samples, CELLS, n)) * spread_C[:, None])
+            equal, unequal = (
+                pooled(draw(rng, (samples, CELLS, n))),
+                pooled(draw(rng, (samples, CELLS, n)) * spread_C[:, None]),
+            )
             found = [student(x_SN), *bootstraps(rng, x_SN[: samples // 2]), equal]
-            print(f"| {shape} | {n} | " + " | ".join(f"{100 * np.mean(x):.1f}" for x in found) + f" | {100 * unequal.mean(0).min():.1f} |")
+            print(
+                f"| {shape} | {n} | "
+                + " | ".join(f"{100 * np.mean(x):.1f}" for x in found)
+                + f" | {100 * unequal.mean(0).min():.1f} |"
+            )
 
 
 def picked_arms(rng: np.random.Generator, samples: int) -> None:
     """Training noise 1, which validation and test share; validation noise 1.2, test noise 0.5."""
     print("\n## The gain of the arm that is picked by validation\n")
-    print("| arms | their true means span | n | bias, read on the seeds that picked | covered | bias, `pick` | covered |")
+    print(
+        "| arms | their true means span | n | bias, read on the seeds that picked | covered | bias, `pick` | covered |"
+    )
     print("|---|---|---|---|---|---|---|")
     for arms in (2, 4, 10):
         for span in (0.0, 0.5, 1.5):
@@ -89,18 +100,30 @@ def picked_arms(rng: np.random.Generator, samples: int) -> None:
                     for place, d in enumerate((mean_difference(gain[:, ours.column]), ours.gain)):
                         errors[place].append(d.mean - means[ours.column])
                         covered[place] += abs(errors[place][-1]) <= d.half_width
-                cells = [f"{np.mean(e):+.2f} | {100 * c / (samples // 2):.1f}" for e, c in zip(errors, covered, strict=True)]
+                cells = [
+                    f"{np.mean(e):+.2f} | {100 * c / (samples // 2):.1f}" for e, c in zip(errors, covered, strict=True)
+                ]
                 print(f"| {arms} | {span} | {n} | {' | '.join(cells)} |")
 
 
 def variance_shares(rng: np.random.Generator, samples: int) -> None:
     """4 x 3 x 2 levels: a strong factor, a weak one, their interaction, and one without effect."""
-    print("\n## Shares of variance\n\n| design | n | " + " | ".join(f"{name}: share, covered" for name in ("strong", "weak", "interaction", "none", "seed")) + " |")
+    print(
+        "\n## Shares of variance\n\n| design | n | "
+        + " | ".join(f"{name}: share, covered" for name in ("strong", "weak", "interaction", "none", "seed"))
+        + " |"
+    )
     print("|---|---|---|---|---|---|---|")
     a, b = np.array([-0.7, -0.4, -0.1, 1.2]), np.array([-0.2, 0.0, 0.2])
     ab = np.outer([0.3, -0.3, 0.3, -0.3], [0.5, 0.0, -0.5])
     seed_spread, noise = 0.6, 0.8
-    variances = {("a",): (a**2).mean(), ("b",): (b**2).mean(), ("a", "b"): (ab**2).mean(), ("c",): 0.0, ("seed",): seed_spread**2}
+    variances = {
+        ("a",): (a**2).mean(),
+        ("b",): (b**2).mean(),
+        ("a", "b"): (ab**2).mean(),
+        ("c",): 0.0,
+        ("seed",): seed_spread**2,
+    }
     total = sum(variances.values()) + noise**2
     reps = samples // 8
     for design, lost in (("balanced", 0), ("5 runs missing", 5)):
@@ -114,7 +137,9 @@ def variance_shares(rng: np.random.Generator, samples: int) -> None:
                 for term in found.terms:
                     if term.factors in variances:
                         covered[term.factors] += term.low <= variances[term.factors] / total <= term.high
-            cells = [f"{100 * variances[name] / total:.1f}, {100 * count / reps:.1f}" for name, count in covered.items()]
+            cells = [
+                f"{100 * variances[name] / total:.1f}, {100 * count / reps:.1f}" for name, count in covered.items()
+            ]
             print(f"| {design} | {n} | {' | '.join(cells)} |")
 
 
@@ -125,7 +150,9 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
     print("# What intervals cover\n")
-    print(f"`python benchmarks/coverage.py --samples {args.samples} --seed {args.seed}`, {date.today()}. Of 100 intervals at 95%.\n")
+    print(
+        f"`python benchmarks/coverage.py --samples {args.samples} --seed {args.seed}`, {date.today()}. Of 100 intervals at 95%.\n"
+    )
     paired_differences(rng, args.samples)
     picked_arms(rng, args.samples)
     variance_shares(rng, args.samples)

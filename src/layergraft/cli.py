@@ -117,7 +117,9 @@ def report(arguments: list[str]) -> None:
         return
     folders, options = _options("report", arguments, ("--where", "--to"))
     if not folders:
-        raise UserError("report takes folders of sweeps, such as outputs/sweeps/quickstart, or outputs/runs; given: none")
+        raise UserError(
+            "report takes folders of sweeps, such as outputs/sweeps/quickstart, or outputs/runs; given: none"
+        )
     from layergraft import report as pages
 
     to = options.get("--to")
@@ -151,7 +153,11 @@ def export(arguments: list[str]) -> None:
     from layergraft.runs.export import export as write
 
     to = options.get("--to")
-    print(write(Path(options.get("--outputs", "outputs")), keys[0], options.get("--format", "safetensors"), to and Path(to)))
+    print(
+        write(
+            Path(options.get("--outputs", "outputs")), keys[0], options.get("--format", "safetensors"), to and Path(to)
+        )
+    )
 
 
 def _options(

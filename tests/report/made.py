@@ -11,7 +11,15 @@ def rows(accuracies, **axes):
     base = {"strategy": "full", "site": "early", "host": "h", "donor": "trained", "data": "d"} | axes
     name = ".".join(map(str, base.values()))
     return [
-        {"key": f"{name}.{seed}", "status": "completed", **base, "seed": seed, "test/acc": float(a), "val/acc": float(a), "val/aulc": float(a)}
+        {
+            "key": f"{name}.{seed}",
+            "status": "completed",
+            **base,
+            "seed": seed,
+            "test/acc": float(a),
+            "val/acc": float(a),
+            "val/aulc": float(a),
+        }
         for seed, a in accuracies.items()
     ]
 
@@ -24,7 +32,9 @@ def runs_of(*groups):
     table = pd.DataFrame([row for group in groups for row in group])
     known = ("key", "status", *AXES)
     swept = [name for name in table if name not in known and "/" not in name and name != "drift"]
-    table[swept] = table[swept].map(lambda value: "-" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value))
+    table[swept] = table[swept].map(
+        lambda value: "-" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+    )
     return Runs(table, swept)
 
 

@@ -42,7 +42,9 @@ def test_conditions_with_signs():
 
 def test_a_condition_compares_like_with_like():
     """Widths that only one side has do not count."""
-    found = design_of(scratch({0: 50}, **{"host.width": 4}), rows({0: 60}, **{"host.width": 4}), rows({0: 99}, **{"host.width": 16}))
+    found = design_of(
+        scratch({0: 50}, **{"host.width": 4}), rows({0: 60}, **{"host.width": 4}), rows({0: 99}, **{"host.width": 16})
+    )
     only = contrast(found, "c", ["+strategy=full", "-strategy=scratch"])
     assert (only.num_cells, only.difference.mean) == (1, 10)
 
@@ -60,12 +62,18 @@ def test_a_source_is_a_setting_which_scratch_is_in_whatever_it_is():
 def test_what_else_was_swept_tells_arms_and_settings_apart():
     groups = [rows({0: 1}, **{"optim.lr": lr, "strategy.phases.thaw.epoch": e}) for lr in (0.1, 0.2) for e in (1, 2)]
     found = design_of(*groups, scratch({0: 1}, **{"optim.lr": 0.1}))
-    assert set(found.runs.arm) == {"full, trained, phases.thaw.epoch=1", "full, trained, phases.thaw.epoch=2", "scratch"}
+    assert set(found.runs.arm) == {
+        "full, trained, phases.thaw.epoch=1",
+        "full, trained, phases.thaw.epoch=2",
+        "scratch",
+    }
     assert set(found.runs.setting) == {"h, optim.lr=0.1", "h, optim.lr=0.2"}
 
 
 def test_named_contrasts_are_corrected_together_and_what_is_lacking_is_told():
-    found = design_of(scratch({0: 50, 1: 52, 2: 51}), rows({0: 53, 1: 56, 2: 55}), rows({0: 50, 1: 53, 2: 50}, strategy="freeze"))
+    found = design_of(
+        scratch({0: 50, 1: 52, 2: 51}), rows({0: 53, 1: 56, 2: 55}), rows({0: 50, 1: 53, 2: 50}, strategy="freeze")
+    )
     specs = {"a": {"of": ["+strategy=full", "-strategy=scratch"], "metric": "test/acc"},
              "b": {"of": ["+strategy=freeze", "-strategy=scratch"], "metric": "test/acc"},
              "c": {"of": ["+strategy=hybrid", "-strategy=scratch"], "metric": "test/acc"}}  # fmt: skip
@@ -110,7 +118,12 @@ def test_the_best_arm_is_picked_by_validation_among_donors_that_learned():
         arm("freeze", {0: 40, 1: 41, 2: 45}, 99, donor="random"),
     )  # fmt: skip
     (only,) = contrasts.answers(found)
-    assert (only.arm, only.num_arms, only.site, list(only.picked)) == ("full, trained", 2, "early", ["scratch", "freeze, random"])
+    assert (only.arm, only.num_arms, only.site, list(only.picked)) == (
+        "full, trained",
+        2,
+        "early",
+        ["scratch", "freeze, random"],
+    )
     assert only.picked["scratch"].gain.mean == pytest.approx((5 + 5 + 2) / 3)
     assert only.picked["freeze, random"].gain.mean == pytest.approx((15 + 15 + 9) / 3)
     assert only.holm_p["scratch"] == pytest.approx(only.picked["scratch"].gain.p)

@@ -47,7 +47,9 @@ def test_opens_without_a_network_and_without_an_error(opened):
     tab, wrong = opened
     charts = tab.eval_on_selector_all(".chart", "all => all.map(at => [at.id, at.querySelectorAll('svg').length])")
     assert charts and all(number == 1 for _, number in charts) and wrong == []
-    assert {"chart-contrasts", "chart-gain", "chart-speed", "chart-learning_curves", "chart-shares"} <= {name for name, _ in charts}
+    assert {"chart-contrasts", "chart-gain", "chart-speed", "chart-learning_curves", "chart-shares"} <= {
+        name for name, _ in charts
+    }
     assert shown(tab) == 14
 
 
@@ -71,7 +73,9 @@ def test_sorts_and_shows_a_run_with_its_record(opened, sweep):
     tab, wrong = opened
     tab.click("#runs th:has-text('test/acc')")
     accuracies = pd.read_csv(sweep / "sweeps" / "small" / "runs.csv")["test/acc"]
-    column = tab.eval_on_selector_all("#runs thead th", "all => all.findIndex(at => at.textContent.includes('test/acc'))")
+    column = tab.eval_on_selector_all(
+        "#runs thead th", "all => all.findIndex(at => at.textContent.includes('test/acc'))"
+    )
     first = tab.inner_text(f"#runs tbody tr:first-child td:nth-child({column + 1})")
     assert float(first) == pytest.approx(accuracies.min(), abs=0.001)
     tab.click("#runs tbody tr:first-child")
@@ -106,7 +110,15 @@ def test_says_what_the_runs_say(sweep):
 
 def test_every_figure_is_there_as_png_and_svg(sweep):
     folder = sweep / "sweeps" / "small" / "figures"
-    for name in ("contrasts", "gain", "speed", "learning_curves", "shares", "plan.hybrid", "filters.hybrid--trained.early.resnet18"):
+    for name in (
+        "contrasts",
+        "gain",
+        "speed",
+        "learning_curves",
+        "shares",
+        "plan.hybrid",
+        "filters.hybrid--trained.early.resnet18",
+    ):
         assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG", name
         assert "<svg" in (folder / f"{name}.svg").read_text()
     for picture in re.findall(r"\((figures/[\w.-]+)\)", (folder.parent / "report.md").read_text()):

@@ -76,7 +76,9 @@ def test_a_row_a_run_whatever_became_of_it(sweep, tmp_path):
     for name in ("csv", "parquet"):
         table = getattr(pd, f"read_{name}")(outputs / "sweeps" / "small" / f"runs.{name}")
         assert table.status.value_counts().to_dict() == {"completed": 12, "failed": 1, "missing": 1}
-        assert {"key", "strategy", "site", "host", "donor", "seed", "test/acc", "val/aulc", "arm", "record"} <= set(table)
+        assert {"key", "strategy", "site", "host", "donor", "seed", "test/acc", "val/aulc", "arm", "record"} <= set(
+            table
+        )
     assert "12 of 14 runs completed" in page and f"missing: <code>{lost}</code>" in page
     assert f"failed: <code>{failed}</code> RuntimeError: &lt;b&gt;bad&lt;/b&gt;" in page
 

@@ -33,7 +33,10 @@ def test_kept(text, kept):
     "text, message",
     [
         ("sit=early", "unknown axis 'sit'; did you mean 'site'?"),
-        ("site=erly", "unknown site among these runs: 'erly'; did you mean 'early'? There are: conv1+layer1, early, late"),
+        (
+            "site=erly",
+            "unknown site among these runs: 'erly'; did you mean 'early'? There are: conv1+layer1, early, late",
+        ),
         ("early", "'early' is no condition; write AXIS=VALUE"),
         ("seed<two", "< compares with a number, not with 'two'"),
     ],

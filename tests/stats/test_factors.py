@@ -12,8 +12,12 @@ from layergraft.stats import shares
 
 
 def design(rng, num_seeds=4, levels=(3, 2), drop=0):
-    rows = pd.DataFrame(itertools.product(*map(range, levels), range(num_seeds)), columns=[*"abc"[: len(levels)], "seed"])
-    rows["y"] = rng.normal(0, 1, len(rows)) + rows.a * 0.8 + rows.a * rows.b * 0.5 + rng.normal(0, 1, num_seeds)[rows.seed]
+    rows = pd.DataFrame(
+        itertools.product(*map(range, levels), range(num_seeds)), columns=[*"abc"[: len(levels)], "seed"]
+    )
+    rows["y"] = (
+        rng.normal(0, 1, len(rows)) + rows.a * 0.8 + rows.a * rows.b * 0.5 + rng.normal(0, 1, num_seeds)[rows.seed]
+    )
     return rows.drop(rng.choice(len(rows), drop, replace=False)).reset_index(drop=True)
 
 

@@ -34,7 +34,9 @@ def test_the_gain_of_the_picked_arm_is_not_inflated_and_its_interval_covers(num_
 def test_by_hand():
     val = np.array([[1.0, 2.0], [1.0, 3.0], [5.0, 4.0]])
     gain = np.array([[0.1, 0.2], [0.3, 0.5], [0.7, 0.9]])
-    found = pick(val, gain)  # all seeds: column 1 (9 to 7); without seed 0: 7 to 6, without 1: 6 to 6, without 2: 5 to 2
+    found = pick(
+        val, gain
+    )  # all seeds: column 1 (9 to 7); without seed 0: 7 to 6, without 1: 6 to 6, without 2: 5 to 2
     assert (found.column, found.agreement) == (1, 2)
     picked = np.array([0.2, 0.3, 0.9])  # of the first seed's column 1, a tie's first column, column 1
     assert found.gain.mean == pytest.approx(picked.mean())

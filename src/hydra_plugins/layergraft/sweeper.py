@@ -38,7 +38,9 @@ def _contrast(name: str, given: Any) -> dict[str, Any]:
     plain = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
     known = {"of": [], "metric": "test/acc"}
     if not isinstance(plain, dict) or not isinstance(plain.get("of"), list):
-        raise UserError(f"contrast {name}: it is {{of: ['+AXIS=VALUE', '-AXIS=VALUE'], metric: test/acc}}; given: {plain}")
+        raise UserError(
+            f"contrast {name}: it is {{of: ['+AXIS=VALUE', '-AXIS=VALUE'], metric: test/acc}}; given: {plain}"
+        )
     for key in plain.keys() - known:
         raise unknown(f"key of contrast {name}:", key, known)
     return known | plain
@@ -152,9 +154,7 @@ class LayergraftSweeper(BasicSweeper):
                 file=sys.stderr,
             )
         command = shlex.join(["layergraft", "train", *sys.argv[1:]])
-        since = write_plan(
-            folder, keys, command, signed, (job.config for job in jobs), settings.rerun, self.contrasts
-        )
+        since = write_plan(folder, keys, command, signed, (job.config for job in jobs), settings.rerun, self.contrasts)
         if isinstance(self.launcher, LayergraftLauncher):  # it need not plan them again; others compose by themselves
             self.launcher.planned = jobs
             self.launcher.newer_than = since
@@ -162,14 +162,15 @@ class LayergraftSweeper(BasicSweeper):
         finish(folder, keys, since)
         return returns
 
-
     def _require_contrasts(self, jobs: list) -> None:
         """Raise UserError for a contrast that the report of these jobs will not have."""
         from layergraft.report.contrasts import require_contrasts
         from layergraft.runs.assemble import axes
         from layergraft.schema import canonical
 
-        records = ({"key": j.key, "status": "planned", "axes": axes(j.config), "config": canonical(j.config)} for j in jobs)
+        records = (
+            {"key": j.key, "status": "planned", "axes": axes(j.config), "config": canonical(j.config)} for j in jobs
+        )
         require_contrasts(records, self.contrasts)
 
 

@@ -36,7 +36,9 @@ def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", w
     lines = [f"{found.name}, {metric}: {words(found.difference)}"]
     if found.difference is not None:
         n, p = len(found.seeds), found.difference.p
-        lines.append(f"{counted(n, 'seed')} ({', '.join(map(str, found.seeds))}), {counted(found.num_cells, 'cell')}, p = {p:.3g}")
+        lines.append(
+            f"{counted(n, 'seed')} ({', '.join(map(str, found.seeds))}), {counted(found.num_cells, 'cell')}, p = {p:.3g}"
+        )
     if found.unpaired:
         lines.append(f"without a partner in every cell: {', '.join(map(str, found.unpaired))}")
     return "\n".join(lines)

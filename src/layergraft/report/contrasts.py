@@ -66,7 +66,9 @@ def design(runs: Runs) -> Design:
     of_setting = ["host", *(["data"] if table.data.nunique() > 1 else []), *(n for n in swept if n not in of_arm)]
 
     def arm(strategy: str, donor: str, *more: str) -> str:
-        told = "".join(f", {name.split('.', 1)[1]}={value}" for name, value in zip(of_arm, more, strict=True) if value != NONE)
+        told = "".join(
+            f", {name.split('.', 1)[1]}={value}" for name, value in zip(of_arm, more, strict=True) if value != NONE
+        )
         if donor == "none" and strategy in ("scratch", "full"):
             return SCRATCH + told
         return f"{strategy}, {'no donor' if donor == 'none' else donor}{told}"
@@ -212,7 +214,9 @@ def _cell(rows: pd.DataFrame, columns: list[str]) -> pd.Series:
 
 def _by_seed_and_cell(part: pd.DataFrame, columns: list[str], metric: str) -> pd.DataFrame:
     """Seeds x cells."""
-    return part.assign(cell=_cell(part, columns)).pivot_table(index="seed", columns="cell", values=metric, aggfunc="mean")
+    return part.assign(cell=_cell(part, columns)).pivot_table(
+        index="seed", columns="cell", values=metric, aggfunc="mean"
+    )
 
 
 def corrected(contrasts: Sequence[Contrast]) -> list[Contrast]:

@@ -44,10 +44,14 @@ def _with_params(chart: Any, axes: Sequence[str]) -> Any:
     return chart.add_params(*[alt.param(name=f"filter_{i}", value=ALL) for i in range(len(axes))])
 
 
-def _panels(layered: Any, rows: pd.DataFrame, axes: Sequence[str], columns: int, by: str = "setting", **header: Any) -> Any:
+def _panels(
+    layered: Any, rows: pd.DataFrame, axes: Sequence[str], columns: int, by: str = "setting", **header: Any
+) -> Any:
     """A panel for each value of `by`, in the order of `rows`."""
     order = list(dict.fromkeys(rows[by]))
-    facet = alt.Facet(f"{by}:N", title=None, sort=order, header=alt.Header(labelFontSize=12, labelFontWeight="bold", labelLimit=600))
+    facet = alt.Facet(
+        f"{by}:N", title=None, sort=order, header=alt.Header(labelFontSize=12, labelFontWeight="bold", labelLimit=600)
+    )
     return _with_params(_finish(layered, axes).facet(facet=facet, columns=columns, **header), axes)
 
 
@@ -71,6 +75,10 @@ TOOLTIP = [alt.Tooltip("text:N", title="difference"), alt.Tooltip("n:Q", title="
            alt.Tooltip("detectable:Q", format=".2f", title="detectable")]  # fmt: skip
 
 
+def _palette(names: pd.Series) -> alt.Scale:
+    return alt.Scale(scheme="tableau10" if names.nunique() <= 10 else "tableau20")
+
+
 def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.Chart:
     """A panel a setting: arms x sites, the mean paired difference by colour, with its interval as text.
 
@@ -80,7 +88,9 @@ def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.Chart:
     rows = rows[rows.setting.isin(list(dict.fromkeys(rows.setting))[:PANELS])]
     limit = max(float(rows["mean"].abs().max()), 0.1)
     base = alt.Chart().encode(
-        x=alt.X("site:N", sort=list(dict.fromkeys(rows.site)), title="site", axis=alt.Axis(labelAngle=0, labelLimit=110)),
+        x=alt.X(
+            "site:N", sort=list(dict.fromkeys(rows.site)), title="site", axis=alt.Axis(labelAngle=0, labelLimit=110)
+        ),
         y=alt.Y("arm:N", sort=list(dict.fromkeys(rows.arm)), title=None, axis=alt.Axis(labelLimit=260)),
         tooltip=["setting:N", "site:N", "arm:N", *TOOLTIP],
     )
@@ -125,9 +135,17 @@ def learning_curves(rows: pd.DataFrame, axes: Sequence[str]) -> alt.Chart:
     rows = rows[rows.setting.isin(list(dict.fromkeys(rows.setting))[:PANELS])]
     base = alt.Chart().encode(
         x=alt.X("epoch:Q", title="epochs trained"),
-        color=alt.Color("arm:N", sort=None, title=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=300, symbolOpacity=1, symbolType="stroke")),
+        color=alt.Color(
+            "arm:N",
+            sort=None,
+            title=None,
+            scale=_palette(rows.arm),
+            legend=alt.Legend(orient="bottom", columns=3, labelLimit=300, symbolOpacity=1, symbolType="stroke"),
+        ),
     )
-    band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title="validation accuracy, %", scale=alt.Scale(zero=False)), y2="high:Q")
+    band = base.mark_area(opacity=0.15).encode(
+        y=alt.Y("low:Q", title="validation accuracy, %", scale=alt.Scale(zero=False)), y2="high:Q"
+    )
     line = base.mark_line(opacity=1).encode(
         y="mean:Q", tooltip=["arm:N", "setting:N", "epoch:Q", alt.Tooltip("mean:Q", format=".1f"), "n:Q"]
     )
@@ -140,7 +158,7 @@ def scatter(rows: pd.DataFrame, axes: Sequence[str], x: str, unit: str, panel: s
     points = alt.Chart(rows).mark_point(filled=True, opacity=0.6, size=45).encode(
         x=alt.X("value:Q", title=None if panel else x, scale=alt.Scale(zero=False)),
         y=alt.Y("gain:Q", title=unit),
-        color=alt.Color("arm:N", sort=None, title=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=300)),
+        color=alt.Color("arm:N", sort=None, title=None, scale=_palette(rows.arm), legend=alt.Legend(orient="bottom", columns=3, labelLimit=300)),
         href="record:N",
         tooltip=["key:N", alt.Tooltip("value:Q", format=".3g", title=x), alt.Tooltip("gain:Q", format="+.2f")],
     )  # fmt: skip
@@ -155,7 +173,8 @@ def share_bars(terms: pd.DataFrame) -> alt.Chart:
     """The share of each term in the sum of squares; a line: the interval of its share beyond the seeds' noise."""
     base = alt.Chart(terms).encode(y=alt.Y("term:N", sort=None, title=None, axis=alt.Axis(labelLimit=420)))
     bars = base.mark_bar(color="#7aa6d8").encode(
-        x=alt.X("raw:Q", title="share of variance, %"), tooltip=["term:N", alt.Tooltip("raw:Q", format=".1f"), "interval:N"]
+        x=alt.X("raw:Q", title="share of variance, %"),
+        tooltip=["term:N", alt.Tooltip("raw:Q", format=".1f"), "interval:N"],
     )
     rules = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
     return alt.layer(bars, rules).properties(width=460, height=22 * len(terms))

@@ -62,7 +62,9 @@ def find(runs: Runs) -> Findings:
     arms = set(design.runs.arm)
     baseline = next((name for name in (SCRATCH, RANDOM) if name in arms and len(arms) > 1), None)
     compared, lacking = contrasts.named(design, runs.contrasts)
-    gains = {metric: contrasts.gains(design, baseline, metric) for metric in ("test/acc", "val/aulc")} if baseline else {}
+    gains = (
+        {metric: contrasts.gains(design, baseline, metric) for metric in ("test/acc", "val/aulc")} if baseline else {}
+    )
     by_run = contrasts.paired(design, baseline, "test/acc") if baseline else design.runs.assign(gain=np.nan)
     by_run = by_run[by_run.site != NONE]
     varied, of = _shares(design)
@@ -131,7 +133,9 @@ def _of_cells(design: Design, metric: str) -> pd.DataFrame:
     if metric not in design.runs:
         return pd.DataFrame()
     rows = []
-    for (setting, site, arm), there in design.runs.dropna(subset=metric).groupby(["setting", "site", "arm"], sort=False):
+    for (setting, site, arm), there in design.runs.dropna(subset=metric).groupby(
+        ["setting", "site", "arm"], sort=False
+    ):
         same = {name: there[name].iloc[0] for name in design.axes if name != "seed"}
         by_seed = there.groupby("seed")[metric].mean()
         rows.append(same | {"setting": setting, "site": site, "arm": arm, "difference": mean_difference(by_seed)})
@@ -227,7 +231,9 @@ def words(found: Difference | None) -> str:
     if found.resolved:
         return f"{found}"
     if math.isinf(found.half_width):
-        return f"{found}: one seed, or no spread, tells nothing" if found.n == 1 else f"{found}: the seeds show no spread"
+        return (
+            f"{found}: one seed, or no spread, tells nothing" if found.n == 1 else f"{found}: the seeds show no spread"
+        )
     return f"{found}, not resolved; {found.n} seeds would have shown {found.detectable:.1f}, 4 times in 5"
 
 

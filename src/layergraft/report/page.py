@@ -160,5 +160,3 @@ def _data_tables() -> dict[str, str]:
     files = resources.files("itables") / "html"
     script = (files / "dt_bundle.js").read_bytes()
     return {"style": (files / "dt_bundle.css").read_text(), "module": base64.b64encode(script).decode()}
-
-

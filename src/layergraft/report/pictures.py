@@ -60,7 +60,9 @@ def _before_and_after(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
             return None
         before, after = map(load_file, files)
         for name, weight in before.items():
-            there = [k for k in after if k.startswith(graft["site"]) and k.endswith(name) and after[k].shape == weight.shape]
+            there = [
+                k for k in after if k.startswith(graft["site"]) and k.endswith(name) and after[k].shape == weight.shape
+            ]
             if weight.ndim == 4 and there:
                 return weight, after[there[0]]
     return None

@@ -156,7 +156,9 @@ def _swept(leaves: dict[str, list[str]], table: pd.DataFrame) -> list[str]:
     varying = {name: pd.Series(column) for name, column in leaves.items() if len(set(column) - {NONE}) > 1}
     found = []
     for name, column in varying.items():
-        twin = leaves.get(name.removeprefix("donor."))  # what a donor takes over from the run (its seed, a self donor's host)
+        twin = leaves.get(
+            name.removeprefix("donor.")
+        )  # what a donor takes over from the run (its seed, a self donor's host)
         if name in told or name.startswith("donor.") and twin and (column.eq(twin) | column.eq(NONE)).all():
             continue
         there = column != NONE
@@ -164,7 +166,9 @@ def _swept(leaves: dict[str, list[str]], table: pd.DataFrame) -> list[str]:
         within = [table[root]] if root in ("strategy", "host", "donor", "data") else []
         if name.startswith("donor.data.") and name != "donor.data.name":  # a source's keys go with its name
             within.append(pd.Series(leaves["donor.data.name"]))
-        if root == "surgery" and name != "surgery.name":  # what goes with an operation's name, a gate, is no axis of its own
+        if (
+            root == "surgery" and name != "surgery.name"
+        ):  # what goes with an operation's name, a gate, is no axis of its own
             within.append(pd.Series(leaves["surgery.name"]))
         keys = [key[there] for key in within] or [pd.Series(0, index=column.index)[there]]
         if column[there].groupby(keys).nunique().max() > 1:

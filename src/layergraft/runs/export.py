@@ -51,7 +51,9 @@ def export(outputs: Path, key: str, form: str = "safetensors", to: Path | None =
     worst = float((given - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
     if not worst <= TOLERANCE:
         path.unlink(missing_ok=True)
-        raise RunFailed(f"{path} gives other logits than the run's network, by {worst:.1g} of the largest; it was removed")
+        raise RunFailed(
+            f"{path} gives other logits than the run's network, by {worst:.1g} of the largest; it was removed"
+        )
     return path
 
 
@@ -68,7 +70,9 @@ def trained_network(outputs: Path, key: str) -> tuple[nn.Module, dict[str, Any]]
     folder = run_folder(outputs, key if key in near else near[0])
     record = read_record(folder)
     assert record is not None
-    require(record["status"] == "completed", f"the run {key} is {record['status']}; only a completed one has its network")
+    require(
+        record["status"] == "completed", f"the run {key} is {record['status']}; only a completed one has its network"
+    )
     network = _skeleton(record)
     network.load_state_dict(load_file(folder / WEIGHTS))
     return network.eval(), record
@@ -93,7 +97,9 @@ def _skeleton(record: dict[str, Any]) -> nn.Module:
 
 
 def _host(fields: dict[str, Any]) -> TorchvisionResNet | CifarResNet:
-    kinds = [kind for kind in (TorchvisionResNet, CifarResNet) if {f.name for f in dataclasses.fields(kind)} == set(fields)]
+    kinds = [
+        kind for kind in (TorchvisionResNet, CifarResNet) if {f.name for f in dataclasses.fields(kind)} == set(fields)
+    ]
     for kind in kinds:
         host = kind(**{**fields, "weights": None})
         try:

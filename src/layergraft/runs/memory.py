@@ -35,7 +35,9 @@ def write_plan(
     of the disk's clock, a record counts: ever, or since this `rerun`, or the same one that was not concluded, began."""
     files = sorted({path for config in configs for path in _paths(canonical(config)) if os.path.exists(path)})
     made_of = {"signature": signed, "files": files, "stamp": _stamp_of(files)}
-    write_json(folder / SWEEP, {"name": folder.name, "command": command, "contrasts": contrasts, **made_of, "runs": list(keys)})
+    write_json(
+        folder / SWEEP, {"name": folder.name, "command": command, "contrasts": contrasts, **made_of, "runs": list(keys)}
+    )
     marker, content = folder / RERUN, digest([signed, made_of["stamp"], list(keys)])
     if not rerun:
         marker.unlink(missing_ok=True)

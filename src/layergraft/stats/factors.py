@@ -172,7 +172,10 @@ def _fixed(
     here = square - free * noise
     if by_seed is not None and by_seed[1] and here > 0 and others > 0:
         seeds, seeds_free = by_seed
-        bounds = [others - seeds + seeds * seeds_free / stats.chi2.ppf(q, seeds_free) for q in (1 - (1 - level) / 2, (1 - level) / 2)]
+        bounds = [
+            others - seeds + seeds * seeds_free / stats.chi2.ppf(q, seeds_free)
+            for q in (1 - (1 - level) / 2, (1 - level) / 2)
+        ]
         ratio, down, up = here / others, np.log(others / bounds[0]), np.log(bounds[1] / others)
         low = ratio * np.exp(-np.hypot(np.log(here / ends[0]), up)) if ends[0] > 0 else 0.0
         high = ratio * np.exp(np.hypot(np.log(ends[1] / here), down))

@@ -1,0 +1,95 @@
+"""A run's network taken away: rebuilt from its record, written, read again, the same logits."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tests.conftest import TINY
+
+from layergraft.errors import RunFailed, UserError
+from layergraft.runs import export as exporting
+from layergraft.runs.assemble import assemble, outputs_of
+from layergraft.runs.export import export, trained_network
+from layergraft.runs.run import execute
+
+FORMATS = ["safetensors", "torch.export", "onnx"]
+
+
+@pytest.fixture(scope="module")
+def key(sweep):
+    return next(path.name for path in (sweep / "runs").glob("hybrid.late*seed0*") if path.is_dir())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["strategy=scratch"],
+        ["host=resnet8", "site=[layer1.0,layer3]", "donor=end_to_end"],
+        ["surgery=parallel", "surgery.gate=0", "site=layer2.1"],
+        ["surgery=insert", "surgery.fit=project", "donor.out_channels=6", "donor.kernel_size=5", "donor.padding=2", "site=layer3.0.conv1"],
+        ["surgery.bias=fold", "donor.bias=true", "site=layer1.0.conv1"],
+        ["data=textures", "data.size=16", "data.per_class=60", "host.in_channels=1", "host.skips=false"],
+    ],
+    ids=lambda overrides: " ".join(overrides)[:40],
+)  # fmt: skip
+def test_the_network_is_put_together_from_the_record_alone(overrides, config, tmp_path):
+    given = config(*TINY, "schedule.epochs=1", "host=resnet18", "strategy=full", *overrides, f"exec.outputs={tmp_path}")
+    record = execute(given)
+    assert record["status"] == "completed", record.get("traceback")
+    shutil.rmtree(tmp_path / "data", ignore_errors=True)
+    network, _ = trained_network(outputs_of(given), record["key"])
+    own = assemble(given).network.eval()
+    own.load_state_dict(load_file(tmp_path / "runs" / record["key"] / "model.safetensors"))
+    channels, *size = record["data"]["image"]
+    x_NCHW = torch.randn(3, given.host.in_channels or channels, *size)
+    with torch.no_grad():
+        assert torch.equal(network(x_NCHW), own(x_NCHW))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_gives_the_same_logits(form, sweep, key, tmp_path):
+    path = export(sweep, key, form, tmp_path / f"network{exporting.SUFFIXES[form]}")
+    network, record = trained_network(sweep, key)
+    x_NCHW = torch.randn(7, *record["data"]["image"])
+    with torch.no_grad():
+        wanted = network(x_NCHW)
+        if form == "torch.export":
+            given = torch.export.load(path).module()(x_NCHW)
+        elif form == "onnx":
+            import onnxruntime
+
+            given = torch.from_numpy(onnxruntime.InferenceSession(path).run(None, {"images": x_NCHW.numpy()})[0])
+        else:
+            with safe_open(path, "pt") as file:
+                assert json.loads(file.metadata()["config"]) == record["config"]
+                assert len(json.loads(file.metadata()["normalization"])["mean"]) == 1
+            network.load_state_dict(load_file(path))
+            given = network(x_NCHW)
+    assert torch.allclose(given, wanted, atol=1e-4)
+
+
+def test_other_logits_are_an_error_and_leave_no_file(sweep, key, tmp_path, monkeypatch):
+    def wrong(network, record, image, path):
+        path.write_bytes(b"")
+        return lambda x: network(x) + 0.01
+
+    monkeypatch.setitem(exporting._WRITERS, "safetensors", wrong)
+    with pytest.raises(RunFailed, match="gives other logits than the run's network"):
+        export(sweep, key, "safetensors", tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_key_may_be_cut_short_and_what_is_no_run_is_refused(sweep, key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert export(sweep, key[:-4]).name == f"{key}.safetensors"
+    with pytest.raises(UserError, match=r"unknown run in .*: 'hybrid.late'.* There are: hybrid.late.*, hybrid.late"):
+        export(sweep, "hybrid.late")
+    with pytest.raises(UserError, match="unknown run"):
+        export(sweep, "none")
+    with pytest.raises(UserError, match="there is no folder"):
+        export(sweep, key, to=tmp_path / "a" / "b.safetensors")
+    with pytest.raises(UserError, match="ends in .pt2"):
+        export(sweep, key, "torch.export", tmp_path / "a.pt")
