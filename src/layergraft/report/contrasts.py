@@ -22,7 +22,6 @@ from layergraft.stats import Difference, Picked, holm, mean_difference, pick
 SCRATCH = "scratch"
 RANDOM = "freeze, random"
 CONTROLS = ("none", "random", "moment_matched", "permuted", "covariance")
-NOWHERE = (NONE, "none")  # of an axis that does not apply: a host without a donor has no site, and the donor none
 METRICS = ("test/acc", "test/loss", "test/auc", "test/mae", "val/acc", "val/aulc", "train/loss", "shock/acc", "shock/loss",
            "steps_to/recover", "drift")  # fmt: skip
 MAX_ARMS = 8  # of which every pair is compared where there is no scratch
@@ -54,7 +53,13 @@ class Design:
         return list((grafted if len(grafted) else self.runs).setting.unique())
 
     def arm(self, name: str) -> pd.DataFrame:
-        return self.runs[self.runs.arm == name]
+        """The runs of an arm, or of a control: SCRATCH or RANDOM, whatever else of theirs was swept."""
+        runs = self.runs
+        if name == SCRATCH:
+            return runs[(runs.donor == "none") & runs.strategy.isin(("scratch", "full"))]
+        if name == RANDOM:
+            return runs[(runs.donor == "random") & (runs.strategy == "freeze")]
+        return runs[runs.arm == name]
 
 
 def design(runs: Runs) -> Design:
@@ -95,12 +100,13 @@ def _labels(table: pd.DataFrame, columns: list[str], label: Any) -> pd.Series:
 
 def paired(design: Design, baseline: str, metric: str) -> pd.DataFrame:
     """The runs of all other arms with a column more, `gain`: `metric` less that of `baseline` with the same seed in the
-    same setting and at the same site; nan without such a partner. What does not apply to the baseline (the site of
-    scratch, the source of a random donor) is no part of where it is."""
+    same setting, at the same site, with the same surgery; nan without such a partner. What does not apply to the baseline
+    (the site of scratch, the source of a random donor) is no part of where it is."""
     base = design.arm(baseline)
-    keys = [name for name in [*design.of_setting, "site"] if not (base[name] == NONE).all()] + ["seed"]
+    where = [*design.of_setting, "site", *(name for name in design.swept if name.startswith("surgery."))]
+    keys = [name for name in where if not (base[name] == NONE).all()] + ["seed"]
     partner = base.groupby(keys, sort=False)[metric].mean().rename("partner").reset_index()
-    others = design.runs[design.runs.arm != baseline].merge(partner, on=keys, how="left")
+    others = design.runs[~design.runs.key.isin(base.key)].merge(partner, on=keys, how="left")
     return others.assign(gain=others[metric] - others.partner).drop(columns="partner")
 
 
@@ -161,7 +167,7 @@ def _contrast(
     require(metric in design.runs, f"{name}: no completed run has the metric {metric}")
     free = [column for column in [*AXES[:-1], *design.swept] if column not in told]
     # A term has no place on an axis that does not apply to it: scratch is in the cells of every site.
-    own = [[column for column in free if not part[column].isin(NOWHERE).all()] for part in parts]
+    own = [[column for column in free if not _is_nowhere(part[column]).all()] for part in parts]
     cells = parts[0][own[0]].drop_duplicates()
     for part, columns in zip(parts[1:], own[1:], strict=True):
         shared = [column for column in columns if column in cells]
@@ -169,14 +175,20 @@ def _contrast(
         cells = cells.merge(there, on=shared) if shared else cells.merge(there, how="cross")
     require(len(cells) > 0, f"{name}: its conditions share no cell of {' x '.join(free)}")
     tables = [_by_seed_and_cell(part, columns, metric) for part, columns in zip(parts, own, strict=True)]
-    whole = [table[list(_cell(cells, columns))].dropna() for table, columns in zip(tables, own, strict=True)]
-    every = {int(seed) for table in tables for seed in table.index}
+    # A cell where no run has the metric (steps to an accuracy that none reached) leaves no seed whole.
+    whole = [t.reindex(columns=list(_cell(cells, columns))).dropna() for t, columns in zip(tables, own, strict=True)]
+    every = {int(seed) for part in parts for seed in part.seed}
     seeds = sorted(set.intersection(*(set(table.index) for table in whole)))
     unpaired = tuple(sorted(every - set(seeds)))
     signs = [1 if term[0] == "+" else -1 for term in of]
     deltas = sum(sign * table.loc[seeds].mean(axis=1) for sign, table in zip(signs, whole, strict=True))
     found = mean_difference(deltas.to_numpy()) if seeds else None
     return Contrast(name, tuple(of), metric, len(cells), tuple(map(int, seeds)), unpaired, found)
+
+
+def _is_nowhere(column: pd.Series) -> pd.Series:
+    """Where an axis does not apply: a host without a donor has no site, and the donor `none`."""
+    return column.isin((NONE, "none") if column.name == "donor" else (NONE,))
 
 
 def require_sound(name: str, of: Sequence[str], metric: str) -> None:
@@ -238,8 +250,16 @@ def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[
         except UserError as error:
             lacking.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if not specs:
-        arms = sorted(design.runs.arm.unique(), key=lambda name: name == SCRATCH)
-        pairs = [(arm, SCRATCH) for arm in arms[:-1]] if SCRATCH in arms else itertools.combinations(arms[:MAX_ARMS], 2)
+        scratch = design.arm(SCRATCH)
+        arms = list(design.runs.arm[~design.runs.key.isin(scratch.key)].unique())
+        if len(scratch):
+            pairs = [(arm, SCRATCH) for arm in arms]
+        else:
+            pairs = list(itertools.combinations(arms[:MAX_ARMS], 2))
+            if len(arms) > MAX_ARMS:
+                lacking.append(
+                    f"the pairs of the {len(arms) - MAX_ARMS} arms after the first {MAX_ARMS}; name contrasts"
+                )
         for pair in pairs:
             with suppress(UserError):  # they share no cell
                 found.append(between(design, *pair))
@@ -259,6 +279,8 @@ class Answer:
     """Control -> what picking gains over it."""
     holm_p: dict[str, float]
     """Corrected over all places, for each control."""
+    lost: list[int]
+    """Seeds that some arm or control lacks: they do not count."""
 
 
 def answers(design: Design, metric: str = "test/acc", by: str = "val/acc") -> list[Answer]:
@@ -267,8 +289,8 @@ def answers(design: Design, metric: str = "test/acc", by: str = "val/acc") -> li
     grafted = design.runs[design.runs.site != NONE]
     learned = grafted[~grafted.donor.isin(CONTROLS)]
     if "donor.control" in design.swept:
-        learned = learned[learned["donor.control"] == "none"]
-    candidates = set((learned if len(learned) else grafted[grafted.arm != RANDOM]).arm)
+        learned = learned[learned["donor.control"].isin((NONE, "none"))]
+    candidates = set((learned if len(learned) else grafted[~grafted.key.isin(design.arm(RANDOM).key)]).arm)
     against = {name: paired(design, name, metric) for name in (SCRATCH, RANDOM) if len(design.arm(name))}
     places: dict[tuple[str, str], dict[str, Any]] = {}
     for control, table in against.items():
@@ -276,17 +298,18 @@ def answers(design: Design, metric: str = "test/acc", by: str = "val/acc") -> li
         for (setting, site), there in table.groupby(["setting", "site"], sort=False):
             val = there.pivot_table(index="seed", columns="arm", values=by)
             gain = there.pivot_table(index="seed", columns="arm", values="gain")
-            whole = [seed for seed in val.index if seed in gain.index and not gain.loc[seed].isna().any()]
-            whole = [seed for seed in whole if not val.loc[seed].isna().any()]
-            if not whole or list(val.columns) != list(gain.columns):
+            arms = [arm for arm in val if arm in gain]  # an arm none of whose runs has a partner is told elsewhere
+            val, gain = val[arms].dropna(), gain[arms].dropna()
+            whole = [seed for seed in val.index if seed in gain.index]
+            if not arms or not whole:
                 continue
             picked = pick(val.loc[whole].to_numpy(), gain.loc[whole].to_numpy())
-            first = there.iloc[0]
-            place = places.setdefault((setting, site), {"picked": {}, "arms": list(val.columns), "first": first})
+            place = places.setdefault((setting, site), {"picked": {}, "arms": arms, "first": there.iloc[0]})
             place["picked"][control] = picked
+            place["lost"] = sorted({*map(int, there.seed)} - {*map(int, whole)})
     found = [
-        Answer(setting, site, {n: str(place["first"][n]) for n in design.axes if n not in ("seed", "strategy", "donor")},
-               place["arms"][next(iter(place["picked"].values())).column], len(place["arms"]), place["picked"], {})
+        Answer(setting, site, {name: str(place["first"][name]) for name in ("site", *design.of_setting)},
+               place["arms"][next(iter(place["picked"].values())).column], len(place["arms"]), place["picked"], {}, place["lost"])
         for (setting, site), place in places.items()
     ]  # fmt: skip
     for control in against:

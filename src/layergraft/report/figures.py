@@ -45,14 +45,14 @@ def _with_params(chart: Any, axes: Sequence[str]) -> Any:
 
 
 def _panels(
-    layered: Any, rows: pd.DataFrame, axes: Sequence[str], columns: int, by: str = "setting", **header: Any
+    layered: Any, rows: pd.DataFrame, axes: Sequence[str], columns: int, by: str = "setting", x: str = "shared"
 ) -> Any:
     """A panel for each value of `by`, in the order of `rows`."""
     order = list(dict.fromkeys(rows[by]))
     facet = alt.Facet(
         f"{by}:N", title=None, sort=order, header=alt.Header(labelFontSize=12, labelFontWeight="bold", labelLimit=600)
     )
-    return _with_params(_finish(layered, axes).facet(facet=facet, columns=columns, **header), axes)
+    return _with_params(_finish(layered, axes).facet(facet=facet, columns=columns).resolve_scale(x=x), axes)
 
 
 def estimates(rows: pd.DataFrame, column: str = "difference") -> pd.DataFrame:
@@ -126,7 +126,8 @@ def forest(
     zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
     lines = rows[y].nunique() * (max(1, rows[color].nunique()) if color else 1)
     height = max(60, min(700, (16 if color else ROW) * lines))
-    return _panels(alt.layer(zero, bars, points, data=rows).properties(width=360, height=height), rows, axes, 2, panel)
+    layered = alt.layer(zero, bars, points, data=rows).properties(width=360, height=height)
+    return _panels(layered, rows, axes, 2, panel, x="independent" if panel == "metric" else "shared")
 
 
 def learning_curves(rows: pd.DataFrame, axes: Sequence[str]) -> alt.Chart:
@@ -193,7 +194,7 @@ def save(chart: Any, folder: Path, name: str) -> dict[str, Any]:
 
 def in_page(specs: Mapping[str, Any]) -> str:
     """Specifications as JSON that may stand inside a script element."""
-    return json.dumps(specs).replace("</", "<\\/")
+    return json.dumps(specs).replace("<", "\\u003c")
 
 
 @lru_cache(maxsize=1)

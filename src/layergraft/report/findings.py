@@ -59,8 +59,7 @@ class Findings:
 
 def find(runs: Runs) -> Findings:
     design = contrasts.design(runs)
-    arms = set(design.runs.arm)
-    baseline = next((name for name in (SCRATCH, RANDOM) if name in arms and len(arms) > 1), None)
+    baseline = next((name for name in (SCRATCH, RANDOM) if 0 < len(design.arm(name)) < len(design.runs)), None)
     compared, lacking = contrasts.named(design, runs.contrasts)
     gains = (
         {metric: contrasts.gains(design, baseline, metric) for metric in ("test/acc", "val/aulc")} if baseline else {}
@@ -192,9 +191,8 @@ def curves(design: Design) -> pd.DataFrame:
             continue
         # A run that was stopped early stays where it was.
         padded = {key: read[key] + [read[key][-1]] * (longest - len(read[key])) for key in group.key if read[key]}
-        by_seed = [
-            np.mean([padded[key] for key in there.key if key in padded], axis=0) for _, there in group.groupby("seed")
-        ]
+        known = group[group.key.isin(padded)]  # of some the curves may be gone
+        by_seed = [np.mean([padded[key] for key in there.key], axis=0) for _, there in known.groupby("seed")]
         same = {name: group[name].iloc[0] for name in design.axes if name != "seed" and group[name].nunique() == 1}
         for epoch, values in enumerate(zip(*by_seed, strict=True), start=1):
             found = mean_difference(values)
@@ -231,10 +229,10 @@ def words(found: Difference | None) -> str:
     if found.resolved:
         return f"{found}"
     if math.isinf(found.half_width):
-        return (
-            f"{found}: one seed, or no spread, tells nothing" if found.n == 1 else f"{found}: the seeds show no spread"
-        )
-    return f"{found}, not resolved; {found.n} seeds would have shown {found.detectable:.1f}, 4 times in 5"
+        return f"{found}: one seed tells nothing" if found.n == 1 else f"{found}: the seeds show no spread"
+    if math.isinf(found.detectable):
+        return f"{found}: the same in all {found.n} seeds"
+    return f"{found}, not resolved; {found.n} seeds would have shown {found.in_digits(found.detectable)}, 4 times in 5"
 
 
 def seeds_text(seeds: Sequence[int]) -> str:

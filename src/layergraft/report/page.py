@@ -34,6 +34,9 @@ def write_report(runs: Runs, folder: Path) -> Path:
     table = table.join(labels, on="key").drop(columns="folder")
     write_atomic(folder / "runs.csv", table.to_csv(index=False))
     write_atomic(folder / "runs.parquet", table.to_parquet(index=False))
+    cells = [figures.estimates(cells).assign(metric=metric) for metric, cells in found.gains.items() if len(cells)]
+    if cells:
+        write_atomic(folder / "cells.csv", pd.concat(cells).drop(columns="text").to_csv(index=False))
     shutil.rmtree(folder / "figures", ignore_errors=True)  # those of other runs, or of what the report drew before
     axes = [name for name in found.design.axes if table[name][table.status == "completed"].nunique() > 1]
     charts, titles = _charts(found, axes, table, folder / "figures")
@@ -46,7 +49,8 @@ def write_report(runs: Runs, folder: Path) -> Path:
         "scratch": SCRATCH, "random": RANDOM,
         "statuses": Counter(table.status), "troubled": table[table.status != "completed"].to_dict("records"),
         "seeds": sorted(found.design.runs.seed.unique()), "seconds": float(table.seconds.sum()),
-        "accuracies": _accuracies(found), "axes": axes,
+        "accuracies": _accuracies(found), "axes": axes, "panels": figures.PANELS,
+        "controls": list(dict.fromkeys(name for answer in found.answers for name in answer.picked)),
     }  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("layergraft.report", "templates"), trim_blocks=True, lstrip_blocks=True,
@@ -74,11 +78,11 @@ def _charts(
     drawn: dict[str, Any] = {}
     if found.contrasts:
         rows = pd.DataFrame(
-            [{"contrast": c.name, "setting": UNITS.get(c.metric, c.metric), "difference": c.difference}
+            [{"contrast": c.name, "metric": UNITS.get(c.metric, c.metric), "difference": c.difference}
              for c in found.contrasts if c.difference is not None]
         )  # fmt: skip
         if len(rows):
-            drawn["contrasts"] = figures.forest(rows, axes, "difference", "contrast")
+            drawn["contrasts"] = figures.forest(rows, axes, "difference", "contrast", panel="metric")
     for metric, name in (("test/acc", "gain"), ("val/aulc", "speed")):
         if metric in found.gains and len(found.gains[metric]):
             drawn[name] = figures.heat_map(found.gains[metric], axes, f"{UNITS[metric]}, {over}")

@@ -67,7 +67,8 @@ def read(folders: Iterable[Path], where: str | None = None) -> Runs:
         contrasts |= sweep.get("contrasts", {})
     runs = tidy((read_record(path) or {"key": key, "status": "missing"}, path) for key, path in found.items())
     if where is not None:
-        kept = chosen(runs.table, where, [*AXES, *runs.swept, "status"])
+        # Scratch, which has no site, is among those of every site; so is a run that is missing.
+        kept = chosen(runs.table, where, [*AXES, *runs.swept, "status"], nowhere=NONE)
         require(bool(kept.any()), f"no run of {' + '.join(names)} has {where}")
         runs.table = runs.table[kept].reset_index(drop=True)
     runs.commands, runs.contrasts = commands, contrasts

@@ -19,19 +19,20 @@ def columns_of(text: str) -> list[str]:
     return [column for column, _, _ in _parsed(text)]
 
 
-def chosen(table: pd.DataFrame, text: str, columns: Sequence[str]) -> pd.Series:
+def chosen(table: pd.DataFrame, text: str, columns: Sequence[str], nowhere: str | None = None) -> pd.Series:
     """Which rows of `table` meet all terms of `text`, each COLUMN=VALUE|VALUE or with !=, <, >, <=, >=.
 
-    Raises UserError for a column that is not among `columns`, and for a value that no row has.
+    A row that has `nowhere` for an axis meets whatever is asked of it. Raises UserError for a column that is not among `columns`, and for a value that no row has.
     """
     kept = pd.Series(True, index=table.index)
     for column, sign, values in _parsed(text):
         if column not in columns:
             raise unknown("axis", column, columns)
+        free = table[column].astype(str).isin([] if nowhere is None else [nowhere, "<NA>"])
         if sign in ORDER:
             numbers = pd.to_numeric(table[column], errors="coerce")
             try:
-                kept &= ORDER[sign](numbers, float(values))
+                kept &= free | ORDER[sign](numbers, float(values)).fillna(False).astype(bool)
             except ValueError:
                 raise UserError(f"{text}: {sign} compares with a number, not with '{values}'") from None
             continue
@@ -40,7 +41,7 @@ def chosen(table: pd.DataFrame, text: str, columns: Sequence[str]) -> pd.Series:
         for value in wanted:
             if value not in set(there):
                 raise unknown(f"{column} among these runs:", value, sorted(set(there)))
-        kept &= there.isin(wanted) != (sign == "!=")
+        kept &= free | (there.isin(wanted) != (sign == "!="))
     return kept
 
 

@@ -9,6 +9,7 @@ contain it, up to pairs, judged against what is left.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,13 @@ class Shares:
     terms: tuple[Share, ...]
     balanced: bool
     num_runs: int
+    inseparable: tuple[str, ...] = ()
+    """Terms that the others leave nothing to tell of: what goes with them cannot be told from what they do."""
+    up_to: int = 2
+    """How many factors at most interact in a term of an unbalanced design."""
+
+
+MAX_COLUMNS = 400  # of the pairs of an unbalanced design: with more, main effects alone
 
 
 def shares(
@@ -50,20 +58,32 @@ def shares(
     """
     y = np.asarray(values, float)
     codes = {name: np.unique(np.asarray(column), return_inverse=True)[1] for name, column in factors.items()}
-    codes = {name: column for name, column in codes.items() if column.max(initial=0) > 0}
+    codes = _merged({name: column for name, column in codes.items() if column.max(initial=0) > 0})
     blocks = np.unique(np.asarray(seeds), return_inverse=True)[1]
     if len(y) < 2 or not codes or np.ptp(y) == 0:
         return None
-    shape = tuple(int(column.max()) + 1 for column in (*codes.values(), blocks))
-    cell = np.ravel_multi_index((*codes.values(), blocks), shape)
-    balanced = len(y) == np.prod(shape) and len(np.unique(cell)) == len(y)
-    if balanced:
-        table = np.empty(len(y))
-        table[cell] = y
-        terms = _balanced(table.reshape(shape), tuple(codes), level)
+    levels = np.column_stack([*codes.values(), blocks])
+    shape = tuple(int(number) + 1 for number in levels.max(0))
+    inseparable: list[str] = []
+    pairs = sum((a - 1) * (b - 1) for a, b in itertools.combinations(shape[:-1], 2))
+    up_to = 1 if pairs > MAX_COLUMNS else 2
+    if len(y) == math.prod(shape) and len(np.unique(levels, axis=0)) == len(y):
+        table = np.empty(shape)
+        table[tuple(levels.T)] = y
+        terms, balanced = _balanced(table, tuple(codes), level), True
     else:
-        terms = _unbalanced(y, codes, blocks, level)
-    return Shares(tuple(sorted(terms, key=lambda term: -term.raw)), bool(balanced), len(y))
+        terms, balanced = _unbalanced(y, codes, blocks, level, up_to, inseparable), False
+    ordered = tuple(sorted(terms, key=lambda term: -term.raw))
+    return Shares(ordered, balanced, len(y), tuple(inseparable), up_to)
+
+
+def _merged(codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Factors that tell the same runs apart, as one: `data.half = data.corrupt.noise`."""
+    found: dict[bytes, list[str]] = {}
+    for name, column in codes.items():
+        _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
+        found.setdefault(np.argsort(np.argsort(first))[inverse].tobytes(), []).append(name)  # numbered as they come
+    return {" = ".join(names): codes[names[0]] for names in found.values()}
 
 
 def _balanced(table: np.ndarray, names: tuple[str, ...], level: float) -> list[Share]:
@@ -102,9 +122,12 @@ def _subsets(items: Sequence[int], smallest: int, largest: int):
     return (term for size in range(smallest, largest + 1) for term in itertools.combinations(items, size))
 
 
-def _unbalanced(y: np.ndarray, codes: Mapping[str, np.ndarray], blocks: np.ndarray, level: float) -> list[Share]:
+def _unbalanced(
+    y: np.ndarray, codes: Mapping[str, np.ndarray], blocks: np.ndarray, level: float, up_to: int, inseparable: list[str]
+) -> list[Share]:
+    """Names of terms that have no degree of freedom of their own are put into `inseparable`."""
     terms: dict[tuple[str, ...], np.ndarray] = {(name,): _dummies(column) for name, column in codes.items()}
-    for a, b in itertools.combinations(codes, 2):
+    for a, b in itertools.combinations(codes, 2) if up_to > 1 else ():
         terms[(a, b)] = _products(terms[(a,)], terms[(b,)])
     terms[(SEED,)] = _dummies(blocks)
     whole_rank, rest = _fit(y, list(terms.values()))
@@ -117,7 +140,9 @@ def _unbalanced(y: np.ndarray, codes: Mapping[str, np.ndarray], blocks: np.ndarr
         squares[term], free[term] = max(error - full, 0.0), full_rank - rank
     found = [_drawn(squares[(SEED,)], free[(SEED,)], rest, rest_free, total, len(y) / (blocks.max() + 1), level)]
     for term in terms:
-        if term != (SEED,) and free[term]:
+        if not free[term]:
+            inseparable.append(" × ".join(term))
+        elif term != (SEED,):
             by_seed = (squares[(SEED,)], free[(SEED,)])
             found.append(_fixed(term, squares[term], free[term], rest, rest_free, total, level, by_seed))
     found.append(Share((), rest / total, np.nan, np.nan, np.nan))

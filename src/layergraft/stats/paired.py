@@ -37,9 +37,15 @@ class Difference:
         return abs(self.mean) > self.half_width
 
     def __str__(self) -> str:
+        mean = self.in_digits(self.mean, "+")
         if math.isinf(self.half_width):
-            return f"{self.mean:+.1f} (n = {self.n})"
-        return f"{self.mean:+.1f} ± {self.half_width:.1f}"
+            return f"{mean} (n = {self.n})"
+        return f"{mean} ± {self.in_digits(self.half_width)}"
+
+    def in_digits(self, value: float, sign: str = "") -> str:
+        """`value` with as many decimals as the interval's first digit has, one at least."""
+        known = self.half_width if 0 < self.half_width < math.inf else abs(self.mean) or 1.0
+        return f"{value:{sign}.{min(6, max(1, -math.floor(math.log10(known))))}f}"
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float], level: float = 0.95) -> Difference | None:
