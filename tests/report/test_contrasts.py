@@ -133,3 +133,51 @@ def test_a_sweep_without_baseline_compares_every_pair():
     compared, _ = named(design_of(rows({0: 1}), rows({0: 2}, donor="random"), rows({0: 3}, donor="permuted")), {})
     assert len(compared) == 3
     assert not runs_of(rows({0: 1})).swept
+
+
+def test_none_is_a_value_of_other_axes_than_the_donor():
+    def arm(level, donor, calibrate):
+        return rows({0: level, 1: level + 1}, donor=donor, **{"surgery.calibrate": calibrate})
+
+    found = design_of(arm(50, "trained", "none"), arm(60, "trained", "batch_norm"), arm(50, "random", "none"))
+    only = contrast(found, "c", ["+donor=trained", "-donor=random"])
+    assert (only.num_cells, only.difference.mean) == (1, 0.0)
+
+
+def test_a_cell_without_the_metric_leaves_no_seed_whole():
+    groups = [scratch({0: 1, 1: 1}), rows({0: 2, 1: 2}, site="early"), rows({0: 2, 1: 2}, site="late")]
+    for row in (row for group in groups for row in group):
+        row["steps_to/90"] = None if row["site"] == "late" else 10.0
+    only = contrast(design_of(*groups), "c", ["+strategy=full", "-strategy=scratch"], "steps_to/90")
+    assert (only.difference, only.seeds, only.unpaired) == (None, (), (0, 1))
+
+
+def test_controls_are_known_whatever_else_of_theirs_was_swept():
+    def with_surgery(calibrate):
+        return [
+            rows({0: 55, 1: 57}, strategy="freeze", **{"surgery.calibrate": calibrate}),
+            rows({0: 51, 1: 52}, strategy="freeze", donor="random", **{"surgery.calibrate": calibrate}),
+        ]
+
+    found = design_of(scratch({0: 50, 1: 50}), *with_surgery("none"), *with_surgery("moments"))
+    (answer,) = contrasts.answers(found)
+    assert answer.num_arms == 2 and list(answer.picked) == ["scratch", "freeze, random"]
+    assert answer.picked["freeze, random"].gain.mean == pytest.approx(4.5)
+    assert set(answer.axes) == {"site", "host"}  # what the arm has of its own does not hide it
+
+
+def test_a_place_without_one_control_keeps_the_other():
+    found = design_of(
+        scratch({0: 50, 1: 51}), rows({0: 55, 1: 57}, strategy="freeze", site="a"), rows({0: 55, 1: 58}, strategy="freeze", site="b"),
+        rows({0: 40, 1: 42}, strategy="freeze", donor="random", site="b"),
+    )  # fmt: skip
+    first, second = contrasts.answers(found)
+    assert (list(first.picked), list(second.picked)) == (["scratch"], ["scratch", "freeze, random"])
+
+
+def test_seeds_that_an_arm_lacks_are_told():
+    found = design_of(
+        scratch({0: 50, 1: 51, 2: 50}), rows({0: 55, 1: 57, 2: 56}), rows({0: 55, 1: 58}, strategy="freeze")
+    )
+    (answer,) = contrasts.answers(found)
+    assert answer.lost == [2] and answer.picked["scratch"].gain.n == 2

@@ -96,6 +96,7 @@ def test_several_sweeps_or_all_runs_filtered(sweep, tmp_path):
     small = sweep / "sweeps" / "small"
     both = read([small, sweep / "runs"])
     assert len(both.table) == 14  # a run of both counts once
+    assert set(read([small], "site=early").table.site) == {"early", "-"}  # scratch is in those of every site
     page = report.write([sweep / "runs"], "strategy=freeze,seed<1", tmp_path / "frozen")
     assert len(pd.read_csv(tmp_path / "frozen" / "runs.csv")) == 4 and page.parent == tmp_path / "frozen"
     assert report.write([sweep / "runs"], "site=early").parent.parent == sweep / "reports"

@@ -79,3 +79,22 @@ def test_nothing_to_share():
     assert shares([1.0, 2.0], {"a": [0, 0]}, [0, 1]) is None
     one_seed = shares([1.0, 2.0, 4.0], {"a": [0, 1, 2]}, [0, 0, 0])
     assert {t.factors: t.raw for t in one_seed.terms}[("a",)] == pytest.approx(1) and np.isnan(one_seed.terms[0].p)
+
+
+def test_factors_that_go_together_are_one_and_what_cannot_be_told_is_named():
+    rng = np.random.default_rng(0)
+    half = np.repeat([0, 1], 12)
+    tuned = np.tile(np.repeat([0, 1, 2], 4), 2)
+    y = 10 * half + rng.normal(0, 1, 24)
+    found = shares(y, {"half": half, "noise": 5 - 5 * half, "tuned": tuned}, np.tile(range(4), 6))
+    terms = {term.factors: term for term in found.terms}
+    assert found.balanced and terms[("half = noise",)].raw > 0.9
+    nested = shares(y[1:], {"tuned": tuned[1:], "strategy": (tuned[1:] > 0).astype(int)}, np.tile(range(4), 6)[1:])
+    assert set(nested.inseparable) == {"strategy", "tuned × strategy"}
+
+
+def test_many_factors_are_no_crash():
+    rng = np.random.default_rng(0)
+    factors = {f"f{i}": rng.integers(0, 3, 200) for i in range(42)}
+    found = shares(rng.normal(0, 1, 200), factors, rng.integers(0, 4, 200))
+    assert not found.balanced and found.up_to == 1 and len(found.terms) == 44

@@ -96,3 +96,18 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.6]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize(
+    "deltas, text",
+    [
+        ([1.0, 2.0, 3.0], "+2.0 ± 2.5"),
+        ([0.01, 0.02, 0.03], "+0.02 ± 0.02"),
+        ([0.001, 0.0012, 0.0013], "+0.0012 ± 0.0004"),
+        ([120.0, 80.0, 100.0], "+100.0 ± 49.7"),
+        ([0.0, 0.0], "+0.0 ± 0.0"),
+        ([3.0], "+3.0 (n = 1)"),
+    ],
+)
+def test_as_many_decimals_as_the_interval_has(deltas, text):
+    assert str(mean_difference(deltas)) == text
