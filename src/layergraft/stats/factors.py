@@ -222,4 +222,4 @@ def _drawn(
     ends = [f / float(stats.f.ppf(q, free, error_free)) for q in ((1 + level) / 2, (1 - level) / 2)]
     parts = [max(end - 1, 0.0) / runs_a_seed * noise * num_runs for end in ends]
     low, high = (part / (total - square + part) for part in parts)
-    return Share((SEED,), square / total, low, high, float(stats.f.sf(f, free, error_free)))
+    return Share((SEED,), square / total, float(low), float(high), float(stats.f.sf(f, free, error_free)))
