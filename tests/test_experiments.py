@@ -67,3 +67,26 @@ def test_a_misspelt_contrast_is_refused_before_any_training(tmp_path, command):
         "error: contrast c: unknown strategy among these runs: 'scrach'; did you mean"
     )
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        (["+experiment=location"], r"location"),
+        (["+experiment=location", "exec.workers=1"], r"location"),
+        (["+experiment=location", "size=smoke"], r"location-smoke"),
+        (["+experiment=location", "size=smoke", "seed=0,1"], r"location-smoke-[0-9a-f]{12}"),
+        (["seed=0,1"], r"sweep-[0-9a-f]{12}"),
+        (["+experiment=location", "exec.sweep=mine"], r"mine"),
+    ],
+)
+def test_a_sweeps_folder_says_what_it_is(arguments, name):
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()
+    from hydra_plugins.layergraft.sweeper import LayergraftSweeper
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        sweeper = LayergraftSweeper()
+        sweeper.config = compose("config", overrides=[a for a in arguments if not a.startswith("seed")])
+    assert re.fullmatch(name, sweeper.folder(arguments).name)

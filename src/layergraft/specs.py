@@ -292,7 +292,8 @@ class ExecSpec:
     readers: int = 4
     """Threads that read such batches."""
     sweep: str | None = None
-    """The sweep's name, its folder under sweeps/; null: made from the overrides, the same for the same command."""
+    """The sweep's name, its folder under sweeps/; null: the experiment's where nothing else is overridden, else made from the
+    overrides, the same for the same command."""
     workers: int | None = None
     """Runs at a time in a sweep; null: one a core, or `jobs_per_gpu` on each GPU."""
     jobs_per_gpu: int = 1
