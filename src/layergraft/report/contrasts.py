@@ -168,8 +168,10 @@ def _contrast(
     free = [column for column in [*AXES[:-1], *design.swept] if column not in told]
     # A term has no place on an axis that does not apply to it: scratch is in the cells of every site.
     own = [[column for column in free if not _is_nowhere(part[column]).all()] for part in parts]
-    cells = parts[0][own[0]].drop_duplicates()
-    for part, columns in zip(parts[1:], own[1:], strict=True):
+    cells = pd.DataFrame(index=[0])
+    for part, columns in zip(parts, own, strict=True):
+        if not columns:
+            continue
         shared = [column for column in columns if column in cells]
         there = part[columns].drop_duplicates()
         cells = cells.merge(there, on=shared) if shared else cells.merge(there, how="cross")
