@@ -217,7 +217,7 @@ def test_sources_are_swept_and_a_donor_without_one_runs_once(command, tmp_path):
     assert code == 0 and "3 of 3 runs completed" in err
     table = pd.read_csv(tmp_path / "sweeps" / "sources" / "runs.csv")
     assert "donor.data.size" not in table  # what goes with a source's name is no axis of its own
-    assert sorted(table["donor.data.name"].dropna()) == ["digits_5_to_9", "textures"]
+    assert sorted(table["donor.data.name"]) == ["-", "digits_5_to_9", "textures"]
     seen = table[table.donor == "trained"]["similarity/fixed/frechet"]
     assert (
         len(seen) == 2
