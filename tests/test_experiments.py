@@ -29,11 +29,13 @@ def outputs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_runs_small_and_has_what_it_asks(name, outputs, command):
+def test_runs_small_and_has_what_it_asks(name, outputs, command, monkeypatch):
     text = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
     assert len(line_of(conf_dir() / "experiment" / f"{name}.yaml")) > 20
     assert re.search(rf"^# layergraft train -m \+experiment={name}\b", text, re.MULTILINE)
     named = f"{name}-smoke"
+    if name != "examples":  # a page takes as long as five of these runs; what it is made of is found below
+        monkeypatch.setattr("layergraft.report.write", lambda folders: folders[0] / "report.html")
     code, _, err = command(
         "train",
         "-m",
@@ -49,6 +51,7 @@ def test_runs_small_and_has_what_it_asks(name, outputs, command):
     contrasts = yaml.safe_load(text)["hydra"]["sweeper"]["contrasts"]
     assert [c.name for c in found.contrasts] == list(contrasts) and found.lacking == []
     assert all(c.difference.n == 2 and not c.unpaired for c in found.contrasts)
+    assert (outputs / "sweeps" / named / "report.html").exists() == (name == "examples")
     plan = json.loads((outputs / "sweeps" / named / "sweep.json").read_text())
     assert set(plan["contrasts"]) == set(contrasts)
 
