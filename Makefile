@@ -2,10 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint sweep report tensorboard lock
+.PHONY: help setup test test-slow lint sweep report tensorboard lock
 
 help:  ## what there is to make
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "layergraft needs Python 3.11 or later: make PYTHON=python3.12 ...")'
@@ -17,6 +17,9 @@ setup: $(BIN)/.installed  ## make .venv and install what pyproject.toml names, o
 
 test: setup  ## the tests, as CI runs them
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+test-slow: setup  ## the tests that `make test` leaves out: minutes each
+	$(BIN)/python -m pytest -m slow
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check

@@ -47,11 +47,6 @@ def place_at(spec, path, image=GREY, surgery=None):
     return place_of(host, survey(host, image)[path], surgery or SurgerySpec(), image)
 
 
-def pytest_xdist_auto_num_workers():
-    """One more than there are cores: some tests wait, for SLURM, for Ray, for a claim to run out."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(scope="session")
 def composer():
     """As a sweep composes its runs: each choice of groups by Hydra once, values on a copy (tests/test_conf.py compares)."""

@@ -185,6 +185,9 @@ def test_seeds_that_an_arm_lacks_are_told():
 
 def test_conditions_that_name_every_axis_share_the_one_cell():
     found = design_of(scratch({0: 50, 1: 52}), rows({0: 51, 1: 54}))
-    every = ["+strategy=full,site=early,host=h,donor=trained,data=d", "-strategy=scratch,site=-,host=h,donor=none,data=d"]
+    every = [
+        "+strategy=full,site=early,host=h,donor=trained,data=d",
+        "-strategy=scratch,site=-,host=h,donor=none,data=d",
+    ]
     only = contrast(found, "c", every)
     assert (only.num_cells, only.difference.mean) == (1, 1.5)

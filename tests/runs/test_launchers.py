@@ -91,6 +91,15 @@ def cluster(tmp_path_factory):
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.jobs=2", "hydra.launcher.cpus_per_task=1"]
 
 
+def test_a_slurm_array(cluster, calm, tmp_path):
+    here = subprocess.run(program(tmp_path, 2, *SLURM), stderr=subprocess.PIPE, text=True, timeout=300)
+    assert here.returncode == 0, here.stderr
+    assert re.search(r"SLURM jobs \d+: layergraft-small", here.stderr) and "3 of 3 runs completed" in here.stderr
+    assert len(list(tmp_path.glob("sweeps/small/slurm/*_log.out"))) == 2, "an array of two jobs"
+    assert differences(calm(2), tmp_path) == {"lost": [], "more": [], "different": []}
+
+
+@pytest.mark.slow  # SLURM counts in minutes
 def test_a_slurm_array_of_which_one_job_is_requeued_and_the_other_runs_out_of_time(cluster, calm, tmp_path):
     # SLURM tells a job that its time will be up 75 s before the end of 2 minutes, or up to half a minute sooner.
     times = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=75"]
