@@ -75,6 +75,12 @@ def _composition(error: ConfigCompositionException) -> str:
     cause = error.__cause__
     if "Could not override 'data@donor.data'" in str(error):
         return "donor.data: this donor learns from no data of its own; donor=trained and others do"
+    experiment = re.match(r"In '([^']+)'.*Key '\w+' not in '(\w+Conf)'", _first_line(error), re.DOTALL)
+    if experiment and experiment[2] in ("OptunaConf", "BasicSweeperConf"):
+        return (
+            f"{experiment[1]} names controls and contrasts, which only hydra/sweeper=layergraft has (the default); "
+            "leave the experiment out and give another sweeper the keys themselves"
+        )
     several = re.match(r"Ambiguous value for argument '([^']+)'", str(error))
     if several:
         return f"{several[1]}: several values are a sweep and need -m (layergraft train -m {several[1]} ...)"
