@@ -89,7 +89,7 @@ def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.Chart:
     limit = max(float(rows["mean"].abs().max()), 0.1)
     base = alt.Chart().encode(
         x=alt.X(
-            "site:N", sort=list(dict.fromkeys(rows.site)), title="site", axis=alt.Axis(labelAngle=0, labelLimit=110)
+            "site:N", sort=list(dict.fromkeys(rows.site)), title="site", axis=alt.Axis(labelAngle=0, labelLimit=84)
         ),
         y=alt.Y("arm:N", sort=list(dict.fromkeys(rows.arm)), title=None, axis=alt.Axis(labelLimit=260)),
         tooltip=["setting:N", "site:N", "arm:N", *TOOLTIP],
@@ -132,7 +132,7 @@ def forest(
 
 def learning_curves(rows: pd.DataFrame, axes: Sequence[str]) -> alt.Chart:
     """A panel a setting: validation accuracy by epoch, one line an arm, mean over sites and seeds, with its interval."""
-    rows = _filtered(rows, axes)
+    rows = _filtered(rows.assign(low=rows.low.clip(lower=0), high=rows.high.clip(upper=100)), axes)
     rows = rows[rows.setting.isin(list(dict.fromkeys(rows.setting))[:PANELS])]
     base = alt.Chart().encode(
         x=alt.X("epoch:Q", title="epochs trained"),
