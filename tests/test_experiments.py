@@ -14,7 +14,7 @@ from layergraft.runs.compose import conf_dir, to_config
 
 # Values that no contrast is about, left out of the largest.
 FEWER = {
-    "quickstart": ["strategy=freeze,hybrid,full", "site=early,late", "host=resnet18"],
+    "quickstart": ["strategy=freeze,hybrid,full", "site=early,late", "host=resnet20"],
     "depth_width": ["strategy=freeze", "host.width=4,16"],
     "yosinski": ["site=[conv1],[conv1,layer1,layer2,layer3]"],
     "surgical": ["strategy.groups.tuned=[layer1],[layer4]"],
