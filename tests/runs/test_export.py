@@ -71,15 +71,19 @@ def test_every_format_gives_the_same_logits(form, sweep, key, tmp_path):
     assert torch.allclose(given, wanted, atol=1e-4)
 
 
-def test_other_logits_are_an_error_and_leave_no_file(sweep, key, tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_cannot_be_vouched_for_leaves_what_was_there(form, sweep, key, tmp_path, monkeypatch):
+    path = tmp_path / f"a{exporting.SUFFIXES[form]}"
+    path.write_bytes(b"mine")
+
     def wrong(network, record, image, path):
         path.write_bytes(b"")
         return lambda x: network(x) + 0.01
 
-    monkeypatch.setitem(exporting._WRITERS, "safetensors", wrong)
-    with pytest.raises(RunFailed, match="gives other logits than the run's network"):
-        export(sweep, key, "safetensors", tmp_path / "a.safetensors")
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(exporting._WRITERS, form, wrong)
+    with pytest.raises(RunFailed, match=f"as {form} it gives other logits than the run's network.* was not written"):
+        export(sweep, key, form, path)
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"mine"
 
 
 def test_a_key_may_be_cut_short_and_what_is_no_run_is_refused(sweep, key, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -45,15 +46,15 @@ def export(outputs: Path, key: str, form: str = "safetensors", to: Path | None =
     require(path.parent.is_dir(), f"there is no folder {path.parent}")
     image = _image_of(record)
     x_NCHW = torch.randn(CHECKED, *image, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        wanted = network(x_NCHW)
-        given = _WRITERS[form](network, record, image, path)(x_NCHW)
-    worst = float((given - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
-    if not worst <= TOLERANCE:
-        path.unlink(missing_ok=True)
-        raise RunFailed(
-            f"{path} gives other logits than the run's network, by {worst:.1g} of the largest; it was removed"
-        )
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as there, torch.no_grad():
+        written = Path(there) / path.name  # what is at `path` stays until this has been checked
+        wanted, given = network(x_NCHW), _WRITERS[form](network, record, image, written)(x_NCHW)
+        worst = float((given - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+        if not worst <= TOLERANCE:
+            raise RunFailed(
+                f"as {form} it gives other logits than the run's network, by {worst:.1g} of the largest; {path} was not written"
+            )
+        written.replace(path)
     return path
 
 
