@@ -44,15 +44,57 @@ def test_balanced_effects_are_judged_as_in_repeated_measures():
     assert [terms[factors].p for factors in (("a",), ("b",), ("a", "b"))] == pytest.approx(list(theirs["Pr > F"]))
 
 
-def test_unbalanced_shares_are_type_ii():
-    rows = design(np.random.default_rng(2), num_seeds=5, drop=6)
+def lacking(rows):
+    """Without the cell (0, 1): the design is whole, and not balanced."""
+    return rows[(rows.a != 0) | (rows.b != 1)].reset_index(drop=True)
+
+
+def test_shares_of_a_design_that_lacks_cells_are_type_ii():
+    rows = lacking(design(np.random.default_rng(2), num_seeds=5))
     found, terms = of(rows)
-    table = anova_lm(ols("y ~ C(a) * C(b) + C(seed)", rows).fit(), typ=2)
+    additive = ols("y ~ C(a) + C(b) + C(seed)", rows).fit()
+    table = anova_lm(additive, typ=2)
     total = ((rows.y - rows.y.mean()) ** 2).sum()
-    assert not found.balanced
-    for name, factors in {"C(a)": ("a",), "C(b)": ("b",), "C(a):C(b)": ("a", "b"), "C(seed)": ("seed",)}.items():
+    assert not found.balanced and found.lost_seeds == ()
+    for name, factors in {"C(a)": ("a",), "C(b)": ("b",), "C(seed)": ("seed",)}.items():
         assert terms[factors].raw == pytest.approx(table.sum_sq[name] / total)
-        assert terms[factors].p == pytest.approx(table["PR(>F)"][name])
+    every_cell = ols("y ~ C(cell) + C(seed)", rows.assign(cell=rows.a * 2 + rows.b)).fit()
+    assert terms[("a", "b")].raw == pytest.approx((additive.ssr - every_cell.ssr) / total)
+    assert terms[()].raw == pytest.approx(every_cell.ssr / total)
+
+
+def test_a_seed_that_lacks_a_run_does_not_count_and_is_named():
+    rows = design(np.random.default_rng(3), num_seeds=5)
+    found, terms = of(rows.drop(rows.index[(rows.seed == 2) & (rows.a == 1) & (rows.b == 0)]))
+    without, the_same = of(rows[rows.seed != 2])
+    assert found.balanced and found.lost_seeds == (2,) and found.num_runs == without.num_runs == 24
+    assert {name: term.p for name, term in terms.items()} == pytest.approx(
+        {name: term.p for name, term in the_same.items()}, nan_ok=True
+    )
+
+
+def test_a_cell_that_few_seeds_have_does_not_take_the_others_with_it():
+    rows = design(np.random.default_rng(3), num_seeds=5)
+    found, _ = of(rows[(rows.seed == 0) | (rows.a != 2)])
+    assert found.balanced and found.num_lost_cells == 2 and found.lost_seeds == () and found.num_runs == 20
+
+
+def test_runs_alike_in_everything_count_as_their_mean():
+    rows = design(np.random.default_rng(4))
+    twice = pd.concat([rows.assign(y=rows.y + 1), rows.assign(y=rows.y - 1)])
+    ps = ({name: (term.raw, term.p) for name, term in of(x)[1].items() if name} for x in (twice, rows))
+    assert next(ps) == {name: pytest.approx(figures) for name, figures in next(ps).items()}
+
+
+@pytest.mark.parametrize("part", [lambda rows: rows, lacking, lambda rows: rows.drop(rows.index[[3]])])
+def test_what_has_no_effect_is_found_5_times_in_100_whatever_seeds_do_to_it(part):
+    """Strategies whose effect differs from seed to seed, and is nought in the mean."""
+    rng, found, repeats = np.random.default_rng(5), 0, 600
+    for _ in range(repeats):
+        rows = design(rng, num_seeds=5)
+        rows["y"] = rows.b + rng.normal(0, 1, (3, 5))[rows.a, rows.seed] + rng.normal(0, 1, len(rows))
+        found += of(part(rows))[1][("a",)].p < 0.05
+    assert 0.03 < found / repeats < 0.07
 
 
 @pytest.mark.parametrize("num_seeds", [3, 5])
@@ -95,6 +137,9 @@ def test_factors_that_go_together_are_one_and_what_cannot_be_told_is_named():
 
 def test_many_factors_are_no_crash():
     rng = np.random.default_rng(0)
-    factors = {f"f{i}": rng.integers(0, 3, 200) for i in range(42)}
-    found = shares(rng.normal(0, 1, 200), factors, rng.integers(0, 4, 200))
-    assert not found.balanced and found.up_to == 1 and len(found.terms) == 44
+    factors = {f"f{i}": np.repeat(rng.integers(0, 3, 100), 4) for i in range(20)}
+    found = shares(rng.normal(0, 1, 400), factors, np.tile(range(4), 100))
+    names = {term.factors for term in found.terms}
+    assert not found.balanced and found.up_to == 1
+    assert names == {(name,) for name in factors} | {("seed",), ("all interactions",), ()}
+    assert shares(rng.normal(0, 1, 200), {"a": range(200)}, np.tile(range(4), 50)) is None  # no cell has two seeds

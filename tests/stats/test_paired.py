@@ -8,7 +8,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
-from layergraft.stats import difference, holm, mean_difference
+from layergraft.stats import complete, difference, holm, mean_difference, together
 
 
 def by_seed(values):
@@ -41,7 +41,7 @@ def test_pairs_without_spread_resolve_nothing():
         difference(by_seed([1, 1]), by_seed([1, 1])),
         difference(by_seed([50.0, 60.1]), by_seed([49.0, 59.1])),
     )
-    assert (same.mean, same.half_width, same.resolved, same.p) == (0.0, 0.0, False, 1.0)
+    assert (same.mean, same.half_width, same.resolved, same.p) == (0.0, math.inf, False, 1.0)
     assert (round(shifted.mean, 9), shifted.half_width, shifted.resolved, shifted.p) == (1.0, math.inf, False, 1.0)
 
 
@@ -82,6 +82,34 @@ def test_agrees_with_statsmodels():
     assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
 
+@pytest.mark.parametrize("n", [3, 5])
+def test_accuracies_in_steps_are_covered_too(n):
+    """A test set of 100 images: seeds often agree to the last image, which tells nothing of their spread."""
+    rng = np.random.default_rng(n)
+    found = [mean_difference(np.round(rng.normal(0.3, 0.3, n))) for _ in range(4000)]
+    assert np.mean([abs(d.mean - 0.3) <= d.half_width for d in found]) > 0.95
+
+
+def test_differences_tested_together_are_resolved_together():
+    rng = np.random.default_rng(2)
+    alone = [mean_difference(rng.normal(shift, 1, 6)) for shift in (0.9, 3.0, 0.0)]
+    family = together(alone)
+    corrected = multipletests([d.p for d in alone], method="holm")[1]
+    assert [d.corrected_p for d in family] == pytest.approx(corrected)
+    assert [d.resolved for d in family] == list(corrected < 0.05)
+    assert [d.half_width for d in family] == [d.half_width for d in alone]  # of each alone
+    assert all(d.detectable > a.detectable for d, a in zip(family, alone, strict=True))
+
+
+def test_seeds_that_lack_a_cell_and_cells_that_most_seeds_lack():
+    gap = np.nan
+    values_SC = np.array([[1, 2, 3], [1, gap, gap], [1, 2, gap], [gap, gap, gap]], float)
+    seeds_S, cells_C = complete(values_SC)
+    assert (seeds_S.tolist(), cells_C.tolist()) == ([True, False, True, False], [True, True, False])
+    seeds_S, _ = complete(np.full((2, 2), gap))
+    assert not seeds_S.any()
+
+
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_detectable_is_found_four_times_in_five(n):
     rng = np.random.default_rng(n)
@@ -105,7 +133,7 @@ def test_holm_by_hand():
         ([0.01, 0.02, 0.03], "+0.02 ± 0.02"),
         ([0.001, 0.0012, 0.0013], "+0.0012 ± 0.0004"),
         ([120.0, 80.0, 100.0], "+100.0 ± 49.7"),
-        ([0.0, 0.0], "+0.0 ± 0.0"),
+        ([0.0, 0.0], "+0.0 (n = 2)"),
         ([3.0], "+3.0 (n = 1)"),
     ],
 )

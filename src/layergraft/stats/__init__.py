@@ -1,7 +1,11 @@
 """What a sweep says, and how sure it is: paired differences, picked arms, shares of variance. numpy and scipy; no torch."""
 
+from layergraft.stats.association import Association, association
 from layergraft.stats.factors import Share, Shares, shares
-from layergraft.stats.paired import Difference, difference, holm, mean_difference
-from layergraft.stats.picking import Picked, pick
+from layergraft.stats.paired import Difference, complete, difference, holm, mean_difference, together
+from layergraft.stats.picking import gain_of_picking, pick
 
-__all__ = ["Difference", "Picked", "Share", "Shares", "difference", "holm", "mean_difference", "pick", "shares"]
+__all__ = [
+    "Association", "Difference", "Share", "Shares", "association", "complete", "difference", "gain_of_picking", "holm",
+    "mean_difference", "pick", "shares", "together",
+]  # fmt: skip

@@ -9,36 +9,54 @@ compares them with the bootstrap-t and with noise pooled over cells). Nothing is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, special, stats
 
+LEVEL = 0.95
+
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean paired difference, in the units of the metric, with its interval."""
+    """A mean paired difference, in the units of the metric."""
 
     mean: float
-    half_width: float
-    """Of the interval; infinite where n is 1, or where every pair has the same difference, but 0."""
+    error: float
+    """Its standard error; infinite where the pairs tell nothing of the spread: one pair, or the same difference each time."""
     n: int
     """Pairs."""
-    p: float
-    """Two-sided, of the hypothesis that the mean is 0; 1 where the pairs show no spread."""
-    detectable: float
-    """The true difference that this n and this spread would detect 4 times in 5 at the 5% level."""
+    family: int = 1
+    """How many differences were tested together, this one included."""
+    corrected_p: float | None = None
+    """Corrected over the family (`together`)."""
+
+    @property
+    def half_width(self) -> float:
+        """Of the 95% interval of this difference alone."""
+        return _quantile(self.n, LEVEL) * self.error if math.isfinite(self.error) else math.inf
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of the hypothesis that the mean is 0; 1 where the error is infinite."""
+        return float(2 * special.stdtr(self.n - 1, -abs(self.mean) / self.error)) if math.isfinite(self.error) else 1.0
+
+    @property
+    def detectable(self) -> float:
+        """The true difference that this n and this spread would find 4 times in 5, at the 5% level that Bonferroni's
+        correction leaves to one of the family. About that: the spread is itself the sample's."""
+        return _noncentrality(self.n, (1 - LEVEL) / self.family) * self.error if math.isfinite(self.error) else math.inf
 
     @property
     def resolved(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return abs(self.mean) > self.half_width
+        """Whether it is told from 0, corrected over its family."""
+        return (self.p if self.corrected_p is None else self.corrected_p) < 1 - LEVEL
 
     def __str__(self) -> str:
         mean = self.in_digits(self.mean, "+")
-        if math.isinf(self.half_width):
+        if math.isinf(self.error):
             return f"{mean} (n = {self.n})"
         return f"{mean} ± {self.in_digits(self.half_width)}"
 
@@ -48,25 +66,21 @@ class Difference:
         return f"{value:{sign}.{min(6, max(1, -math.floor(math.log10(known))))}f}"
 
 
-def difference(values: Mapping[int, float], baseline: Mapping[int, float], level: float = 0.95) -> Difference | None:
+def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
     """`values` less `baseline`, each by seed, paired over the seeds that both have; None where they share none."""
     seeds = sorted(values.keys() & baseline.keys())
-    if not seeds:
-        return None
-    return mean_difference([values[seed] - baseline[seed] for seed in seeds], level)
+    return mean_difference([values[seed] - baseline[seed] for seed in seeds]) if seeds else None
 
 
-def mean_difference(deltas: Sequence[float], level: float = 0.95, inflation: float = 1.0) -> Difference:
-    """The mean of `deltas`, one a seed, with Student's interval; its standard error is taken `inflation` times."""
+def mean_difference(deltas: Sequence[float], inflation: float = 1.0) -> Difference:
+    """The mean of `deltas`, one a seed; its standard error is taken `inflation` times."""
     sample, n = np.asarray(deltas, float), len(deltas)
-    if n == 1:
-        return Difference(float(sample[0]), math.inf, 1, 1.0, math.inf)
-    mean, spread = float(sample.mean()), float(sample.std(ddof=1))
-    if spread < 1e-9 * max(1.0, abs(mean)):  # the same difference each time: these pairs tell nothing of the spread
-        return Difference(mean, 0.0 if mean == 0 else math.inf, n, 1.0, math.inf)
-    error = inflation * spread / math.sqrt(n)
-    p = float(2 * special.stdtr(n - 1, -abs(mean) / error))
-    return Difference(mean, _quantile(n, level) * error, n, p, _noncentrality(n) * error)
+    mean, spread = float(sample.mean()), float(sample.std(ddof=1)) if n > 1 else 0.0
+    if spread < 1e-9 * max(
+        1.0, abs(mean)
+    ):  # accuracies come in steps: seeds that agree to the last image show no spread
+        return Difference(mean, math.inf, n)
+    return Difference(mean, inflation * spread / math.sqrt(n), n)
 
 
 @lru_cache
@@ -75,12 +89,12 @@ def _quantile(n: int, level: float) -> float:
 
 
 @lru_cache
-def _noncentrality(n: int, level: float = 0.95, power: float = 0.8) -> float:
-    """The true mean, in standard errors, that a two-sided t test of n pairs finds with this power.
+def _noncentrality(n: int, alpha: float, power: float = 0.8) -> float:
+    """The true mean, in standard errors, that a two-sided t test of n pairs at level `alpha` finds with this power.
 
     The noncentral t as a mixture of normals over the spread that a sample may show; scipy's own fails for small n.
     """
-    quantile = stats.t.ppf((1 + level) / 2, n - 1)
+    quantile = stats.t.ppf(1 - alpha / 2, n - 1)
     threshold = quantile * np.sqrt(stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, n - 1) / (n - 1))
 
     def missing(shift: float) -> float:
@@ -98,3 +112,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = highest
     return corrected.tolist()
+
+
+def together(differences: Iterable[Difference]) -> list[Difference]:
+    """These differences as one family, corrected by Holm's method."""
+    family = list(differences)
+    corrected = holm([d.p for d in family])
+    return [replace(d, family=len(family), corrected_p=p) for d, p in zip(family, corrected, strict=True)]
+
+
+def complete(values_SC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of S seeds and which of C cells to compare so that every seed has every cell (nan: it has not).
+
+    A cell that fewer than half of the seeds have is left out, so that it does not take the others with it; then a seed
+    that lacks a cell. Booleans, (S,) and (C,).
+    """
+    there_SC = ~np.isnan(values_SC)
+    cells_C = there_SC.any(0) & (2 * there_SC.sum(0) >= there_SC.any(1).sum())
+    return there_SC[:, cells_C].all(1) & cells_C.any(), cells_C
