@@ -31,7 +31,7 @@ def scratch(accuracies, **axes):
 def runs_of(*groups):
     table = pd.DataFrame([row for group in groups for row in group])
     known = ("key", "status", *AXES)
-    swept = [name for name in table if name not in known and "/" not in name and name != "drift"]
+    swept = [name for name in table if name not in known and "/" not in name and name not in ("drift", "steps")]
     table[swept] = table[swept].map(
         lambda value: "-" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
     )

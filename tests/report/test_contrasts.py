@@ -4,7 +4,6 @@ import pytest
 from tests.report.made import design_of, rows, runs_of, scratch
 
 from layergraft.errors import UserError
-from layergraft.report import contrasts
 from layergraft.report.contrasts import between, contrast, gains, named, require_contrasts
 from layergraft.stats import difference
 
@@ -79,7 +78,7 @@ def test_named_contrasts_are_corrected_together_and_what_is_lacking_is_told():
              "c": {"of": ["+strategy=hybrid", "-strategy=scratch"], "metric": "test/acc"}}  # fmt: skip
     compared, lacking = named(found, specs)
     raw = [c.difference.p for c in compared]
-    assert [c.holm_p for c in compared] == pytest.approx([min(1, 2 * raw[0]), max(raw[1], 2 * raw[0])])
+    assert [c.difference.corrected_p for c in compared] == pytest.approx([min(1, 2 * raw[0]), max(raw[1], 2 * raw[0])])
     assert lacking == ["c: unknown strategy among these runs: 'hybrid'. There are: freeze, full, scratch"]
     default, _ = named(found, {})
     assert [c.name for c in default] == ["full, trained less scratch", "freeze, trained less scratch"]
@@ -108,27 +107,6 @@ def test_contrasts_are_checked_against_what_is_planned():
     require_contrasts(records, {"c": {"of": ["+seed=0", "-seed=1"], "metric": "steps_to/75"}})
 
 
-def test_the_best_arm_is_picked_by_validation_among_donors_that_learned():
-    def arm(strategy, test, val, **axes):
-        found = rows(test, strategy=strategy, **axes)
-        return [row | {"val/acc": val} for row in found]
-
-    found = design_of(
-        scratch({0: 50, 1: 51, 2: 52}), arm("freeze", {0: 60, 1: 62, 2: 61}, 10), arm("full", {0: 55, 1: 56, 2: 54}, 90),
-        arm("freeze", {0: 40, 1: 41, 2: 45}, 99, donor="random"),
-    )  # fmt: skip
-    (only,) = contrasts.answers(found)
-    assert (only.arm, only.num_arms, only.site, list(only.picked)) == (
-        "full, trained",
-        2,
-        "early",
-        ["scratch", "freeze, random"],
-    )
-    assert only.picked["scratch"].gain.mean == pytest.approx((5 + 5 + 2) / 3)
-    assert only.picked["freeze, random"].gain.mean == pytest.approx((15 + 15 + 9) / 3)
-    assert only.holm_p["scratch"] == pytest.approx(only.picked["scratch"].gain.p)
-
-
 def test_a_sweep_without_baseline_compares_every_pair():
     compared, _ = named(design_of(rows({0: 1}), rows({0: 2}, donor="random"), rows({0: 3}, donor="permuted")), {})
     assert len(compared) == 3
@@ -144,43 +122,66 @@ def test_none_is_a_value_of_other_axes_than_the_donor():
     assert (only.num_cells, only.difference.mean) == (1, 0.0)
 
 
-def test_a_cell_without_the_metric_leaves_no_seed_whole():
-    groups = [scratch({0: 1, 1: 1}), rows({0: 2, 1: 2}, site="early"), rows({0: 2, 1: 2}, site="late")]
+def test_a_cell_without_the_metric_is_left_out_and_named():
+    groups = [scratch({0: 1, 1: 1}), rows({0: 2, 1: 2}, site="early"), rows({0: 2, 1: 3}, site="late")]
     for row in (row for group in groups for row in group):
-        row["steps_to/90"] = None if row["site"] == "late" else 10.0
-    only = contrast(design_of(*groups), "c", ["+strategy=full", "-strategy=scratch"], "steps_to/90")
-    assert (only.difference, only.seeds, only.unpaired) == (None, (), (0, 1))
+        row["drift"] = None if row["site"] == "late" else float(row["test/acc"])
+    only = contrast(design_of(*groups), "c", ["+strategy=full", "-strategy=scratch"], "drift")
+    assert (only.difference.mean, only.seeds, only.num_cells, only.left_out) == (1, (0, 1), 1, ("late",))
 
 
-def test_controls_are_known_whatever_else_of_theirs_was_swept():
-    def with_surgery(calibrate):
-        return [
-            rows({0: 55, 1: 57}, strategy="freeze", **{"surgery.calibrate": calibrate}),
-            rows({0: 51, 1: 52}, strategy="freeze", donor="random", **{"surgery.calibrate": calibrate}),
-        ]
-
-    found = design_of(scratch({0: 50, 1: 50}), *with_surgery("none"), *with_surgery("moments"))
-    (answer,) = contrasts.answers(found)
-    assert answer.num_arms == 2 and list(answer.picked) == ["scratch", "freeze, random"]
-    assert answer.picked["freeze, random"].gain.mean == pytest.approx(4.5)
-    assert set(answer.axes) == {"site", "host"}  # what the arm has of its own does not hide it
-
-
-def test_a_place_without_one_control_keeps_the_other():
+def test_a_cell_that_few_seeds_have_does_not_take_the_others_with_it():
     found = design_of(
-        scratch({0: 50, 1: 51}), rows({0: 55, 1: 57}, strategy="freeze", site="a"), rows({0: 55, 1: 58}, strategy="freeze", site="b"),
-        rows({0: 40, 1: 42}, strategy="freeze", donor="random", site="b"),
-    )  # fmt: skip
-    first, second = contrasts.answers(found)
-    assert (list(first.picked), list(second.picked)) == (["scratch"], ["scratch", "freeze, random"])
-
-
-def test_seeds_that_an_arm_lacks_are_told():
-    found = design_of(
-        scratch({0: 50, 1: 51, 2: 50}), rows({0: 55, 1: 57, 2: 56}), rows({0: 55, 1: 58}, strategy="freeze")
+        scratch(dict.fromkeys(range(5), 50)),
+        rows(dict(enumerate((51, 52, 53, 52, 51))), site="early"),
+        rows({0: 90}, site="late"),
     )
-    (answer,) = contrasts.answers(found)
-    assert answer.lost == [2] and answer.picked["scratch"].gain.n == 2
+    only = between(found, "full, trained", "scratch")
+    assert (only.difference.n, only.difference.mean, only.left_out) == (5, pytest.approx(1.8), ("late",))
+
+
+def test_cells_that_one_side_lacks_are_named():
+    found = design_of(
+        rows({0: 1, 1: 2}, site="early"), rows({0: 1, 1: 2}, site="late"), rows({0: 0, 1: 0}, strategy="freeze")
+    )
+    assert between(found, "full, trained", "freeze, trained").left_out == ("late",)
+
+
+def test_a_condition_of_several_levels_takes_all_of_them_in_every_seed():
+    """A seed that lacks the late site would come in with the early one alone."""
+    found = design_of(
+        scratch(dict.fromkeys(range(4), 50)), rows(dict.fromkeys(range(4), 60), site="early"), rows(dict.fromkeys(range(3), 40), site="late")
+    )  # fmt: skip
+    only = contrast(found, "c", ["+site=early|late", "-strategy=scratch"])
+    assert (only.difference.mean, only.seeds, only.unpaired) == (0, (0, 1, 2), (3,))
+
+
+def test_what_was_never_reached_counts_as_all_the_steps_of_the_run():
+    groups = [scratch({0: 1, 1: 1}), rows({0: 2, 1: 2}, site="early")]
+    for row in (row for group in groups for row in group):
+        row["steps"] = 100
+        row["steps_to/90"] = float("inf") if (row["strategy"], row["seed"]) == ("scratch", 1) else 40.0
+    only = contrast(design_of(*groups), "c", ["+strategy=full", "-strategy=scratch"], "steps_to/90")
+    assert (only.difference.mean, only.never) == ((0 - 60) / 2, 1)
+
+
+def test_an_arm_is_held_against_its_own_kind_of_a_control():
+    name = "strategy.phases.start.train.rest"
+    groups = [rows({0: level + gain, 1: level + gain}, strategy="full", donor=donor, site=site, **{name: rate})
+              for rate, level in (("1", 50), ("0.1", 70)) for donor, site, gain in (("none", "-", 0), ("trained", "early", 1))]  # fmt: skip
+    found = design_of(*groups)
+    assert [d.mean for d in gains(found, "scratch", "test/acc").difference] == [1, 1]
+    arms = [arm for arm in found.runs.arm.unique() if "trained" in arm]
+    assert [between(found, arm, "scratch").difference.mean for arm in arms] == [1, 1]
+
+
+def test_contrasts_of_a_sweep_are_of_its_own_runs():
+    own = rows({0: 55, 1: 57}, strategy="freeze")
+    found = design_of(scratch({0: 50, 1: 51}), own, rows({0: 10, 1: 12}, strategy="freeze", site="late"))
+    keys = [row["key"] for row in (*scratch({0: 50, 1: 51}), *own)]
+    spec = {"of": ["+strategy=freeze", "-strategy=scratch"], "metric": "test/acc", "runs": keys}
+    ((only,), _) = named(found, {"c": spec})
+    assert only.difference.mean == 5.5 and only.num_cells == 1
 
 
 def test_conditions_that_name_every_axis_share_the_one_cell():

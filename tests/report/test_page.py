@@ -12,8 +12,9 @@ from tests.report.made import rows, runs_of, scratch
 
 from layergraft.report import page
 from layergraft.report.contrasts import between, design
-from layergraft.report.findings import find, words
+from layergraft.report.findings import find
 from layergraft.report.table import read
+from layergraft.report.words import in_words, words
 from layergraft.stats import mean_difference
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -102,7 +103,7 @@ def test_says_what_the_runs_say(sweep):
         for contrast in found.contrasts:
             assert contrast.name in told and words(contrast.difference) in told
         for answer in found.answers:
-            assert words(answer.picked["scratch"].gain) in told
+            assert words(answer.gains["scratch"]) in told
         for row in found.across.to_dict("records"):
             assert str(row["iqm"]) in told
     assert "layergraft train -m strategy=freeze,hybrid" in text["md"] and "CPU" in text["md"]
@@ -130,9 +131,9 @@ def test_across_places_each_seed_has_one_figure():
     for site, gains in {"a": (1, 2), "b": (2, 3), "c": (3, -1), "d": (100, 0)}.items():
         groups.append(rows({0: 50 + gains[0], 1: 50 + gains[1]}, site=site))
     (row,) = find(runs_of(*groups)).across.to_dict("records")
-    assert row["iqm"] == mean_difference([2.5, 1.0])  # the middle half of 1 2 3 100 and of -1 0 2 3
-    assert row["better"] == mean_difference([100.0, 62.5])  # a tie counts half
-    assert (row["cells"], row["n"]) == (4, 2)
+    assert str(row["iqm"]) == str(mean_difference([2.5, 1.0]))  # the middle half of 1 2 3 100 and of -1 0 2 3
+    assert str(row["better"]) == str(mean_difference([50.0, 12.5]))  # beyond 50%; a tie counts half
+    assert (row["places"], row["n"], row["lost"]) == (4, 2, ())
 
 
 def test_the_ladder_takes_the_gain_apart():
@@ -144,31 +145,60 @@ def test_the_ladder_takes_the_gain_apart():
     found = find(runs_of(scratch({0: 50, 1: 50, 2: 50}), *groups))
     assert list(found.ladder.donor) == list(levels)
     assert [round(d.mean) for d in found.steps.difference] == [2, 3, 4, 9, 1]
+    assert {d.family for d in found.steps.difference} == {5}  # corrected together
+    (line,) = (line for line in in_words(found) if line.startswith("With freeze"))
+    assert re.search(
+        r"trained layer gains \+8.9.* of it scale \+2\.\d \(resolved\), spectrum \+3.*, learned structure \+3.9", line
+    )
 
 
-def test_similarity_is_ranked_within_a_seed():
+def of_sources(gains_by_distance, sites=("a", "b"), by_site=0):
+    """Sources at distances, at sites of which each later one gains less and is `by_site` further."""
     groups = [scratch({0: 50, 1: 50, 2: 50})]
-    for place, (distance, gain) in enumerate([(1, 9), (2, 6), (3, 7), (4, 1), (5, -3)]):
-        for row in rows({0: 50 + gain, 1: 50 + gain + place % 2, 2: 50 + gain}, site=f"s{place}"):
-            groups.append([row | {"similarity/site/frechet": distance + row["seed"] / 10}])
-    (row,) = find(runs_of(*groups)).similar.to_dict("records")
-    assert row["measure"] == "site/frechet" and row["difference"].mean < -0.85 and row["difference"].n == 3
+    for number, site in enumerate(sites):
+        for source, (distance, gain) in enumerate(gains_by_distance):
+            axes = {"site": site, "donor.data.dial": str(source)}
+            for row in rows({seed: 50 + gain - 10 * number + seed % 2 for seed in range(3)}, **axes):
+                groups.append([row | {"similarity/site/frechet": distance + by_site * number + row["seed"] / 10}])
+    return find(runs_of(*groups)).similar
 
 
-def test_shares_are_of_a_balanced_part_where_there_is_one():
+def test_similarity_is_ranked_over_sources():
+    (row,) = of_sources([(1, 9), (2, 6), (3, 7), (4, 1), (5, -3), (6, -4)]).to_dict("records")
+    found = row["association"]
+    assert (row["measure"], found.n) == ("site/frechet", 6)
+    assert found.rho == pytest.approx(-0.943, abs=1e-3) and found.resolved  # one exchange of 6
+    few = of_sources([(1, 9), (2, 6), (3, 1), (4, 0)]).association[0]
+    assert few.rho == -1 and few.p == 1 and not few.resolved
+
+
+def test_what_sites_differ_in_is_no_similarity():
+    """One source, and a second alike: gains fall and distances grow from site to site, which says nothing of sources."""
+    assert len(of_sources([(1, 9)], sites="abcdef", by_site=5)) == 0
+    (found,) = of_sources([(1, 5), (2, 1), (3, 4), (4, 2), (5, 3)], sites="abcdef", by_site=50).association
+    assert found.n == 5 and not found.resolved
+
+
+def test_shares_are_of_what_was_planned_whatever_became_of_it():
+    """A run that is missing changes neither whose variance it is nor what effects are judged against."""
     rng = np.random.default_rng(0)
-    groups = [rows(dict(enumerate(rng.normal(50, 1, 3))), strategy=s, site=p) for s in ("full", "freeze") for p in "ab"]
-    whole = find(runs_of(*groups, rows({0: 40, 1: 41, 2: 42}, strategy="freeze", donor="random", site="a")))
-    assert whole.shares.balanced and whole.shares.num_runs == 12 and "learned" in whole.shares_of
-    broken = find(runs_of(*[group[: 3 - number % 2] for number, group in enumerate(groups)]))
-    assert not broken.shares.balanced and broken.shares.num_runs == 10
+    groups = [rows(dict(enumerate(rng.normal(50, 1, 4))), strategy=s, site=p) for s in ("full", "freeze") for p in "ab"]
+    control = rows({0: 40, 1: 41, 2: 42, 3: 41}, strategy="freeze", donor="random", site="a")
+    for parts, seeds in ((groups, 4), ([groups[0][:3], *groups[1:]], 3)):
+        found = find(runs_of(*parts, control))
+        assert found.shares.balanced and found.shares.num_runs == 4 * seeds and "learned" in found.shares_of
+        assert found.shares.lost_seeds == (3,) * (seeds == 3)
 
 
 def test_one_seed_says_so(tmp_path):
     table = runs_of(scratch({0: 50}), rows({0: 60}))
     table.table = table.table.assign(folder=str(tmp_path), seconds=1.0, error="")
     text = page.write_report(table, tmp_path).read_text()
-    assert "One seed shows no spread" in text and between(design(table), "full, trained", "scratch").difference.n == 1
+    assert (
+        "One seed shows no spread" in text
+        and "data-label" in text
+        and between(design(table), "full, trained", "scratch").difference.n == 1
+    )
 
 
 def test_a_sweep_without_baseline_still_has_its_report(tmp_path):

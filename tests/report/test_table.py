@@ -89,7 +89,7 @@ def test_a_run_without_partner_is_told(sweep, tmp_path):
     for folder in (outputs / "runs").glob("full.*none.seed1*"):  # scratch with seed 1
         shutil.rmtree(folder)
     page = report.write([outputs / "sweeps" / "small"]).read_text()
-    assert "6 runs have no partner of the same seed in scratch" in page
+    assert "without a partner of the same seed in scratch, so in no difference to it: 6 runs, such as" in page
 
 
 def test_several_sweeps_or_all_runs_filtered(sweep, tmp_path):

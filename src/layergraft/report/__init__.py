@@ -25,10 +25,10 @@ def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", w
 
     Raises UserError for a condition that no run meets, a metric that is none, and where the two share no cell.
     """
-    from layergraft.errors import counted
+    from layergraft.errors import counted, listing
     from layergraft.report.contrasts import contrast, design
-    from layergraft.report.findings import words
     from layergraft.report.table import read, require_completed
+    from layergraft.report.words import words
 
     runs = read(folders, where)
     require_completed(runs)
@@ -39,6 +39,12 @@ def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", w
         lines.append(
             f"{counted(n, 'seed')} ({', '.join(map(str, found.seeds))}), {counted(found.num_cells, 'cell')}, p = {p:.3g}"
         )
+    if found.never:
+        lines.append(f"{counted(found.never, 'run')} never got there and count as all their steps")
     if found.unpaired:
-        lines.append(f"without a partner in every cell: {', '.join(map(str, found.unpaired))}")
-    return "\n".join(lines)
+        lines.append(f"seeds that lack a cell: {', '.join(map(str, found.unpaired))}")
+    if found.left_out:
+        lines.append(f"left out, as not both or not most seeds have it: {listing(found.left_out)}")
+    lines += runs.notes
+    others = runs.table.status[runs.table.status != "completed"].value_counts()
+    return "\n".join([*lines, *(f"not counted, as {status}: {counted(n, 'run')}" for status, n in others.items())])

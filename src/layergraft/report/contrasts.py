@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +17,11 @@ import pandas as pd
 from layergraft.errors import UserError, require, unknown
 from layergraft.report.table import AXES, NONE, Runs, tidy
 from layergraft.report.where import chosen, columns_of
-from layergraft.stats import Difference, Picked, holm, mean_difference, pick
+from layergraft.stats import Difference, complete, mean_difference, together
 
 SCRATCH = "scratch"
 RANDOM = "freeze, random"
-CONTROLS = ("none", "random", "moment_matched", "permuted", "covariance")
+CONTROLS = ("none", "random", "moment_matched", "permuted", "covariance", "self")
 METRICS = ("test/acc", "test/loss", "test/auc", "test/mae", "val/acc", "val/aulc", "train/loss", "shock/acc", "shock/loss",
            "steps_to/recover", "drift")  # fmt: skip
 MAX_ARMS = 8  # of which every pair is compared where there is no scratch
@@ -33,6 +33,8 @@ class Design:
 
     runs: pd.DataFrame
     """With two columns more: `arm`, what is compared, and `setting`, what is the same in a comparison, but the site."""
+    of_arm: list[str]
+    """The columns that, beside strategy and donor, tell arms apart: whatever of strategy, donor or surgery was swept."""
     of_setting: list[str]
     """The columns that make a setting: host, data, and whatever else was swept, the donor's source included."""
     swept: list[str]
@@ -52,6 +54,10 @@ class Design:
         grafted = self.runs[self.runs.site != NONE]
         return list((grafted if len(grafted) else self.runs).setting.unique())
 
+    def of(self, keys: Collection[str] | None) -> Design:
+        """That of these runs alone; of all where None."""
+        return self if keys is None else replace(self, runs=self.runs[self.runs.key.isin(keys)])
+
     def arm(self, name: str) -> pd.DataFrame:
         """The runs of an arm, or of a control: SCRATCH or RANDOM, whatever else of theirs was swept."""
         runs = self.runs
@@ -61,9 +67,20 @@ class Design:
             return runs[(runs.donor == "random") & (runs.strategy == "freeze")]
         return runs[runs.arm == name]
 
+    def like(self, control: pd.DataFrame, arm: pd.Series) -> pd.DataFrame:
+        """The runs of `control` with the arm's own level of whatever tells arms apart, where the control has that level
+        among others; of surgery it must have it. A control that has no such levels is that of every arm."""
+        for name in self.of_arm:
+            levels, own = set(control[name]) - {NONE}, arm[name]
+            if own in levels and len(levels) > 1 or levels and own != NONE and name.startswith("surgery."):
+                control = control[control[name].isin((own, NONE))]
+        return control
+
 
 def design(runs: Runs) -> Design:
-    """An arm is a strategy with a donor, and whatever of either was swept but the donor's source; a setting is the host,
+    """The completed runs, with the columns `arm` and `setting`.
+
+    An arm is a strategy with a donor, and whatever of either was swept but the donor's source; a setting is the host,
     the data, the source and whatever else was swept but the site and the seed. A host without a donor that learns in
     full is `scratch`."""
     table, swept = runs.completed, runs.swept
@@ -86,7 +103,7 @@ def design(runs: Runs) -> Design:
     labelled = table.assign(
         arm=_labels(table, ["strategy", "donor", *of_arm], arm), setting=_labels(table, of_setting, setting)
     )
-    return Design(labelled, of_setting, swept)
+    return Design(labelled, of_arm, of_setting, swept)
 
 
 def _of_source(name: str) -> bool:
@@ -103,23 +120,32 @@ def paired(design: Design, baseline: str, metric: str) -> pd.DataFrame:
     same setting, at the same site, with the same surgery; nan without such a partner. What does not apply to the baseline
     (the site of scratch, the source of a random donor) is no part of where it is."""
     base = design.arm(baseline)
-    where = [*design.of_setting, "site", *(name for name in design.swept if name.startswith("surgery."))]
-    keys = [name for name in where if not (base[name] == NONE).all()] + ["seed"]
-    partner = base.groupby(keys, sort=False)[metric].mean().rename("partner").reset_index()
-    others = design.runs[~design.runs.key.isin(base.key)].merge(partner, on=keys, how="left")
-    return others.assign(gain=others[metric] - others.partner).drop(columns="partner")
+    others = design.runs[~design.runs.key.isin(base.key)]
+    gains = [pd.Series(np.nan, index=others.index)]
+    for _, rows in others.groupby("arm", sort=False):
+        own = design.like(base, rows.iloc[0])
+        keys = [*(name for name in (*design.of_setting, "site") if not (own[name] == NONE).all()), "seed"]
+        partner = own.groupby(keys, sort=False)[metric].mean().rename("partner").reset_index()
+        gains.append(rows[metric] - rows[keys].merge(partner, on=keys, how="left").set_index(rows.index).partner)
+    return others.assign(gain=pd.concat(gains[1:] or gains))
 
 
 def gains(design: Design, baseline: str, metric: str) -> pd.DataFrame:
-    """A row a cell (setting, site, arm): its Difference to `baseline`, and the columns that are the same in it."""
+    """A row a cell (setting, site, arm): its `difference` to `baseline`, each for itself, and the axes that are the same in it."""
     if not len(design.arm(baseline)):
         return pd.DataFrame(columns=["setting", "site", "arm", "difference"])
-    rows, there = [], paired(design, baseline, metric).dropna(subset="gain")
-    for (setting, site, arm), group in there.groupby(["setting", "site", "arm"], sort=False):
-        by_seed = group.groupby("seed").gain.mean()
-        first = group.iloc[0]
-        same = {name: first[name] for name in design.axes if name != "seed"}
-        rows.append(same | {"setting": setting, "site": site, "arm": arm, "difference": mean_difference(by_seed)})
+    return of_cells(design, paired(design, baseline, metric), "gain")
+
+
+def of_cells(design: Design, runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A row a cell (setting, site, arm) of `runs`: the `difference` to 0 of the seeds' means of `column`, and the axes."""
+    rows = []
+    for cell, there in runs.dropna(subset=column).groupby(["setting", "site", "arm"], sort=False):
+        same = {name: there[name].iloc[0] for name in design.axes if name != "seed"}
+        by_seed = there.groupby("seed")[column].mean()
+        rows.append(
+            same | dict(zip(("setting", "site", "arm"), cell, strict=True), difference=mean_difference(by_seed))
+        )
     return pd.DataFrame(rows, columns=None if rows else ["setting", "site", "arm", "difference"])
 
 
@@ -134,11 +160,13 @@ class Contrast:
     seeds: tuple[int, ...]
     """That have every cell of every term."""
     unpaired: tuple[int, ...]
-    """That some term has and another lacks: they do not count."""
+    """That some term has and another lacks, or lacks in a cell: they do not count."""
+    left_out: tuple[str, ...]
+    """Cells that one term lacks, or that fewer than half of the seeds have."""
+    never: int
+    """Runs that never came to where the metric, a number of steps, counts to: they count as all their steps."""
     difference: Difference | None
     """None where no seed has all of it."""
-    holm_p: float = math.nan
-    """Corrected over the family that it was compared in."""
 
 
 def contrast(design: Design, name: str, of: Sequence[str], metric: str = "test/acc") -> Contrast:
@@ -155,17 +183,20 @@ def contrast(design: Design, name: str, of: Sequence[str], metric: str = "test/a
 
 def between(design: Design, arm: str, baseline: str, metric: str = "test/acc") -> Contrast:
     """One arm less another."""
-    own = {name for name in design.axes if name.startswith(("strategy", "donor", "surgery")) and not _of_source(name)}
-    parts = [design.arm(arm), design.arm(baseline)]
+    own = {"strategy", "donor", *design.of_arm}
+    runs = design.arm(arm)
+    parts = [runs, design.like(design.arm(baseline), runs.iloc[0])]
     return _contrast(design, f"{arm} less {baseline}", [f"+{arm}", f"-{baseline}"], parts, own, metric)
 
 
 def _contrast(
     design: Design, name: str, of: Sequence[str], parts: Sequence[pd.DataFrame], told: set[str], metric: str
 ) -> Contrast:
-    """`parts` are the runs of each term of `of`, which the axes `told` tell apart; the others make the cells."""
+    """`parts` are the runs of each term of `of`, which the axes `told` tell apart; the others make the cells. In a cell a
+    term is the mean of all that it has there: freeze|full of both, in every seed."""
     require(metric in design.runs, f"{name}: no completed run has the metric {metric}")
-    free = [column for column in [*AXES[:-1], *design.swept] if column not in told]
+    axes = [*AXES[:-1], *design.swept]
+    free, within = [a for a in axes if a not in told], [a for a in axes if a in told]
     # A term has no place on an axis that does not apply to it: scratch is in the cells of every site.
     own = [[column for column in free if not _is_nowhere(part[column]).all()] for part in parts]
     cells = pd.DataFrame(index=[0])
@@ -176,16 +207,26 @@ def _contrast(
         there = part[columns].drop_duplicates()
         cells = cells.merge(there, on=shared) if shared else cells.merge(there, how="cross")
     require(len(cells) > 0, f"{name}: its conditions share no cell of {' x '.join(free)}")
-    tables = [_by_seed_and_cell(part, columns, metric) for part, columns in zip(parts, own, strict=True)]
-    # A cell where no run has the metric (steps to an accuracy that none reached) leaves no seed whole.
-    whole = [t.reindex(columns=list(_cell(cells, columns))).dropna() for t, columns in zip(tables, own, strict=True)]
-    every = {int(seed) for part in parts for seed in part.seed}
-    seeds = sorted(set.intersection(*(set(table.index) for table in whole)))
-    unpaired = tuple(sorted(every - set(seeds)))
-    signs = [1 if term[0] == "+" else -1 for term in of]
-    deltas = sum(sign * table.loc[seeds].mean(axis=1) for sign, table in zip(signs, whole, strict=True))
-    found = mean_difference(deltas.to_numpy()) if seeds else None
-    return Contrast(name, tuple(of), metric, len(cells), tuple(map(int, seeds)), unpaired, found)
+    seeds = np.array(sorted({int(seed) for part in parts for seed in part.seed}))
+    delta_SC = np.zeros((len(seeds), len(cells)))
+    for term, part, columns in zip(of, parts, own, strict=True):
+        labelled = part.assign(cell=_cell(part, columns), within=_cell(part, within))
+        if np.isinf(labelled[metric].astype(float)).any():  # never reached: counted as all the steps of the run
+            labelled[metric] = labelled[metric].where(labelled[metric] != math.inf, labelled.steps)
+        all_CS = labelled.groupby(["cell", "within", "seed"])[metric].mean().unstack("seed").reindex(columns=seeds)
+        lacking_CS = all_CS.isna().groupby(level="cell").any()
+        mean_CS = all_CS.groupby(level="cell").mean().mask(lacking_CS)
+        delta_SC += (1 if term[0] == "+" else -1) * mean_CS.loc[_cell(cells, columns)].to_numpy().T
+    seeds_S, cells_C = complete(delta_SC)
+    found = mean_difference(delta_SC[seeds_S][:, cells_C].mean(1)) if seeds_S.any() else None
+    never = sum(int(np.isinf(part[metric].astype(float)).sum()) for part in parts)
+    told_apart = [c for c in free if len(set().union(*(part[c][~_is_nowhere(part[c])] for part in parts))) > 1]
+    left_out: set[str] = set()
+    for part, columns in zip(parts, own, strict=True):
+        naming = [column for column in columns if column in told_apart]
+        left_out |= {*_cell(part, naming)} - {*_cell(cells[cells_C], naming)}
+    return Contrast(name, tuple(of), metric, int(cells_C.sum()), tuple(seeds[seeds_S].tolist()),
+                    tuple(seeds[~seeds_S].tolist()), tuple(sorted(left_out)), never, found)  # fmt: skip
 
 
 def _is_nowhere(column: pd.Series) -> pd.Series:
@@ -226,18 +267,11 @@ def _cell(rows: pd.DataFrame, columns: list[str]) -> pd.Series:
     return _labels(rows, columns, lambda *levels: ", ".join(levels))
 
 
-def _by_seed_and_cell(part: pd.DataFrame, columns: list[str], metric: str) -> pd.DataFrame:
-    """Seeds x cells."""
-    return part.assign(cell=_cell(part, columns)).pivot_table(
-        index="seed", columns="cell", values=metric, aggfunc="mean"
-    )
-
-
 def corrected(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """With Holm's correction over all that have a difference."""
-    there = [c for c in contrasts if c.difference is not None]
-    found = dict(zip(map(id, there), holm([c.difference.p for c in there]), strict=True))
-    return [replace(c, holm_p=found.get(id(c), math.nan)) for c in contrasts]
+    there = [number for number, c in enumerate(contrasts) if c.difference is not None]
+    found = dict(zip(there, together(contrasts[number].difference for number in there), strict=True))
+    return [replace(c, difference=found.get(number)) for number, c in enumerate(contrasts)]
 
 
 def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[Contrast], list[str]]:
@@ -248,7 +282,7 @@ def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[
     found, lacking = [], []
     for name, spec in specs.items():
         try:
-            found.append(contrast(design, name, spec["of"], spec["metric"]))
+            found.append(contrast(design.of(spec.get("runs")), name, spec["of"], spec["metric"]))
         except UserError as error:
             lacking.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if not specs:
@@ -266,56 +300,3 @@ def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[
             with suppress(UserError):  # they share no cell
                 found.append(between(design, *pair))
     return corrected(found), lacking
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The arm to choose in one setting at one site, and what it gains over each control."""
-
-    setting: str
-    site: str
-    axes: dict[str, str]
-    arm: str
-    num_arms: int
-    picked: dict[str, Picked]
-    """Control -> what picking gains over it."""
-    holm_p: dict[str, float]
-    """Corrected over all places, for each control."""
-    lost: list[int]
-    """Seeds that some arm or control lacks: they do not count."""
-
-
-def answers(design: Design, metric: str = "test/acc", by: str = "val/acc") -> list[Answer]:
-    """For each setting and site: the arm that `by` picks among those whose donor learned something (all arms with a donor
-    where there are none such), and its gain in `metric`. Seeds count that have every arm and the control."""
-    grafted = design.runs[design.runs.site != NONE]
-    learned = grafted[~grafted.donor.isin(CONTROLS)]
-    if "donor.control" in design.swept:
-        learned = learned[learned["donor.control"].isin((NONE, "none"))]
-    candidates = set((learned if len(learned) else grafted[~grafted.key.isin(design.arm(RANDOM).key)]).arm)
-    against = {name: paired(design, name, metric) for name in (SCRATCH, RANDOM) if len(design.arm(name))}
-    places: dict[tuple[str, str], dict[str, Any]] = {}
-    for control, table in against.items():
-        table = table[table.arm.isin(candidates)]
-        for (setting, site), there in table.groupby(["setting", "site"], sort=False):
-            val = there.pivot_table(index="seed", columns="arm", values=by)
-            gain = there.pivot_table(index="seed", columns="arm", values="gain")
-            arms = [arm for arm in val if arm in gain]  # an arm none of whose runs has a partner is told elsewhere
-            val, gain = val[arms].dropna(), gain[arms].dropna()
-            whole = [seed for seed in val.index if seed in gain.index]
-            if not arms or not whole:
-                continue
-            picked = pick(val.loc[whole].to_numpy(), gain.loc[whole].to_numpy())
-            place = places.setdefault((setting, site), {"picked": {}, "arms": arms, "first": there.iloc[0]})
-            place["picked"][control] = picked
-            place["lost"] = sorted({*map(int, there.seed)} - {*map(int, whole)})
-    found = [
-        Answer(setting, site, {name: str(place["first"][name]) for name in ("site", *design.of_setting)},
-               place["arms"][next(iter(place["picked"].values())).column], len(place["arms"]), place["picked"], {}, place["lost"])
-        for (setting, site), place in places.items()
-    ]  # fmt: skip
-    for control in against:
-        there = [answer for answer in found if control in answer.picked]
-        for answer, p in zip(there, holm([a.picked[control].gain.p for a in there]), strict=True):
-            answer.holm_p[control] = p
-    return found

@@ -24,19 +24,25 @@ alt.data_transformers.disable_max_rows()
 
 ALL = "all"
 PANELS = 24  # at most; a sweep of more settings is read in its table
+FEW_SITES = 10  # whose numbers a heat map has room for
 ROW = 26
 
 
 def _filtered(rows: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     """`rows` with each of `axes` under the name that figures filter by; NONE where a row has no such axis."""
-    extra = {f"filter_{i}": rows[name].astype(str) if name in rows else NONE for i, name in enumerate(axes)}
+    extra = {
+        f"filter_{i}": rows[name].astype(object).where(rows[name].notna(), NONE).astype(str) if name in rows else NONE
+        for i, name in enumerate(axes)
+    }
     return rows.assign(**extra)
 
 
-def _finish(chart: Any, axes: Sequence[str]) -> Any:
-    for i in range(len(axes)):
+def _finish(chart: Any, axes: Sequence[str], exact: Sequence[str] = ()) -> Any:
+    """`exact`: axes of which rows with the level ALL stand for all of it."""
+    for i, axis in enumerate(axes):
         name = f"filter_{i}"
-        chart = chart.transform_filter(f"{name} == '{ALL}' || datum.{name} == {name} || datum.{name} == '{NONE}'")
+        everything = "" if axis in exact else f"{name} == '{ALL}' || "
+        chart = chart.transform_filter(f"{everything}datum.{name} == {name} || datum.{name} == '{NONE}'")
     return chart
 
 
@@ -45,14 +51,14 @@ def _with_params(chart: Any, axes: Sequence[str]) -> Any:
 
 
 def _panels(
-    layered: Any, rows: pd.DataFrame, axes: Sequence[str], columns: int, by: str = "setting", x: str = "shared"
+    layered: Any, rows: pd.DataFrame, axes: Sequence[str], columns: int, by: str = "setting", exact: Sequence[str] = ()
 ) -> Any:
     """A panel for each value of `by`, in the order of `rows`."""
     order = list(dict.fromkeys(rows[by]))
     facet = alt.Facet(
         f"{by}:N", title=None, sort=order, header=alt.Header(labelFontSize=12, labelFontWeight="bold", labelLimit=600)
     )
-    return _with_params(_finish(layered, axes).facet(facet=facet, columns=columns).resolve_scale(x=x), axes)
+    return _with_params(_finish(layered, axes, exact).facet(facet=facet, columns=columns), axes)
 
 
 def estimates(rows: pd.DataFrame, column: str = "difference") -> pd.DataFrame:
@@ -89,7 +95,12 @@ def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.Chart:
     limit = max(float(rows["mean"].abs().max()), 0.1)
     base = alt.Chart().encode(
         x=alt.X(
-            "site:N", sort=list(dict.fromkeys(rows.site)), title="site", axis=alt.Axis(labelAngle=0, labelLimit=84)
+            "site:N",
+            sort=list(dict.fromkeys(rows.site)),
+            title="site",
+            axis=alt.Axis(labelAngle=0, labelLimit=84)
+            if rows.site.nunique() <= FEW_SITES
+            else alt.Axis(labelAngle=-60),
         ),
         y=alt.Y("arm:N", sort=list(dict.fromkeys(rows.arm)), title=None, axis=alt.Axis(labelLimit=260)),
         tooltip=["setting:N", "site:N", "arm:N", *TOOLTIP],
@@ -104,14 +115,16 @@ def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.Chart:
         text="text:N", color=alt.condition(dark, alt.value("white"), alt.value("black"))
     )
     sites, arms = rows.site.nunique(), rows.arm.nunique()
-    layered = alt.layer(tiles, numbers, data=rows).properties(width=max(150, 92 * sites), height=ROW * arms)
+    few = sites <= FEW_SITES
+    layered = alt.layer(*([tiles, numbers] if few else [tiles]), data=rows)
+    layered = layered.properties(width=max(150, (92 if few else 26) * sites), height=ROW * arms)
     return _panels(layered, rows, axes, columns=2 if sites <= 4 else 1)
 
 
 def forest(
-    rows: pd.DataFrame, axes: Sequence[str], unit: str, y: str, color: str | None = None, panel: str = "setting"
+    rows: pd.DataFrame, axes: Sequence[str], unit: str | None, y: str, color: str | None = None, panel: str = "setting"
 ) -> alt.Chart:
-    """Means with their intervals, a line each, against zero."""
+    """Means with their intervals, a line each, against zero. Without a unit each panel has one of its own, and lines."""
     rows = _filtered(estimates(rows), axes)
     rows = rows[rows[panel].isin(list(dict.fromkeys(rows[panel]))[:PANELS])]
     shared = {"color": alt.Color(f"{color}:N", legend=alt.Legend(orient="bottom", labelLimit=300), sort=None),
@@ -124,10 +137,12 @@ def forest(
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=unit), x2="high:Q")
     points = base.mark_point(filled=True, size=55, opacity=1).encode(x=alt.X("mean:Q", title=unit))
     zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
-    lines = rows[y].nunique() * (max(1, rows[color].nunique()) if color else 1)
-    height = max(60, min(700, (16 if color else ROW) * lines))
-    layered = alt.layer(zero, bars, points, data=rows).properties(width=360, height=height)
-    return _panels(layered, rows, axes, 2, panel, x="independent" if panel == "metric" else "shared")
+    height = alt.Step(ROW if color is None else max(ROW, 14 * rows[color].nunique()))
+    if unit is None:
+        parts = [alt.layer(zero, bars, points, data=there).properties(width=360, height=height, title=str(name))
+                 for name, there in rows.groupby(panel, sort=False)]  # fmt: skip
+        return _with_params(alt.vconcat(*[_finish(part, axes) for part in parts]), axes)
+    return _panels(alt.layer(zero, bars, points, data=rows).properties(width=360, height=height), rows, axes, 2, panel)
 
 
 def learning_curves(rows: pd.DataFrame, axes: Sequence[str]) -> alt.Chart:
@@ -150,7 +165,8 @@ def learning_curves(rows: pd.DataFrame, axes: Sequence[str]) -> alt.Chart:
     line = base.mark_line(opacity=1).encode(
         y="mean:Q", tooltip=["arm:N", "setting:N", "epoch:Q", alt.Tooltip("mean:Q", format=".1f"), "n:Q"]
     )
-    return _panels(alt.layer(band, line, data=rows).properties(width=360, height=230), rows, axes, 2)
+    layered = alt.layer(band, line, data=rows).properties(width=360, height=230)
+    return _panels(layered, rows, axes, 2, exact=("site",) if "site" in axes else ())
 
 
 def scatter(rows: pd.DataFrame, axes: Sequence[str], x: str, unit: str, panel: str | None = None) -> alt.Chart:

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr, trim_mean
+from scipy.stats import trim_mean
 
-from layergraft.errors import UserError
+from layergraft.errors import UserError, counted, listing
 from layergraft.report import contrasts
-from layergraft.report.contrasts import CONTROLS, RANDOM, SCRATCH, Answer, Contrast, Design
+from layergraft.report.answers import Answer, answers
+from layergraft.report.contrasts import CONTROLS, RANDOM, SCRATCH, Contrast, Design
 from layergraft.report.table import NONE, Runs
-from layergraft.stats import Difference, Shares, mean_difference, shares
+from layergraft.stats import Shares, association, complete, mean_difference, shares, together
+from layergraft.stats.association import corrected
 
+ALL_SITES = "all"
 LADDER = ("random", "moment_matched", "permuted", "covariance", "trained", "extracted", "end_to_end", "self")
 # What a step up the ladder adds: (of, less).
 STEPS = {
     "scale: moments matched, less random": ("moment_matched", "random"),
+    "distribution: the weights shuffled, less their moments": ("permuted", "moment_matched"),
     "spectrum: the kernels' covariance, less their moments": ("covariance", "moment_matched"),
     "learned structure: trained, less the covariance": ("trained", "covariance"),
     "in all: trained, less random": ("trained", "random"),
     "co-adaptation: cut from a network, less trained alone": ("end_to_end", "trained"),
+    "the host's own, less trained alone": ("self", "trained"),
 }
+IN_ALL = "in all: trained, less random"
+TAKEN_APART = ("scale", "spectrum", "learned structure")  # these add up to it
 
 
 @dataclass(frozen=True)
@@ -42,19 +48,24 @@ class Findings:
     gains: dict[str, pd.DataFrame]
     """Metric -> the cells' differences to the baseline (`contrasts.gains`)."""
     across: pd.DataFrame
-    """A row an arm: cells, gain (interquartile mean over cells), better (share of cells above the baseline)."""
+    """A row an arm: places, n, lost (seeds), left_out (places), and the Differences mean, iqm and better (a share of places,
+    in percent, less 50); n = 0 where no seed has all of it."""
     shares: Shares | None
     shares_of: str
     ladder: pd.DataFrame
+    """A row a cell of a donor of LADDER, with its `difference` to the baseline."""
     steps: pd.DataFrame
+    """A row a strategy and step of STEPS: its `difference`, all of one family."""
     shocks: pd.DataFrame
+    """A row a cell: the `difference` of validation accuracy at step 0, grafted less intact."""
     recovery: pd.DataFrame
+    """A row an arm: runs, shocked, recovered, and the median of steps to it, inf where most never did."""
     similar: pd.DataFrame
-    """A row a measure of similarity: its rank correlation with the gain over cells, one a seed."""
+    """A row a measure of similarity: its `association` with the gain over sources."""
     by_run: pd.DataFrame
     """The grafted runs with their `gain` in test/acc."""
-    unpaired: list[str]
-    """Keys of runs that have no partner of their seed in the baseline."""
+    notes: list[str]
+    """What a reader must know of the comparisons: a line each."""
 
 
 def find(runs: Runs) -> Findings:
@@ -68,41 +79,80 @@ def find(runs: Runs) -> Findings:
     by_run = by_run[by_run.site != NONE]
     varied, of = _shares(design)
     ladder, steps = _ladder(design, gains.get("test/acc"))
-    unpaired = sorted(by_run[by_run.gain.isna()].key) if baseline else []
+    answered = answers(design)
     return Findings(
-        runs, design, compared, lacking, contrasts.answers(design), baseline, gains,
-        _across(by_run.dropna(subset="gain")) if baseline else pd.DataFrame(), varied, of, ladder, steps,
-        _shocks(design), _recovery(design), _similar(by_run.dropna(subset="gain")), by_run, unpaired,
+        runs, design, compared, lacking, answered, baseline, gains,
+        _across(by_run) if baseline else pd.DataFrame(), varied, of, ladder, steps,
+        contrasts.of_cells(design, design.runs, "shock/acc") if "shock/acc" in design.runs else pd.DataFrame(),
+        _recovery(design), _similar(design, by_run), by_run, [*runs.notes, *_notes(design, by_run, baseline, answered)],
     )  # fmt: skip
 
 
+def _notes(design: Design, by_run: pd.DataFrame, baseline: str | None, answered: list[Answer]) -> list[str]:
+    notes = []
+    blind = by_run[by_run["test/acc"].isna()]
+    if len(blind):
+        notes.append(
+            f"{counted(len(blind), 'completed run')} without a test accuracy: {listing(sorted(blind.key)[:5])}"
+        )
+    alone = by_run[by_run.gain.isna() & by_run["test/acc"].notna()]
+    if baseline and len(alone):
+        notes.append(
+            f"without a partner of the same seed in {baseline}, so in no difference to it: {counted(len(alone), 'run')}, such as {listing(sorted(alone.key)[:5])}"
+        )
+    for control in (SCRATCH, RANDOM):
+        variants = design.arm(control).arm.unique()
+        if len(variants) > 1:
+            notes.append(
+                f"{control} comes in {len(variants)} kinds ({listing(variants)}): an arm is held against its own, and where it has none, against their mean"
+            )
+        if answered and len(variants) and not any(answer.gains.get(control) for answer in answered):
+            notes.append(
+                f"no place has {control} with the seeds, site and surgery of the arms, so nothing is held against it"
+            )
+    return notes
+
+
 def _across(by_run: pd.DataFrame) -> pd.DataFrame:
-    """Agarwal et al. 2021: the interquartile mean over cells, and the probability of improvement; here paired, one figure a
-    seed, so that the interval is of the seeds. Seeds count that have every cell of the arm."""
+    """Agarwal et al. 2021: the interquartile mean over places, and the probability of improvement; here paired, one figure a
+    seed, so that the interval is of the seeds. The arms are one family for each figure."""
     rows = []
     for arm, there in by_run.groupby("arm", sort=False):
-        table = there.pivot_table(index="seed", columns=["setting", "site"], values="gain")
-        cells = table.dropna().to_numpy()
-        if len(cells):
-            better = (np.sign(cells) / 2 + 0.5).mean(1)
-            rows.append({"arm": arm, "cells": cells.shape[1], "n": len(cells), "seeds left out": len(table) - len(cells),
-                         "mean": mean_difference(cells.mean(1)), "iqm": mean_difference(trim_mean(cells, 0.25, axis=1)),
-                         "better": mean_difference(100 * better)})  # fmt: skip
-    return pd.DataFrame(rows)
+        table = there.pivot_table(index="seed", columns=["setting", "site"], values="gain", dropna=False, observed=True)
+        seeds_S, places_P = complete(table.to_numpy())
+        gain_SP = table.to_numpy()[seeds_S][:, places_P]
+        row = {"arm": arm, "places": int(places_P.sum()), "n": len(gain_SP), "left_out": int((table.notna().any() & ~places_P).sum()),
+               "lost": tuple(map(int, table.index[~seeds_S]))}  # fmt: skip
+        if len(gain_SP):
+            better = 50 * (np.sign(gain_SP) + 1).mean(1)
+            row |= {"mean": mean_difference(gain_SP.mean(1)), "iqm": mean_difference(trim_mean(gain_SP, 0.25, axis=1)),
+                    "better": mean_difference(better - 50)}  # fmt: skip
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    for figure in ("mean", "iqm", "better"):
+        if figure in table:
+            known = table[figure].notna()
+            table.loc[known, figure] = pd.Series(together(table[figure][known]), table.index[known], dtype=object)
+            table[figure] = table[figure].astype(object).where(known, None)
+    return table
 
 
 def _shares(design: Design) -> tuple[Shares | None, str]:
-    """Of all grafted runs where that is a balanced design, else of those whose donor learned something, where that is one."""
-    grafted = design.runs[design.runs.site != NONE]
+    """Of all runs with a donor where they are planned as all combinations of all levels, whatever became of some; else of
+    those whose donor learned something, which controls do not have in all places."""
+    grafted = design.runs[(design.runs.site != NONE) & design.runs["test/acc"].notna()]
     learned = grafted[~grafted.donor.isin(CONTROLS)]
     names = [name for name in design.axes if name != "seed"]
-    found = []
-    for runs, of in ((grafted, "all runs with a donor"), (learned, "the runs whose donor learned something")):
-        if runs["test/acc"].notna().sum() > 1:
-            there = runs.dropna(subset="test/acc")
-            result = shares(there["test/acc"], {name: there[name].astype(str) for name in names}, there.seed)
-            found += [(result, of)] if result is not None else []
-    return next((pair for pair in found if pair[0].balanced), found[0] if found else (None, ""))
+    cells = grafted[names].astype(str).drop_duplicates()
+    whole = len(cells) == math.prod(cells[name].nunique() for name in names)
+    runs, of = (
+        (learned, "the runs whose donor learned something")
+        if len(learned) and not whole
+        else (grafted, "all runs with a donor")
+    )
+    if len(runs) < 2:
+        return None, of
+    return shares(runs["test/acc"], {name: runs[name].astype(str) for name in names}, runs.seed), of
 
 
 def _ladder(design: Design, cells: pd.DataFrame | None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -124,82 +174,76 @@ def _ladder(design: Design, cells: pd.DataFrame | None) -> tuple[pd.DataFrame, p
                 except UserError:
                     continue
                 rows += [{"strategy": strategy, "step": what, "difference": found}] if found is not None else []
-    return rungs, pd.DataFrame(rows)
-
-
-def _of_cells(design: Design, metric: str) -> pd.DataFrame:
-    """A row a cell with its mean of `metric` over seeds, as a Difference (to zero)."""
-    if metric not in design.runs:
-        return pd.DataFrame()
-    rows = []
-    for (setting, site, arm), there in design.runs.dropna(subset=metric).groupby(
-        ["setting", "site", "arm"], sort=False
-    ):
-        same = {name: there[name].iloc[0] for name in design.axes if name != "seed"}
-        by_seed = there.groupby("seed")[metric].mean()
-        rows.append(same | {"setting": setting, "site": site, "arm": arm, "difference": mean_difference(by_seed)})
-    return pd.DataFrame(rows)
-
-
-def _shocks(design: Design) -> pd.DataFrame:
-    return _of_cells(design, "shock/acc")
+    steps = pd.DataFrame(rows)
+    return rungs, steps.assign(difference=together(steps.difference)) if len(steps) else steps
 
 
 def _recovery(design: Design) -> pd.DataFrame:
-    """A row an arm: how many of its runs made the shock good (validation loss of the intact host), after how many steps."""
+    """How many of an arm's runs made the shock good (validation loss of the intact host), after how many steps."""
     if "steps_to/recover" not in design.runs or "shock/loss" not in design.runs:
         return pd.DataFrame()
-    hit = design.runs.dropna(subset="shock/loss")
+    hit = design.runs.dropna(subset=["shock/loss", "steps_to/recover"])
     rows = [
         {"arm": arm, "runs": len(there), "shocked": int((there["shock/loss"] > 0).sum()),
-         "recovered": int(there["steps_to/recover"].notna().sum()), "median steps": there["steps_to/recover"].median()}
+         "recovered": int(np.isfinite(there["steps_to/recover"]).sum()), "median": float(np.median(there["steps_to/recover"]))}
         for arm, there in hit.groupby("arm", sort=False)
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _similar(by_run: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's correlation over the cells of one seed, then its mean over seeds. Arms are compared within themselves: a
-    cell's gain is taken less its arm's mean."""
+def _similar(design: Design, by_run: pd.DataFrame) -> pd.DataFrame:
+    """Measure and gain, each less its mean over the sources of the same arm, site, host and seed, so that nothing but the
+    source is compared; then a source's means, and their rank correlation. The measures are one family."""
+    source = [name for name in design.swept if name.startswith("donor.data.")]
+    alike = ["arm", "site", "seed", *(name for name in design.of_setting if name not in source)]
     rows = []
-    for measure in measures_of(by_run):
-        there = by_run.dropna(subset=measure)
-        gain = there.gain - there.groupby(["arm", "seed"]).gain.transform("mean")
-        found = []
-        for _, seed in there.assign(gain=gain).groupby("seed"):
-            if len(seed) >= 4 and seed[measure].nunique() >= 3 and seed.gain.nunique() > 1:
-                found.append(float(spearmanr(seed[measure], seed.gain).statistic))
-        if found:
-            rows.append({"measure": measure.removeprefix("similarity/"), "difference": mean_difference(found),
-                         "cells": len(there) // max(1, there.seed.nunique())})  # fmt: skip
-    return pd.DataFrame(rows)
+    for measure in _measures(by_run) if source else ():
+        there = by_run.dropna(subset=[measure, "gain"])
+        beyond = there[[measure, "gain"]] - there.groupby(alike)[[measure, "gain"]].transform("mean")
+        by_source = beyond.groupby([there[name] for name in source]).mean()
+        found = association(by_source[measure].round(12).to_numpy(), by_source.gain.round(12).to_numpy())
+        rows += [{"measure": measure.removeprefix("similarity/"), "association": found}] if found is not None else []
+    table = pd.DataFrame(rows)
+    return table.assign(association=corrected(list(table.association))) if len(table) else table
+
+
+def _measures(by_run: pd.DataFrame) -> list[str]:
+    return [name for name in by_run if name.startswith("similarity/")]
 
 
 def measures_of(by_run: pd.DataFrame) -> list[str]:
     """The measures of similarity that take three values or more within a seed."""
-    named = [name for name in by_run if name.startswith("similarity/")]
-    return [name for name in named if by_run.groupby("seed")[name].nunique().max() >= 3]
+    return [name for name in _measures(by_run) if by_run.groupby("seed")[name].nunique().max() >= 3]
 
 
 def curves(design: Design) -> pd.DataFrame:
-    """Rows of a figure: setting, arm, epoch, mean validation accuracy over sites and seeds, and its interval."""
+    """Rows of a figure: setting, arm, site, epoch, mean validation accuracy over seeds, n of them, and its interval. Of each
+    site, and with site ALL_SITES over them all, of the seeds that have every one; scratch has no site."""
     read = {key: _accuracies(Path(folder)) for key, folder in zip(design.runs.key, design.runs.folder, strict=True)}
     rows = []
     for (setting, arm), group in _in_every_setting(design).groupby(["setting", "arm"], sort=False):
-        longest = max((len(read[key]) for key in group.key), default=0)
-        if not longest:
-            continue
-        # A run that was stopped early stays where it was.
-        padded = {key: read[key] + [read[key][-1]] * (longest - len(read[key])) for key in group.key if read[key]}
-        known = group[group.key.isin(padded)]  # of some the curves may be gone
-        by_seed = [np.mean([padded[key] for key in there.key], axis=0) for _, there in known.groupby("seed")]
-        same = {name: group[name].iloc[0] for name in design.axes if name != "seed" and group[name].nunique() == 1}
-        for epoch, values in enumerate(zip(*by_seed, strict=True), start=1):
-            found = mean_difference(values)
-            half = found.half_width if math.isfinite(found.half_width) else 0.0
-            rows.append(same | {"setting": setting, "arm": arm, "epoch": epoch, "mean": found.mean, "n": found.n,
-                                "low": found.mean - half, "high": found.mean + half})  # fmt: skip
+        known = group[group.key.map(lambda key: bool(read[key]))]  # of some the curves may be gone
+        sites = list(known.site.unique())
+        for site in [*sites, *([ALL_SITES] if sites and sites != [NONE] else [])]:
+            there = known if site == ALL_SITES else known[known.site == site]
+            curve_SCE = _curves(there, read)
+            same = {name: there[name].iloc[0] for name in design.axes if there[name].nunique() == 1}
+            for epoch, values in enumerate(curve_SCE.mean(1).T if len(curve_SCE) else (), start=1):
+                found = mean_difference(values)
+                half = found.half_width if math.isfinite(found.half_width) else 0.0
+                rows.append(same | {"setting": setting, "arm": arm, "site": site, "epoch": epoch, "mean": found.mean,
+                                    "n": found.n, "low": found.mean - half, "high": found.mean + half})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _curves(runs: pd.DataFrame, read: dict[str, list[float]]) -> np.ndarray:
+    """Seeds x sites x epochs, without a gap. A run that was stopped early stays where it was."""
+    longest = max(len(read[key]) for key in runs.key)
+    curve_SCE = np.full((runs.seed.nunique(), runs.site.nunique(), longest), np.nan)
+    for (s, c), keys in runs.groupby([pd.factorize(runs.seed)[0], pd.factorize(runs.site)[0]]).key:
+        curve_SCE[s, c] = np.mean([read[key] + [read[key][-1]] * (longest - len(read[key])) for key in keys], axis=0)
+    seeds_S, sites_C = complete(curve_SCE[:, :, 0])
+    return curve_SCE[seeds_S][:, sites_C]
 
 
 def _in_every_setting(design: Design) -> pd.DataFrame:
@@ -218,22 +262,5 @@ def _accuracies(folder: Path) -> list[float]:
     try:
         with open(folder / "curves.csv", newline="") as file:
             return [float(row["val/acc"]) for row in csv.DictReader(file)]
-    except FileNotFoundError:
+    except (FileNotFoundError, KeyError, ValueError):
         return []
-
-
-def words(found: Difference | None) -> str:
-    """`+1.2 ± 0.8`, and what could have been seen where nothing was."""
-    if found is None:
-        return "no seed has all of it"
-    if found.resolved:
-        return f"{found}"
-    if math.isinf(found.half_width):
-        return f"{found}: one seed tells nothing" if found.n == 1 else f"{found}: the seeds show no spread"
-    if math.isinf(found.detectable):
-        return f"{found}: the same in all {found.n} seeds"
-    return f"{found}, not resolved; {found.n} seeds would have shown {found.in_digits(found.detectable)}, 4 times in 5"
-
-
-def seeds_text(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds)) or "none"

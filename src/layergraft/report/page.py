@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
-import shutil
+import tempfile
 from collections import Counter
 from functools import lru_cache
 from importlib import resources
@@ -18,10 +19,14 @@ import pandas as pd
 from layergraft.files import write_atomic
 from layergraft.report import figures, pictures
 from layergraft.report.contrasts import RANDOM, SCRATCH
-from layergraft.report.findings import Findings, curves, find, measures_of, words
+from layergraft.report.findings import Findings, curves, find, measures_of
 from layergraft.report.table import AXES, NONE, Runs, require_completed
+from layergraft.report.words import in_words, words
+from layergraft.stats import Difference, Shares
 from layergraft.store import RECORD
 
+REST = "the rest: seed × factors, and noise"
+LIST = ".layergraft"  # in figures/: which of them are the report's
 UNITS = {"test/acc": "points of test accuracy", "val/aulc": "points of mean validation accuracy over training"}
 
 
@@ -32,31 +37,33 @@ def write_report(runs: Runs, folder: Path) -> Path:
     table = runs.table.assign(record=[os.path.relpath(Path(path) / RECORD, folder) for path in runs.table.folder])
     labels = found.design.runs.set_index("key")[["arm", "setting"]]
     table = table.join(labels, on="key").drop(columns="folder")
+    axes = [name for name in found.design.axes if found.design.runs[name].nunique() > 1]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".figures.") as new:
+        charts = _charts(found, axes, table, Path(new))
+        drawn = {
+            "plans": pictures.plans(runs.plans, Path(new)),
+            "filters": pictures.filters(found.design.runs, Path(new)),
+        }
+        _move(Path(new), folder / "figures")
     write_atomic(folder / "runs.csv", table.to_csv(index=False))
     write_atomic(folder / "runs.parquet", table.to_parquet(index=False))
     cells = [figures.estimates(cells).assign(metric=metric) for metric, cells in found.gains.items() if len(cells)]
-    if cells:
-        write_atomic(folder / "cells.csv", pd.concat(cells).drop(columns="text").to_csv(index=False))
-    shutil.rmtree(folder / "figures", ignore_errors=True)  # those of other runs, or of what the report drew before
-    axes = [name for name in found.design.axes if table[name][table.status == "completed"].nunique() > 1]
-    charts, titles = _charts(found, axes, table, folder / "figures")
-    drawn = {
-        "plans": pictures.plans(runs.plans, folder / "figures"),
-        "filters": pictures.filters(found.design.runs, folder / "figures"),
-    }
+    write_atomic(folder / "cells.csv", pd.concat(cells).drop(columns="text").to_csv(index=False) if cells else "")
     told: dict[str, Any] = {
-        "runs": runs, "found": found, "charts": titles, "drawn": drawn, "units": UNITS, "words": words,
+        "runs": runs, "found": found, "charts": set(charts), "drawn": drawn, "units": UNITS, "words": words,
+        "answer": in_words(found), "cut": _cut(found), "num_plans": len(runs.plans),
         "scratch": SCRATCH, "random": RANDOM,
         "statuses": Counter(table.status), "troubled": table[table.status != "completed"].to_dict("records"),
         "seeds": sorted(found.design.runs.seed.unique()), "seconds": float(table.seconds.sum()),
-        "accuracies": _accuracies(found), "axes": axes, "panels": figures.PANELS,
-        "controls": list(dict.fromkeys(name for answer in found.answers for name in answer.picked)),
+        "accuracies": _accuracies(found), "axes": axes, "rest": REST, "panels": figures.PANELS,
+        "controls": list(dict.fromkeys(name for answer in found.answers for name in answer.gains)),
     }  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("layergraft.report", "templates"), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, autoescape=jinja2.select_autoescape(["html.j2"]),
     )  # fmt: skip
-    environment.filters["estimate"] = lambda d, form="{:.1f}": "-" if d is None else form.format(d)
+    environment.filters |= {"cell": _cell, "p": _p, "percent": _percent}
     write_atomic(folder / "report.md", environment.get_template("report.md.j2").render(told))
     page = environment.get_template("report.html.j2").render(
         **told,
@@ -64,16 +71,51 @@ def write_report(runs: Runs, folder: Path) -> Path:
         specs=figures.in_page(charts),
         data_tables=_data_tables(),
         rows=figures.in_page(_rows(table)),
-        levels={name: sorted(map(str, table[name].unique()), key=_naturally) for name in axes},
+        levels={name: sorted(map(str, found.design.runs[name].unique()), key=_naturally) for name in axes},
     )
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
 
 
-def _charts(
-    found: Findings, axes: list[str], table: pd.DataFrame, folder: Path
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Name -> specification, and name -> nothing but that it is there; PNG and SVG are written into `folder`."""
+def _move(new: Path, figures: Path) -> None:
+    """The files of `new` to `figures`, of which those that a report before has listed go; others there are somebody's own."""
+    listed = figures / LIST
+    before = listed.read_text().split("\n") if listed.exists() else []
+    names = sorted(path.name for path in new.iterdir())
+    figures.mkdir(exist_ok=True)
+    for name in names:
+        (new / name).replace(figures / name)
+    for name in {Path(name).name for name in before} - {"", *names}:
+        (figures / name).unlink(missing_ok=True)
+    write_atomic(listed, "\n".join(names))
+
+
+def _cell(text: object) -> str:
+    """Text in a cell of a Markdown table."""
+    return str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _p(p: float | None) -> str:
+    return "-" if p is None or math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _percent(better: Difference) -> str:
+    """A share of places, told as its difference to 50."""
+    low, high = (min(100.0, max(0.0, 50 + better.mean + side * better.half_width)) for side in (-1, 1))
+    interval = f" ({low:.0f} to {high:.0f})" if math.isfinite(better.half_width) else ""
+    return f"{50 + better.mean:.0f}{interval}"
+
+
+def _cut(found: Findings) -> dict[str, int]:
+    """Figure -> how many panels it would have, where it has the first PANELS of them."""
+    settings = len(found.design.settings)
+    numbers = dict.fromkeys(("gain", "speed", "learning_curves", "shock"), settings)
+    numbers |= {"ladder": found.ladder.place.nunique()} if len(found.ladder) else {}
+    return {name: number for name, number in numbers.items() if number > figures.PANELS}
+
+
+def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    """Name -> specification; PNG and SVG are written into `folder`."""
     over = {SCRATCH: "over scratch", RANDOM: "over a random frozen layer"}.get(found.baseline or "", "")
     drawn: dict[str, Any] = {}
     if found.contrasts:
@@ -82,7 +124,7 @@ def _charts(
              for c in found.contrasts if c.difference is not None]
         )  # fmt: skip
         if len(rows):
-            drawn["contrasts"] = figures.forest(rows, axes, "difference", "contrast", panel="metric")
+            drawn["contrasts"] = figures.forest(rows, axes, None, "contrast", panel="metric")
     for metric, name in (("test/acc", "gain"), ("val/aulc", "speed")):
         if metric in found.gains and len(found.gains[metric]):
             drawn[name] = figures.heat_map(found.gains[metric], axes, f"{UNITS[metric]}, {over}")
@@ -100,7 +142,7 @@ def _charts(
             by_run.dropna(subset="drift")[[*columns, "drift"]], axes, "drift", f"{UNITS['test/acc']}, {over}"
         )
     if found.shares is not None:
-        drawn["shares"] = figures.share_bars(_share_rows(found))
+        drawn["shares"] = figures.share_bars(_share_rows(found.shares))
     if len(found.ladder):
         drawn["ladder"] = figures.forest(
             found.ladder, axes, f"{UNITS['test/acc']}, {over}", "donor", "strategy", panel="place"
@@ -110,19 +152,15 @@ def _charts(
         long = by_run.melt([*columns], measures, "measure", "value").dropna(subset="value")
         long["measure"] = long.measure.str.removeprefix("similarity/")
         drawn["similarity"] = figures.scatter(long, axes, "value", f"{UNITS['test/acc']}, {over}", panel="measure")
-    return {name: figures.save(chart, folder, name) for name, chart in drawn.items()}, dict.fromkeys(drawn, "")
+    return {name: figures.save(chart, folder, name) for name, chart in drawn.items()}
 
 
-def _share_rows(found: Findings) -> pd.DataFrame:
-    def term(factors: tuple[str, ...]) -> str:
-        return " × ".join(factors) or "the rest: seed × factors, and noise"
-
-    assert found.shares is not None
+def _share_rows(shares: Shares) -> pd.DataFrame:
     return pd.DataFrame([
-        {"term": term(s.factors), "raw": 100 * s.raw, "p": s.p,
+        {"term": " × ".join(s.factors) or REST, "raw": 100 * s.raw, "p": s.p,
          "low": None if np.isnan(s.low) else 100 * s.low, "high": None if np.isnan(s.high) else 100 * s.high,
          "interval": "" if np.isnan(s.low) else f"{100 * s.low:.1f} to {100 * s.high:.1f}"}
-        for s in found.shares.terms
+        for s in shares.terms
     ])  # fmt: skip
 
 
@@ -135,7 +173,7 @@ def _accuracies(found: Findings) -> list[dict[str, Any]]:
 def _rows(table: pd.DataFrame) -> dict[str, Any]:
     """The table of runs for the page: figures to 5 digits."""
     known = ["status", "error", "arm", "setting", "record"]
-    metrics = [name for name in table if "/" in name or name in ("drift", "seconds")]
+    metrics = [name for name in table if "/" in name or name in ("drift", "seconds", "steps")]
     swept = [name for name in table if name not in (*known, *metrics, *AXES, "key")]
     order = ["key", "status", *AXES, *swept, "test/acc", *(m for m in metrics if m != "test/acc"), "error", "record"]
     plain = table.reindex(columns=order).astype(object)
@@ -146,6 +184,8 @@ def _rows(table: pd.DataFrame) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if value is pd.NA:
         return None
+    if isinstance(value, (float, np.floating)) and math.isinf(value):
+        return "never"  # steps to what was not reached
     if isinstance(value, (float, np.floating)):
         return None if not np.isfinite(value) else float(f"{value:.5g}")
     return int(value) if isinstance(value, np.integer) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 
 FONT = {"font.size": 10, "svg.fonttype": "path"}
 MAX_FILTERS = 8
-MAX_RUNS = 8
+MAX_RUNS = 8  # whose filters are drawn
+MAX_PLANS = 16
 
 
 def plans(records: dict[str, dict[str, Any]], folder: Path) -> dict[str, str]:
-    """Title -> SVG: each strategy's plan over the epochs, of one run with it."""
+    """Title -> SVG: a strategy's plan over the epochs, of one run with it, up to MAX_PLANS."""
     drawn = {}
-    for strategy, record in records.items():
+    for strategy, record in itertools.islice(records.items(), MAX_PLANS):
         axes = record["axes"]
         where = "" if axes["site"] == NONE else f", donor at {axes['site']}"
         figure = timeline.figure(record["plan"])

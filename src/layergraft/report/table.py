@@ -7,12 +7,14 @@ fits in memory.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from layergraft.errors import UserError, require
@@ -22,6 +24,9 @@ from layergraft.store import RECORD, SWEEP, read_record, read_sweep, run_folder
 
 AXES = ["strategy", "site", "host", "donor", "data", "seed"]
 NONE = "-"  # what an axis is where it does not apply: the site of a host without a donor
+UNSET = "unset"  # a key that others with the same strategy, host or donor have
+OWN = "as the run's"  # a donor's key that has the run's own value: its seed, a self donor's host
+ALWAYS = ("test/acc", "val/acc", "val/aulc")  # columns that are there whatever the records have
 
 
 @dataclass
@@ -29,8 +34,8 @@ class Runs:
     """The runs of a report."""
 
     table: pd.DataFrame
-    """A row a run: key, status, error, the axes, whatever else was swept (text, NONE where it does not apply), metrics,
-    seconds, folder."""
+    """A row a run: key, status, error, the axes, whatever else was swept (text, NONE where it does not apply), metrics
+    (a number of steps to what was never reached is inf), seconds, steps that it may train, folder."""
     swept: list[str]
     """The columns of `table` that were swept beside AXES, by their keys in the config."""
     plans: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -38,7 +43,9 @@ class Runs:
     hardware: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Those that the sweeps name: name -> {of, metric}."""
+    """Those that the sweeps name: name -> {of, metric, runs}: the keys of the sweep's own."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know of these runs: a line each."""
     name: str = ""
 
     @property
@@ -64,7 +71,9 @@ def read(folders: Iterable[Path], where: str | None = None) -> Runs:
         outputs = folder.resolve().parents[1]
         found |= {key: run_folder(outputs, key) for key in sweep["runs"]}
         commands.append(sweep["command"])
-        contrasts |= sweep.get("contrasts", {})
+        asked = {name: contrast | {"runs": sweep["runs"]} for name, contrast in sweep.get("contrasts", {}).items()}
+        twice = asked.keys() & contrasts.keys()
+        contrasts |= {f"{name} ({folder.resolve().name})" if name in twice else name: c for name, c in asked.items()}
     runs = tidy((read_record(path) or {"key": key, "status": "missing"}, path) for key, path in found.items())
     if where is not None:
         # Scratch, which has no site, is among those of every site; so is a run that is missing.
@@ -92,37 +101,64 @@ def tidy(records: Iterable[tuple[dict[str, Any], Path]]) -> Runs:
     leaves: dict[str, list[str]] = {}
     for number, (record, folder) in enumerate(records):
         axes = {name: record.get("axes", {}).get(name, NONE) for name in AXES}
-        timings = record.get("timings", {})
+        config = record.get("config", {})
         rows.append({
             "key": record["key"], "status": record["status"], "error": record.get("error", ""), **axes,
-            **record.get("metrics", {}), **_similarity(record), "seconds": timings.get("total_seconds"),
-            "folder": str(folder),
+            **_metrics(record), **_similarity(record), "seconds": record.get("timings", {}).get("total_seconds"),
+            "steps": _steps(record), "folder": str(folder),
         })  # fmt: skip
-        for name, value in _flat(_of_the_arm(record.get("config", {}))):
+        for name, value in _flat(_of_the_arm(config)):
             column = leaves.setdefault(name, [])
             column += [NONE] * (number - len(column))
             column.append(value)
-        if record["status"] == "completed":
+        if record["status"] == "completed" and "plan" in record:
             plans.setdefault(axes["strategy"], {name: record[name] for name in ("key", "axes", "plan")})
         if "environment" in record:
             hardware[_environment(record["environment"])] += 1
     require(bool(rows), "there is no run to report")
     leaves = {name: column + [NONE] * (len(rows) - len(column)) for name, column in leaves.items()}
     table = pd.DataFrame(rows)
+    table = table.reindex(columns=list(dict.fromkeys([*table, *ALWAYS])))
     table["seed"] = pd.to_numeric(table.seed, errors="coerce").astype("Int64")  # a missing run has none
-    swept = _swept(leaves, table)
-    for place, name in enumerate(swept):
-        table.insert(3 + len(AXES) + place, name, leaves[name])
-    return Runs(table, swept, plans, [f"{count} runs: {text}" for text, count in hardware.most_common()])
+    swept, notes = _swept(leaves, table)
+    for place, (name, column) in enumerate(swept.items()):
+        table.insert(3 + len(AXES) + place, name, column)
+    told = [f"{count} runs: {text}" for text, count in hardware.most_common()]
+    return Runs(table, list(swept), plans, told, notes=[*notes, *_repeated(table, [*AXES, *swept])])
+
+
+def _metrics(record: dict[str, Any]) -> dict[str, Any]:
+    """Of a completed run, what was never reached is inf."""
+    never = math.inf if record["status"] == "completed" else None
+    metrics = record.get("metrics", {})
+    return {name: never if value is None and name.startswith("steps_to/") else value for name, value in metrics.items()}
+
+
+def _steps(record: dict[str, Any]) -> int | None:
+    try:
+        config, images = record["config"], record["data"]["images"]["train"]
+        return images // (config["optim"]["batch_size"] * config["optim"]["accumulate"]) * config["schedule"]["epochs"]
+    except KeyError:
+        return None
+
+
+def _repeated(table: pd.DataFrame, axes: list[str]) -> list[str]:
+    """A line where several completed runs are alike in all axes: they count as their mean."""
+    twice = table[(table.status == "completed") & table[axes].astype(str).duplicated(keep=False)]
+    if not len(twice):
+        return []
+    return [
+        f"{len(twice)} runs are alike in every axis, seed included, and count as their mean, such as {' and '.join(twice.key[:2])}"
+    ]
 
 
 def _similarity(record: dict[str, Any]) -> dict[str, float]:
     """Means over the resamples, and over the sites where there are several: similarity/fixed/frechet, .../site/leep."""
     found = record.get("similarity") or {}
     means: dict[str, list[float]] = {}
-    for where, parts in (("fixed", [found.get("fixed", {})]), ("site", found.get("site", {}).values())):
+    for where, parts in (("fixed", [found.get("fixed")]), ("site", (found.get("site") or {}).values())):
         for part in parts:
-            for name, value in part.items():
+            for name, value in (part or {}).items():
                 means.setdefault(f"similarity/{where}/{name}", []).append(value["mean"])
     return {name: sum(values) / len(values) for name, values in means.items()}
 
@@ -145,41 +181,57 @@ def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
     for name, value in config.items():
         if prefix == "" and name == "exec":
             continue
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, text_of(value)
 
 
-def _swept(leaves: dict[str, list[str]], table: pd.DataFrame) -> list[str]:
-    """The keys that were swept beside the axes: they differ between runs that the axes do not tell apart."""
+def _swept(leaves: dict[str, list[str]], table: pd.DataFrame) -> tuple[dict[str, pd.Series], list[str]]:
+    """The keys that were swept beside the axes, with their columns: they differ between runs that the axes do not tell apart.
+    And a line for each key of the host that differs from host to host alone, so that `host` stands for it too."""
     told = {*AXES, *(f"{axis}.name" for axis in ("strategy", "host", "donor", "data"))}
-    varying = {name: pd.Series(column) for name, column in leaves.items() if len(set(column) - {NONE}) > 1}
-    found = []
-    for name, column in varying.items():
-        twin = leaves.get(
-            name.removeprefix("donor.")
-        )  # what a donor takes over from the run (its seed, a self donor's host)
-        if name in told or name.startswith("donor.") and twin and (column.eq(twin) | column.eq(NONE)).all():
+    found, notes = {}, []
+    for name, values in leaves.items():
+        root, column = name.split(".")[0], pd.Series(values)
+        if name in told:
             continue
-        there = column != NONE
-        root = name.split(".")[0]
-        within = [table[root]] if root in ("strategy", "host", "donor", "data") else []
+        twin = leaves.get(name.removeprefix("donor.")) if root == "donor" else None
+        if twin is not None:
+            own = column.mask(column.eq(twin) & (column != NONE), OWN)
+            column = own if own.nunique() < column.nunique() else column
+        if column.nunique() == 1:
+            continue
+        keys = [table[root]] if root in ("strategy", "host", "donor", "data") else []
         if name.startswith("donor.data.") and name != "donor.data.name":  # a source's keys go with its name
-            within.append(pd.Series(leaves["donor.data.name"]))
-        if (
-            root == "surgery" and name != "surgery.name"
-        ):  # what goes with an operation's name, a gate, is no axis of its own
-            within.append(pd.Series(leaves["surgery.name"]))
-        keys = [key[there] for key in within] or [pd.Series(0, index=column.index)[there]]
-        if column[there].groupby(keys).nunique().max() > 1:
-            found.append(name)
-    return found
+            keys.append(pd.Series(leaves["donor.data.name"]))
+        if root == "surgery" and name != "surgery.name":
+            keys.append(pd.Series(leaves["surgery.name"]))  # what goes with an operation, a gate, is no axis of its own
+        there = (column != NONE) | _has(root, leaves)
+        levels = column[there].mask(column == NONE, UNSET)
+        keys = [key[there] for key in keys] or [pd.Series(0, index=column.index)[there]]
+        if levels.groupby(keys).nunique().max() > 1:
+            # A key that all that are alike lack does not apply to them; where some of them have it, the others have it unset.
+            some = (levels != UNSET).groupby(keys).transform("any")
+            found[name] = column.mask(column.index.isin(levels.index[some & (levels == UNSET)]), UNSET)
+        elif root == "host" and levels.nunique() > 1 and UNSET not in set(levels):
+            pairs = dict(zip(table.host[there], levels, strict=True))
+            notes.append(
+                f"{name} goes with the host: {', '.join(f'{host} has {value}' for host, value in pairs.items())}"
+            )
+    return found, notes
+
+
+def _has(root: str, leaves: dict[str, list[str]]) -> pd.Series:
+    """Which runs have any key below `root`."""
+    columns = [np.array(column) != NONE for name, column in leaves.items() if name.split(".")[0] == root]
+    return pd.Series(np.logical_or.reduce(columns))
 
 
 def _environment(e: dict[str, Any]) -> str:
-    packages = ", ".join(f"{name} {number}" for name, number in e["packages"].items())
-    return f"{e['device']}, {e['precision']}, {e['threads']} thread(s) a run; {e['system']}, Python {e['python']}, {packages}"
+    packages = ", ".join(f"{name} {number}" for name, number in e.get("packages", {}).items())
+    known = {name: e.get(name, "?") for name in ("device", "precision", "threads", "system", "python")}
+    return "{device}, {precision}, {threads} thread(s) a run; {system}, Python {python}, ".format(**known) + packages
 
 
 def require_completed(runs: Runs) -> None:

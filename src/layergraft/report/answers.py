@@ -1,0 +1,81 @@
+"""The best way to load the layer, place by place, and what it gains over each control. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from layergraft.report.contrasts import CONTROLS, RANDOM, SCRATCH, Design, paired
+from layergraft.report.table import NONE
+from layergraft.stats import Difference, complete, gain_of_picking, pick, together
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The arm to choose in one setting at one site."""
+
+    setting: str
+    site: str
+    axes: dict[str, str]
+    """The site and what makes the setting, for filters."""
+    arm: str | None
+    """The one that validates best over all seeds; None where no seed has every arm."""
+    num_arms: int
+    picks: dict[str, int]
+    """Arm -> how many times all seeds but one pick it. The gains are of these."""
+    gains: dict[str, Difference | None]
+    """Control -> what picking gains over it, in points of test accuracy; None where no seed has it. One family for all places."""
+    lost: dict[str, tuple[int, ...]]
+    """Control -> seeds that lack it. Seeds that lack an arm: under the name `arms`."""
+    left_out: tuple[str, ...]
+    """Arms that fewer than half of the seeds have."""
+
+    @property
+    def agreed(self) -> bool:
+        """Whether most picks are the arm that is named, so that the gains are of it."""
+        return 2 * self.picks.get(self.arm or "", 0) > sum(self.picks.values())
+
+
+def answers(design: Design, metric: str = "test/acc", by: str = "val/acc") -> list[Answer]:
+    """For each setting and site: the arm that `by` picks among those whose donor learned something (all arms with a donor
+    where there are none such), and its gain in `metric` over the host without a donor and the frozen random layer."""
+    grafted = design.runs[design.runs.site != NONE]
+    learned = grafted[~grafted.donor.isin(CONTROLS)]
+    if "donor.control" in design.swept:
+        learned = learned[learned["donor.control"].isin((NONE, "none"))]
+    candidates = set((learned if len(learned) else grafted[~grafted.key.isin(design.arm(RANDOM).key)]).arm)
+    against = {name: paired(design, name, metric) for name in (SCRATCH, RANDOM) if len(design.arm(name))}
+    found = [
+        _answer(design, place, {control: table[table.key.isin(place.key)] for control, table in against.items()}, by)
+        for _, place in grafted[grafted.arm.isin(candidates)].groupby(["setting", "site"], sort=False)
+    ]
+    at = [(number, control) for number, answer in enumerate(found) for control, gain in answer.gains.items() if gain]
+    for (number, control), gain in zip(at, together(found[n].gains[c] for n, c in at), strict=True):
+        found[number] = replace(found[number], gains=found[number].gains | {control: gain})
+    return found
+
+
+def _answer(design: Design, place: pd.DataFrame, against: Mapping[str, pd.DataFrame], by: str) -> Answer:
+    def table(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+        return runs.groupby(["seed", "arm"], sort=False)[column].mean().unstack("arm").sort_index()
+
+    val = table(place, by)
+    seeds_S, arms_A = complete(val.to_numpy())
+    whole = val.loc[seeds_S, arms_A]
+    best, picks_S = pick(whole.to_numpy()) if len(whole) else (None, np.array([], int))
+    gains, lost = {}, {"arms": tuple(map(int, val.index[~seeds_S]))}
+    for control, runs in against.items():
+        gain = table(runs, "gain").reindex(index=whole.index, columns=whole.columns)
+        gains[control] = gain_of_picking(gain.to_numpy(), picks_S) if len(whole) else None
+        lacking = [seed for seed, arm in zip(whole.index, picks_S, strict=True) if np.isnan(gain.loc[seed].iloc[arm])]
+        lost[control] = tuple(map(int, lacking))
+    first = place.iloc[0]
+    return Answer(
+        first.setting, first.site, {name: str(first[name]) for name in ("site", *design.of_setting)},
+        None if best is None else whole.columns[best], whole.shape[1],
+        dict(Counter(whole.columns[arm] for arm in picks_S).most_common()), gains, lost, tuple(val.columns[~arms_A]),
+    )  # fmt: skip

@@ -1,0 +1,93 @@
+"""What was found, in words. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from layergraft.errors import counted
+from layergraft.report.findings import IN_ALL, TAKEN_APART, Findings
+from layergraft.stats import Difference
+
+
+def words(found: Difference | None) -> str:
+    """`+1.2 ± 0.8`, and what could have been seen where nothing was."""
+    if found is None:
+        return "no seed has all of it"
+    if found.n == 1:
+        return f"{found}: one seed tells nothing"
+    if math.isinf(found.error):
+        return f"{found}: the same in all {found.n} seeds, which tells nothing of their spread"
+    if found.resolved:
+        return f"{found}"
+    seen = f"{found.n} seeds could have shown about {found.in_digits(found.detectable)}"
+    if found.p < 0.05:  # the interval, which is of this difference alone, leaves 0 out
+        return f"{found}, not resolved among {found.family}; {seen}"
+    return f"{found}, not resolved; {seen}"
+
+
+def in_words(found: Findings) -> list[str]:
+    """The answer, a sentence for each question."""
+    return [*_contrasts(found), *_places(found), *_across(found), *_ladder(found), *_shares(found), *_similarity(found)]
+
+
+def _contrasts(found: Findings) -> Iterator[str]:
+    asked = [c for c in found.contrasts if c.difference is not None]
+    sure = [f"{c.name} {c.difference}" for c in asked if c.difference is not None and c.difference.resolved]
+    if asked:
+        told = f"{len(sure)}: {'; '.join(sure)}" if sure else "none"
+        yield f"Of {counted(len(asked), 'difference')} asked about, the seeds resolve {told}."
+
+
+def _places(found: Findings) -> Iterator[str]:
+    whole = [answer for answer in found.answers if answer.arm]
+    for control in dict.fromkeys(name for answer in whole for name in answer.gains):
+        there = [(answer, gain) for answer in whole if (gain := answer.gains[control]) is not None]
+        told = []
+        for side, sign in (("above", 1), ("below", -1)):
+            names = [
+                f"{a.setting}, {a.site}: {a.arm if a.agreed else 'no one arm'} {d}"
+                for a, d in there
+                if d.resolved and sign * d.mean > 0
+            ]
+            told += [f"{side} it at {len(names)} ({'; '.join(names[:6])}{'; ...' * (len(names) > 6)})"] if names else []
+        if there:
+            yield f"Held against {control}, the best way to load the layer is {' and '.join(told) or 'told from it at none'} of {counted(len(there), 'place')} (setting × site)."
+
+
+def _across(found: Findings) -> Iterator[str]:
+    rows = [row for row in found.across.to_dict("records") if row["n"]]
+    if len(rows) > 1 and max(row["places"] for row in rows) > 1:
+        sure = [f"{row['arm']} is {row['iqm']}" for row in rows if row["iqm"].resolved]
+        open_ = [row["arm"] for row in rows if not row["iqm"].resolved]
+        told = [*sure, *([f"not told from it: {'; '.join(open_[:8])}{'; ...' * (len(open_) > 8)}"] if open_ else [])]
+        yield f"Over all places, against {found.baseline}: {'; '.join(told)}."
+
+
+def _ladder(found: Findings) -> Iterator[str]:
+    for strategy, steps in found.steps.groupby("strategy", sort=False) if len(found.steps) else ():
+        of = dict(zip(steps.step, steps.difference, strict=True))
+        parts = {part: d for part in TAKEN_APART for step, d in of.items() if step.startswith(part)}
+        if IN_ALL in of and len(parts) == len(TAKEN_APART):
+            told = ", ".join(f"{part} {d.mean:+.1f}{' (resolved)' * d.resolved}" for part, d in parts.items())
+            yield f"With {strategy}, the trained layer gains {words(of[IN_ALL])} over a random one; of it {told}."
+
+
+def _shares(found: Findings) -> Iterator[str]:
+    if found.shares:
+        told = [
+            f"{' × '.join(s.factors)} {100 * s.raw:.0f}% ({100 * s.low:.0f} to {100 * s.high:.0f})"
+            for s in found.shares.terms
+            if s.factors and s.low > 0
+        ]
+        yield f"Of the variance of test accuracy, {'a share is resolved of ' + ', '.join(told) if told else 'no factor explains a share that the seeds resolve'}."
+
+
+def _similarity(found: Findings) -> Iterator[str]:
+    if len(found.similar):
+        known = list(zip(found.similar.measure, found.similar.association, strict=True))
+        told = [f"{measure} ({a.rho:+.2f})" for measure, a in known if a.resolved]
+        said = (
+            f"the gain goes with {', '.join(told)}" if told else "no measure of similarity is seen to predict the gain"
+        )
+        yield f"Over {counted(max(a.n for _, a in known), 'source')}, {said}."
