@@ -56,6 +56,23 @@ def test_runs_small_and_has_what_it_asks(name, outputs, command, monkeypatch):
     assert set(plan["contrasts"]) == set(contrasts)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_can_be_planned_on_the_digits(name, tmp_path, command, monkeypatch):
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # imports them anew, once
+    from hydra_plugins.layergraft import launcher, sweeper
+
+    planned = []
+    monkeypatch.setattr(launcher.LayergraftLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
+    monkeypatch.setattr(sweeper, "finish", lambda *_: None)
+    given = [] if name != "medical" else ["data=digits", "data.half=B"]  # whose target is another set
+    code, _, err = command(
+        "train", "-m", f"+experiment={name}", "size=digits", f"exec.outputs={tmp_path}", "seed=0", *given
+    )
+    assert code == 0 and planned, err
+
+
 @pytest.mark.parametrize("size", groups([conf_dir()])["size"])
 def test_every_size_composes(size):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -81,6 +98,7 @@ def test_a_misspelt_contrast_is_refused_before_any_training(tmp_path, command):
         (["+experiment=location", "size=smoke", "seed=0,1"], r"location-smoke-[0-9a-f]{12}"),
         (["seed=0,1"], r"sweep-[0-9a-f]{12}"),
         (["+experiment=location", "exec.sweep=mine"], r"mine"),
+        (["+experiment=mine/location"], r"mine-location"),
     ],
 )
 def test_a_sweeps_folder_says_what_it_is(arguments, name):
@@ -91,5 +109,7 @@ def test_a_sweeps_folder_says_what_it_is(arguments, name):
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         sweeper = LayergraftSweeper()
-        sweeper.config = compose("config", overrides=[a for a in arguments if not a.startswith("seed")])
+        sweeper.config = compose(
+            "config", overrides=[a for a in arguments if not a.startswith(("seed", "+experiment=mine"))]
+        )
     assert re.fullmatch(name, sweeper.folder(arguments).name)

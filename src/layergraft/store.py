@@ -35,7 +35,11 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         if (folder / STUDY).is_file():
             raise UserError(f"{folder} is a search, not a sweep; its trials are in {folder / TRIALS}")
         near = sorted(
-            {str(found.parent) for at in (folder.parent, folder / "sweeps") for found in at.glob(f"*/{SWEEP}")}
+            {
+                str(found.parent)
+                for at in (folder.parent, folder / "sweeps", Path("outputs/sweeps"))
+                for found in at.glob(f"*/{SWEEP}")
+            }
         )
         raise unknown(f"sweep (a folder with a {SWEEP}):", str(folder), near)
     return read_json(path)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from tests.report.made import rows, runs_of, scratch
 
+from layergraft import report
 from layergraft.report import page
 from layergraft.report.contrasts import between, design
 from layergraft.report.findings import find
@@ -62,12 +63,25 @@ def test_filters_everything_and_back(opened):
     tab.select_option("#filters label:has-text('site') select", "late")
     tab.wait_for_selector("body[data-ready=filtered]")
     assert tab.evaluate(f"[{marks}, {places}]") == [before[0] // 2, before[1] // 2]
+    lines = "[...document.querySelectorAll('#chart-learning_curves svg .mark-line path')].length"
+    assert tab.evaluate(lines) == 4  # three arms at the site, and scratch
+    assert "Shown: site late" in tab.inner_text("#filtered")
     assert shown(tab) == 8  # 6 of the site, and scratch, which has none
     tab.select_option("#filters label:has-text('seed') select", "1")
     tab.wait_for_function("document.querySelector('.dt-info').textContent.includes(' 4 entr')")
     tab.click("#reset")
     tab.wait_for_function("document.querySelector('.dt-info').textContent.includes(' 14 entr')")
     assert tab.evaluate(f"[{marks}, {places}]") == before and wrong == []
+
+
+def test_a_choice_that_no_run_meets_is_said_and_no_error(opened):
+    tab, wrong = opened
+    tab.select_option("#filters label:has-text('strategy') select", "full")
+    tab.select_option("#filters label:has-text('site') select", "late")
+    tab.wait_for_function("document.querySelector('#chart-gain').classList.contains('none')")
+    assert shown(tab) == 2 and wrong == []  # scratch, which has no site
+    tab.click("#reset")
+    tab.wait_for_function("!document.querySelector('#chart-gain').classList.contains('none')")
 
 
 def test_sorts_and_shows_a_run_with_its_record(opened, sweep):
@@ -91,7 +105,16 @@ def test_fits_a_phone(opened):
     tab, _ = opened
     tab.set_viewport_size({"width": 390, "height": 800})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    cards = "[...document.querySelectorAll('table.stack td')].every(at => at.getBoundingClientRect().right <= 390)"
+    assert tab.evaluate(cards)  # no figure of the answers is cut off
     tab.set_viewport_size({"width": 1200, "height": 900})
+
+
+def test_prints_all_of_it(opened):
+    tab, _ = opened
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.evaluate("[...document.querySelectorAll('details')].every(at => at.open)")
+    assert tab.pdf()[:4] == b"%PDF"
 
 
 def test_says_what_the_runs_say(sweep):
@@ -206,3 +229,46 @@ def test_a_sweep_without_baseline_still_has_its_report(tmp_path):
     table.table = table.table.assign(folder=str(tmp_path), seconds=1.0, error="")
     text = Path(page.write_report(table, tmp_path)).read_text()
     assert "Every pair of arms" in text and "full, trained less full, permuted" in text
+
+
+def test_figures_that_are_somebodys_own_stay(sweep, tmp_path):
+    (tmp_path / "figures").mkdir()
+    own = tmp_path / "figures" / "mine.tex"
+    own.write_text("mine")
+    report.write([sweep / "sweeps" / "small"], to=tmp_path)
+    assert (tmp_path / "figures" / "filters.hybrid--trained.early.resnet18.png").exists()
+    report.write([sweep / "sweeps" / "small"], "strategy=freeze,donor=random", to=tmp_path)
+    assert own.read_text() == "mine"
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert not any(name.startswith("filters.hybrid") for name in names)  # of the report before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".figures")]
+
+
+def test_markdown_stands_what_a_name_may_have(tmp_path):
+    table = runs_of(scratch({0: 50, 1: 51}), rows({0: 60, 1: 62}, **{"strategy.groups.tuned": "conv1|layer1"}))
+    failed = table.table.iloc[-1:].assign(key="k", status="failed", error="a | b\nc <b>")
+    table.table = pd.concat([table.table, failed]).assign(
+        folder=str(tmp_path), seconds=1.0, error=[*[""] * 4, "a | b\nc <b>"]
+    )
+    page.write_report(table, tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert "- failed: `k` a \\| b c &lt;b>" in lines
+    columns = {line.count("|") - line.count("\\|") for line in lines if line.startswith("|") and "tuned" in line}
+    assert columns == {7, 6}  # of the contrasts, of the answers
+
+
+def test_compare_says_what_counts(sweep, tmp_path):
+    small = sweep / "sweeps" / "small"
+    told = report.compare("strategy=freeze,donor=trained", "strategy=hybrid", [small])
+    accuracies = pd.read_csv(small / "runs.csv").groupby(["strategy", "donor", "seed"])["test/acc"].mean()
+    delta = accuracies["freeze", "trained"] - accuracies["hybrid", "trained"]
+    first, second = told.splitlines()
+    assert first.startswith(f"strategy=freeze,donor=trained less strategy=hybrid, test/acc: {delta.mean():+.1f} ± ")
+    assert second.startswith("2 seeds (0, 1), 2 cells, p = ")
+    shutil.copytree(sweep, tmp_path / "outputs")
+    shutil.rmtree(next((tmp_path / "outputs" / "runs").glob("hybrid.late*seed1*")))
+    told = report.compare(
+        "strategy=freeze,donor=trained", "strategy=hybrid", [tmp_path / "outputs" / "sweeps" / "small"], "val/acc"
+    )
+    assert "one seed tells nothing" in told and "seeds that lack a cell: 1" in told
+    assert told.splitlines()[-1] == "not counted, as missing: 1 run"

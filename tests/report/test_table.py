@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -109,10 +108,73 @@ def test_what_is_no_folder_of_runs_is_refused(sweep, tmp_path):
         read([sweep / "runs"], "seed<0")
 
 
-def test_a_damaged_record_is_named(sweep, tmp_path):
+@pytest.mark.parametrize(
+    "path", ["strategy.weight_decay.graft", "strategy.anchor.graft", "strategy.split.rest.by", "optim.options.eps"]
+)
+def test_a_key_that_some_lack_tells_runs_apart(path, records):
+    *parents, name = path.split(".")
+    for record, _ in records[::2]:
+        there = record["config"]
+        for parent in parents:
+            there = there.setdefault(parent, {})
+        there[name] = 0.1
+    runs = tidy(records)
+    assert (
+        runs.swept == [path]
+        and set(runs.table[path]) <= {"0.1", "unset", "-"}
+        and {"0.1", "unset"} <= set(runs.table[path])
+    )
+
+
+def test_a_donor_seed_that_only_some_fix_does_not_split_the_others(records):
+    for record, _ in records[::2]:
+        if "seed" in record["config"]["donor"]:
+            record["config"]["donor"]["seed"] = 99
+    levels = set(tidy(records).table["donor.seed"])
+    assert {"99", "as the run's"} <= levels <= {"99", "as the run's", "-"}
+
+
+def test_what_goes_with_a_host_alone_is_told(records):
+    for record, _ in records[::2]:
+        record["axes"]["host"] = record["config"]["host"]["name"] = "resnet34"
+        record["config"]["host"]["width"] = 64
+    runs = tidy(records)
+    assert runs.swept == []
+    assert runs.notes == ["host.width goes with the host: resnet34 has 64, resnet18 has 4"]
+
+
+def test_runs_alike_in_everything_are_told(records):
+    again = [(record | {"key": f"{record['key']}-again"}, folder) for record, folder in records[:2]]
+    (note,) = tidy([*records, *again]).notes
+    assert note.startswith("4 runs are alike in every axis, seed included, and count as their mean, such as ")
+
+
+def test_a_damaged_record_and_one_that_lacks_fields_are_runs_all_the_same(sweep, tmp_path):
     outputs = tmp_path / "outputs"
     shutil.copytree(sweep, outputs)
-    key = read_sweep(outputs / "sweeps" / "small")["runs"][0]
-    (outputs / "runs" / key / "record.json").write_text("{")
-    with pytest.raises(UserError, match=f"{key}/record.json is damaged"):
-        report.write([Path(outputs / "sweeps" / "small")])
+    damaged, sparse, *_ = sorted((outputs / "runs").glob("hybrid.*"))
+    (damaged / "record.json").write_text('{"key": ')
+    record = json.loads((sparse / "record.json").read_text())
+    for name in ("plan", "data", "similarity", "timings", "donors", "surgery"):
+        record.pop(name, None)
+    record["environment"] = {"device": "CPU"}
+    (sparse / "record.json").write_text(json.dumps(record))
+    (sparse / "curves.csv").write_text("epoch\n1\n")
+    text = report.write([outputs / "sweeps" / "small"]).read_text()
+    assert f"damaged: <code>{damaged.name}</code>" in text and "13 of 14 runs completed" in text
+
+
+def test_what_was_never_reached_is_told_from_what_does_not_apply(records):
+    for record, _ in records:
+        record["metrics"]["steps_to/90"] = None
+    table = tidy(records).table
+    assert (table["steps_to/90"] == float("inf")).all()
+    assert table["steps_to/recover"].isna().equals(table.donor == "none")
+    assert set(table.steps) == {records[0][0]["data"]["images"]["train"] // 25 * 2}
+
+
+def test_conditions_that_differ_in_their_sign_alone_have_reports_of_their_own(sweep):
+    from layergraft.report.table import target
+
+    folders = [target([sweep / "runs"], where) for where in ("seed<1", "seed>1", "seed=1")]
+    assert len(set(folders)) == 3 and all(folder.parent == sweep / "reports" for folder in folders)

@@ -89,11 +89,25 @@ def test_what_cannot_be_vouched_for_leaves_what_was_there(form, sweep, key, tmp_
 def test_a_key_may_be_cut_short_and_what_is_no_run_is_refused(sweep, key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert export(sweep, key[:-4]).name == f"{key}.safetensors"
-    with pytest.raises(UserError, match=r"unknown run in .*: 'hybrid.late'.* There are: hybrid.late.*, hybrid.late"):
+    with pytest.raises(UserError, match=r"2 runs in .* begin with 'hybrid.late': hybrid.late.*, hybrid.late"):
         export(sweep, "hybrid.late")
     with pytest.raises(UserError, match="unknown run"):
         export(sweep, "none")
     with pytest.raises(UserError, match="there is no folder"):
         export(sweep, key, to=tmp_path / "a" / "b.safetensors")
+    with pytest.raises(UserError, match="is a folder; --to takes the file"):
+        export(sweep, key, to=tmp_path)
     with pytest.raises(UserError, match="ends in .pt2"):
         export(sweep, key, "torch.export", tmp_path / "a.pt")
+
+
+def test_what_was_written_classifies_as_the_record_says(sweep, key, config, tmp_path):
+    """Images normalised by the record's mean and deviation give the run's own test accuracy."""
+    network, record = trained_network(sweep, key)
+    network.load_state_dict(load_file(export(sweep, key, to=tmp_path / "a.safetensors")))
+    test = config().data.load(record["axes"]["seed"]).test
+    mean, std = (torch.tensor(record["normalization"][name])[:, None, None] for name in ("mean", "std"))
+    with torch.no_grad():
+        logits = network((torch.from_numpy(test.x_NCHW) / 255 - mean) / std)
+    found = 100 * (logits.argmax(1).numpy() == test.y_N).mean()
+    assert found == pytest.approx(record["metrics"]["test/acc"])

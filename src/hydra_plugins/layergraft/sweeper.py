@@ -112,13 +112,13 @@ class LayergraftSweeper(BasicSweeper):
     def folder(self, arguments: list[str]) -> Path:
         """Where the sweep is: under its name, or one that is the same for the same overrides: that of the experiment, and of
         the size that was asked for, where there are no others."""
-        from layergraft.files import digest
+        from layergraft.files import digest, label
 
         settings = self.config.exec
         asked = {key_of(a): a.partition("=")[2] for a in arguments if not a.startswith("exec.")}
         chosen = [asked[group] for group in ("experiment", "size") if group in asked]
         own = sorted(a for a in arguments if key_of(a) in asked.keys() - {"experiment", "size"})
-        name = "-".join([*(chosen or [self.kind]), *([digest(own)] if own or not chosen else [])])
+        name = "-".join([*map(label, chosen or [self.kind]), *([digest(own)] if own or not chosen else [])])
         return Path(settings.outputs) / "sweeps" / (settings.sweep or name)
 
     def sweep(self, arguments: list[str]) -> Any:

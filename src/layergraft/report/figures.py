@@ -81,8 +81,9 @@ TOOLTIP = [alt.Tooltip("text:N", title="difference"), alt.Tooltip("n:Q", title="
            alt.Tooltip("detectable:Q", format=".2f", title="detectable")]  # fmt: skip
 
 
-def _palette(names: pd.Series) -> alt.Scale:
-    return alt.Scale(scheme="tableau10" if names.nunique() <= 10 else "tableau20")
+def _palette(arms: Sequence[str]) -> alt.Scale:
+    """A colour an arm, the same in all figures and whatever the filters leave."""
+    return alt.Scale(domain=list(arms), scheme="tableau10" if len(arms) <= 10 else "tableau20")
 
 
 def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.Chart:
@@ -105,7 +106,7 @@ def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.Chart:
         y=alt.Y("arm:N", sort=list(dict.fromkeys(rows.arm)), title=None, axis=alt.Axis(labelLimit=260)),
         tooltip=["setting:N", "site:N", "arm:N", *TOOLTIP],
     )
-    pale = alt.condition("datum.resolved", alt.value(1.0), alt.value(0.3))
+    pale = alt.condition("datum.resolved", alt.value(1.0), alt.value(0.18))
     dark = f"datum.resolved && abs(datum.mean) > {0.55 * limit}"
     tiles = base.mark_rect(stroke="white").encode(
         color=alt.Color("mean:Q", title=unit, scale=alt.Scale(scheme="redblue", domain=[-limit, limit]), legend=alt.Legend(orient="bottom", gradientLength=240, titleLimit=400)),
@@ -145,7 +146,7 @@ def forest(
     return _panels(alt.layer(zero, bars, points, data=rows).properties(width=360, height=height), rows, axes, 2, panel)
 
 
-def learning_curves(rows: pd.DataFrame, axes: Sequence[str]) -> alt.Chart:
+def learning_curves(rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str]) -> alt.Chart:
     """A panel a setting: validation accuracy by epoch, one line an arm, mean over sites and seeds, with its interval."""
     rows = _filtered(rows.assign(low=rows.low.clip(lower=0), high=rows.high.clip(upper=100)), axes)
     rows = rows[rows.setting.isin(list(dict.fromkeys(rows.setting))[:PANELS])]
@@ -155,7 +156,7 @@ def learning_curves(rows: pd.DataFrame, axes: Sequence[str]) -> alt.Chart:
             "arm:N",
             sort=None,
             title=None,
-            scale=_palette(rows.arm),
+            scale=_palette(arms),
             legend=alt.Legend(orient="bottom", columns=3, labelLimit=300, symbolOpacity=1, symbolType="stroke"),
         ),
     )
@@ -169,13 +170,15 @@ def learning_curves(rows: pd.DataFrame, axes: Sequence[str]) -> alt.Chart:
     return _panels(layered, rows, axes, 2, exact=("site",) if "site" in axes else ())
 
 
-def scatter(rows: pd.DataFrame, axes: Sequence[str], x: str, unit: str, panel: str | None = None) -> alt.Chart:
+def scatter(
+    rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str], x: str, unit: str, panel: str | None = None
+) -> alt.Chart:
     """A point a run: `gain` over `x`, by arm; a click opens the run's record."""
     rows = _filtered(rows.rename(columns={x: "value"}), axes)
     points = alt.Chart(rows).mark_point(filled=True, opacity=0.6, size=45).encode(
         x=alt.X("value:Q", title=None if panel else x, scale=alt.Scale(zero=False)),
         y=alt.Y("gain:Q", title=unit),
-        color=alt.Color("arm:N", sort=None, title=None, scale=_palette(rows.arm), legend=alt.Legend(orient="bottom", columns=3, labelLimit=300)),
+        color=alt.Color("arm:N", sort=None, title=None, scale=_palette(arms), legend=alt.Legend(orient="bottom", columns=3, labelLimit=300)),
         href="record:N",
         tooltip=["key:N", alt.Tooltip("value:Q", format=".3g", title=x), alt.Tooltip("gain:Q", format="+.2f")],
     )  # fmt: skip

@@ -118,6 +118,7 @@ def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path)
     """Name -> specification; PNG and SVG are written into `folder`."""
     over = {SCRATCH: "over scratch", RANDOM: "over a random frozen layer"}.get(found.baseline or "", "")
     drawn: dict[str, Any] = {}
+    arms = list(found.design.runs.arm.unique())
     if found.contrasts:
         rows = pd.DataFrame(
             [{"contrast": c.name, "metric": UNITS.get(c.metric, c.metric), "difference": c.difference}
@@ -130,7 +131,7 @@ def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path)
             drawn[name] = figures.heat_map(found.gains[metric], axes, f"{UNITS[metric]}, {over}")
     lines = curves(found.design)
     if len(lines):
-        drawn["learning_curves"] = figures.learning_curves(lines, axes)
+        drawn["learning_curves"] = figures.learning_curves(lines, axes, arms)
     if len(found.shocks):
         drawn["shock"] = figures.forest(
             found.shocks, axes, "points of validation accuracy at step 0, grafted less intact", "arm", "site"
@@ -139,7 +140,7 @@ def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path)
     columns = ["key", "record", "arm", "setting", "gain", *axes]
     if "drift" in by_run and (by_run.drift > 0).any():
         drawn["drift"] = figures.scatter(
-            by_run.dropna(subset="drift")[[*columns, "drift"]], axes, "drift", f"{UNITS['test/acc']}, {over}"
+            by_run.dropna(subset="drift")[[*columns, "drift"]], axes, arms, "drift", f"{UNITS['test/acc']}, {over}"
         )
     if found.shares is not None:
         drawn["shares"] = figures.share_bars(_share_rows(found.shares))
@@ -151,7 +152,9 @@ def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path)
     if measures:
         long = by_run.melt([*columns], measures, "measure", "value").dropna(subset="value")
         long["measure"] = long.measure.str.removeprefix("similarity/")
-        drawn["similarity"] = figures.scatter(long, axes, "value", f"{UNITS['test/acc']}, {over}", panel="measure")
+        drawn["similarity"] = figures.scatter(
+            long, axes, arms, "value", f"{UNITS['test/acc']}, {over}", panel="measure"
+        )
     return {name: figures.save(chart, folder, name) for name, chart in drawn.items()}
 
 

@@ -71,16 +71,18 @@ def _before_and_after(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _filters(before: np.ndarray, after: np.ndarray) -> Figure:
-    """Rows: before, after, and the change; the first input channel of each filter."""
+    """Rows: before, after, and the change, magnified to the scale of the two; the first input channel of each filter."""
     from matplotlib.figure import Figure
 
     number = min(MAX_FILTERS, len(before))
-    rows = {"before": before, "after": after, "change": after - before}
-    limit = max(float(np.abs(w[:number, 0]).max()) for w in rows.values()) or 1.0
+    pair, change = (before[:number, 0], after[:number, 0]), after[:number, 0] - before[:number, 0]
+    limit = max(float(np.abs(weights).max()) for weights in pair) or 1.0
+    times = limit / (float(np.abs(change).max()) or limit)
+    rows = {"before": pair[0], "after": pair[1], f"change × {times:.2g}": change * times}
     figure = Figure(figsize=(1.0 + 0.8 * number, 2.6), layout="constrained")
     axes = figure.subplots(len(rows), number, squeeze=False)
     for line, (name, weights) in zip(axes, rows.items(), strict=True):
-        for axis, weight in zip(line, weights[:number, 0], strict=True):
+        for axis, weight in zip(line, weights, strict=True):
             axis.imshow(weight, cmap="RdBu", vmin=-limit, vmax=limit)
             axis.set_xticks([])
             axis.set_yticks([])

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from layergraft.errors import UserError, require
-from layergraft.files import label
+from layergraft.files import digest, label
 from layergraft.report.where import chosen
 from layergraft.store import RECORD, SWEEP, read_record, read_sweep, run_folder
 
@@ -74,7 +74,7 @@ def read(folders: Iterable[Path], where: str | None = None) -> Runs:
         asked = {name: contrast | {"runs": sweep["runs"]} for name, contrast in sweep.get("contrasts", {}).items()}
         twice = asked.keys() & contrasts.keys()
         contrasts |= {f"{name} ({folder.resolve().name})" if name in twice else name: c for name, c in asked.items()}
-    runs = tidy((read_record(path) or {"key": key, "status": "missing"}, path) for key, path in found.items())
+    runs = tidy((_record(key, path), path) for key, path in found.items())
     if where is not None:
         # Scratch, which has no site, is among those of every site; so is a run that is missing.
         kept = chosen(runs.table, where, [*AXES, *runs.swept, "status"], nowhere=NONE)
@@ -85,6 +85,14 @@ def read(folders: Iterable[Path], where: str | None = None) -> Runs:
     return runs
 
 
+def _record(key: str, folder: Path) -> dict[str, Any]:
+    """One that is not there, or not whole, is a run all the same."""
+    try:
+        return read_record(folder) or {"key": key, "status": "missing"}
+    except UserError as error:
+        return {"key": key, "status": "damaged", "error": str(error)}
+
+
 def target(folders: Sequence[Path], where: str | None) -> Path:
     """Where a report goes by default."""
     if len(folders) == 1 and where is None and (folders[0] / SWEEP).is_file():
@@ -92,7 +100,8 @@ def target(folders: Sequence[Path], where: str | None) -> Path:
     first = folders[0].resolve()
     outputs = first.parents[1] if (first / SWEEP).is_file() else first.parent
     parts = [folder.resolve().name for folder in folders]
-    return outputs / "reports" / label(*parts, *([where] if where else []))
+    # A condition's signs are none of a folder's: seed<3 and seed>3 are told apart by the end of the name.
+    return outputs / "reports" / label(*parts, *([where, digest(where)[:4]] if where else []))
 
 
 def tidy(records: Iterable[tuple[dict[str, Any], Path]]) -> Runs:
@@ -199,7 +208,7 @@ def _swept(leaves: dict[str, list[str]], table: pd.DataFrame) -> tuple[dict[str,
         twin = leaves.get(name.removeprefix("donor.")) if root == "donor" else None
         if twin is not None:
             own = column.mask(column.eq(twin) & (column != NONE), OWN)
-            column = own if own.nunique() < column.nunique() else column
+            column = own if own.nunique() <= column.nunique() else column
         if column.nunique() == 1:
             continue
         keys = [table[root]] if root in ("strategy", "host", "donor", "data") else []

@@ -22,7 +22,8 @@ def columns_of(text: str) -> list[str]:
 def chosen(table: pd.DataFrame, text: str, columns: Sequence[str], nowhere: str | None = None) -> pd.Series:
     """Which rows of `table` meet all terms of `text`, each COLUMN=VALUE|VALUE or with !=, <, >, <=, >=.
 
-    A row that has `nowhere` for an axis meets whatever is asked of it. Raises UserError for a column that is not among `columns`, and for a value that no row has.
+    A row that has `nowhere` for an axis meets whatever is asked of it. Raises UserError for a column that is not among
+    `columns`, and for a value that no row has.
     """
     kept = pd.Series(True, index=table.index)
     for column, sign, values in _parsed(text):
@@ -37,7 +38,7 @@ def chosen(table: pd.DataFrame, text: str, columns: Sequence[str], nowhere: str 
                 raise UserError(f"{text}: {sign} compares with a number, not with '{values}'") from None
             continue
         there = table[column].astype(str)
-        wanted = values.split("|")
+        wanted = [values] if values in set(there) else values.split("|")
         for value in wanted:
             if value not in set(there):
                 raise unknown(f"{column} among these runs:", value, sorted(set(there)))

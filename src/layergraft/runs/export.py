@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from layergraft import surgery
 from layergraft.donors.forms import from_json
-from layergraft.errors import RunFailed, UserError, require, unknown
+from layergraft.errors import RunFailed, UserError, listing, require, unknown
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
 from layergraft.specs import SurgerySpec
@@ -44,6 +44,7 @@ def export(outputs: Path, key: str, form: str = "safetensors", to: Path | None =
     path = to or Path(f"{record['key']}{SUFFIXES[form]}")
     require(form != "torch.export" or path.suffix == ".pt2", f"a file of torch.export ends in .pt2; given: {path}")
     require(path.parent.is_dir(), f"there is no folder {path.parent}")
+    require(not path.is_dir(), f"{path} is a folder; --to takes the file to write")
     image = _image_of(record)
     x_NCHW = torch.randn(CHECKED, *image, generator=torch.Generator().manual_seed(0))
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as there, torch.no_grad():
@@ -54,6 +55,7 @@ def export(outputs: Path, key: str, form: str = "safetensors", to: Path | None =
             raise RunFailed(
                 f"as {form} it gives other logits than the run's network, by {worst:.1g} of the largest; {path} was not written"
             )
+        written.chmod(0o644)  # safetensors makes 0600, which shuts colleagues on a shared disk out
         written.replace(path)
     return path
 
@@ -66,14 +68,18 @@ def trained_network(outputs: Path, key: str) -> tuple[nn.Module, dict[str, Any]]
     """
     every = sorted(path.parent.name for path in (outputs / "runs").glob(f"*/{RECORD}"))
     near = [name for name in every if name.startswith(key)]
-    if key not in near and len(near) != 1:
-        raise unknown(f"run in {outputs / 'runs'}:", key, near or every)
+    if not near:
+        raise unknown(f"run in {outputs / 'runs'}:", key, every)
+    require(
+        key in near or len(near) == 1, f"{len(near)} runs in {outputs / 'runs'} begin with '{key}': {listing(near)}"
+    )
     folder = run_folder(outputs, key if key in near else near[0])
     record = read_record(folder)
     assert record is not None
     require(
         record["status"] == "completed", f"the run {key} is {record['status']}; only a completed one has its network"
     )
+    require((folder / WEIGHTS).is_file(), f"the weights of {key} are gone: there is no {folder / WEIGHTS}")
     network = _skeleton(record)
     network.load_state_dict(load_file(folder / WEIGHTS))
     return network.eval(), record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import io
 import json
@@ -12,7 +13,7 @@ import re
 import shutil
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -221,23 +222,43 @@ def _report(config: Config, folder: Path, fitted: Fitted, record: dict[str, Any]
 
 
 def _by_strategy(writer: SummaryWriter, strategy: str, curves: Sequence[dict[str, float]]) -> None:
-    """The curves again under the strategy's name, with a layout for the Custom Scalars tab: TensorBoard joins the layouts
-    of all runs, so that each strategy has a chart there with its runs."""
-    layout = {}
-    for what, name in {"validation accuracy": "val/acc", "training loss": "train/loss"}.items():
-        tag = f"strategy/{strategy}/{name.replace('/', '_')}"
-        layout[f"{what}, %" if name == "val/acc" else what] = {strategy: ["Multiline", [f"^{re.escape(tag)}$"]]}
-        for point in curves:
-            writer.add_scalar(tag, point[name], int(point["epoch"]))
-    writer.add_custom_scalars(layout)
+    """The validation curve again under the strategy's name, with a layout for the Custom Scalars tab: TensorBoard joins the
+    layouts of all runs, so that each strategy has a chart there with its runs. It asks for every run in every chart, so
+    there is one a strategy."""
+    tag = f"strategy/{strategy}/val_acc"
+    for point in curves:
+        writer.add_scalar(tag, point["val/acc"], int(point["epoch"]))
+    writer.add_custom_scalars({"validation accuracy, %": {strategy: ["Multiline", [f"^{re.escape(tag)}$"]]}})
 
 
 def _hparams(config: Config) -> dict[str, str | int]:
-    """The axes for TensorBoard's HParams tab, which shows the first five by the alphabet: the data set comes last."""
+    """The axes for TensorBoard's HParams tab, and in a few words whatever else may be swept, under keys that all runs share.
+    The tab shows the first five by the alphabet: the axes."""
     named = axes(config)
-    named["target data"] = named.pop("data")
-    named["surgery"] = "-" if isinstance(config.donor, NoDonor) else f"{config.surgery.name}, {config.surgery.fit}"
+    optim, schedule, host, donor = config.optim, config.schedule, config.host, config.donor
+    grafted = not isinstance(donor, NoDonor)
+    named["target data"] = _told(config.data)
+    named["surgery"] = _told(config.surgery) if grafted else "-"
+    named["trained on"] = _told(donor.data) if getattr(donor, "data", None) else "-"
+    named["training"] = f"{optim.name}, lr {optim.lr:g}, {schedule.name}, {schedule.epochs} epochs"
+    named["trains what"] = "; ".join(f"{name}: {', '.join(given)}" for name, given in config.strategy.groups.items())
+    named["variant of host"] = f"width {host.width}, {host.norm} norm, {'' if host.skips else 'no '}skips"
+    del named["data"]
     return named
+
+
+def _told(spec: Any) -> str:
+    """The name of a spec, and what of it is not as its kind has it by default: `cifar10, half=A, corrupt.noise=5`."""
+    return ", ".join([spec.name, *(part for part in _changed(spec) if not part.startswith("name="))])
+
+
+def _changed(spec: Any) -> Iterator[str]:
+    for item in dataclasses.fields(spec):
+        value = getattr(spec, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from (f"{item.name}.{part}" for part in _changed(value))
+        elif value != item.default and (item.default_factory is dataclasses.MISSING or value != item.default_factory()):
+            yield f"{item.name}={value}"
 
 
 def _curves(fitted: Fitted) -> str:
