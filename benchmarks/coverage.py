@@ -2,22 +2,25 @@
 
     python benchmarks/coverage.py [--samples 4000] [--seed 0] > benchmarks/results/coverage_DATE.md
 
-Three tables. The mean paired difference: Student's t, the percentile bootstrap, the bootstrap-t (999 resamples each) and t
+Tables: the mean paired difference: Student's t, the percentile bootstrap, the bootstrap-t (999 resamples each) and t
 with a noise that is pooled over 12 cells, whose spreads are equal or differ (lognormal, 0.5), for several shapes of the
-differences; with pooling, the worst of the 12 cells is told. The gain of a picked arm: picked and read on the same seeds, or
-as `layergraft.stats.pick` does. Shares of variance, as `layergraft.stats.shares` gives them.
+differences; with pooling, the worst of the 12 cells is told. How often the difference that seeds are said to have been able to show
+would be found. The gain of a picked arm: picked and read on the same seeds, or as `layergraft.stats.pick` and
+`gain_of_picking` do. Shares of variance, as `shares` gives them. Correlations over sources, as `association` does.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
 from scipy import stats
 
-from layergraft.stats import mean_difference, pick, shares
+from layergraft.stats import association, gain_of_picking, mean_difference, pick, shares
 
 SEEDS = (3, 5, 10)
 RESAMPLES = 999
@@ -79,68 +82,85 @@ def paired_differences(rng: np.random.Generator, samples: int) -> None:
             )
 
 
+def detectable(rng: np.random.Generator, samples: int) -> None:
+    print("\n## How often the difference that seeds could have shown is found, where they showed none\n")
+    print(
+        "| differences tested together | n | in the mean | 1 sample in 10 is below | 1 in 10 above |\n|---|---|---|---|---|"
+    )
+    for family in (1, 12):
+        for n in SEEDS:
+            alpha = 0.05 / family
+            quantile = stats.t.ppf(1 - alpha / 2, n - 1)
+            found = [replace(mean_difference(x), family=family) for x in rng.standard_normal((samples, n))]
+            shifts = np.array([d.detectable for d in found if d.p >= alpha]) * np.sqrt(n)
+            power = stats.nct.sf(quantile, n - 1, np.minimum(shifts, 30)) + stats.nct.cdf(
+                -quantile, n - 1, np.minimum(shifts, 30)
+            )
+            cells = (np.nanmean(power), *np.nanquantile(power, [0.1, 0.9]))
+            print(f"| {family} | {n} | {' | '.join(f'{100 * x:.0f}' for x in cells)} |")
+
+
 def picked_arms(rng: np.random.Generator, samples: int) -> None:
-    """Training noise 1, which validation and test share; validation noise 1.2, test noise 0.5."""
+    """Training noise 1, which validation and test share; test noise 0.5, the baseline's 0.5."""
     print("\n## The gain of the arm that is picked by validation\n")
     print(
-        "| arms | their true means span | n | bias, read on the seeds that picked | covered | bias, `pick` | covered |"
+        "| arms | their true means span | validation noise | n | bias, read on the seeds that picked | covered | bias, `pick` | covered |"
     )
-    print("|---|---|---|---|---|---|---|")
-    for arms in (2, 4, 10):
-        for span in (0.0, 0.5, 1.5):
-            for n in SEEDS:
-                means = np.linspace(0, span, arms)
-                errors: list[list[float]] = [[], []]
-                covered = [0, 0]
-                for _ in range(samples // 2):
-                    training = rng.normal(0, 1, (n, arms))
-                    val = means + training + rng.normal(0, 1.2, (n, arms))
-                    gain = means + training + rng.normal(0, 0.5, (n, arms))
-                    ours = pick(val, gain)
-                    for place, d in enumerate((mean_difference(gain[:, ours.column]), ours.gain)):
-                        errors[place].append(d.mean - means[ours.column])
-                        covered[place] += abs(errors[place][-1]) <= d.half_width
-                cells = [
-                    f"{np.mean(e):+.2f} | {100 * c / (samples // 2):.1f}" for e, c in zip(errors, covered, strict=True)
-                ]
-                print(f"| {arms} | {span} | {n} | {' | '.join(cells)} |")
+    print("|---|---|---|---|---|---|---|---|")
+    for arms, span, noise, n in itertools.product((2, 4, 10), (0.0, 1.5), (0.1, 0.5, 1.2), SEEDS):
+        means = np.linspace(0, span, arms)
+        errors: list[list[float]] = [[], []]
+        covered = [0, 0]
+        for _ in range(samples // 2):
+            training = rng.normal(0, 1, (n, arms))
+            val = means + training + rng.normal(0, noise, (n, arms))
+            gain = means + training + rng.normal(0, 0.5, (n, arms)) - rng.normal(0, 0.5, (n, 1))
+            best, picks = pick(val)
+            for place, d in enumerate((mean_difference(gain[:, best]), gain_of_picking(gain, picks))):
+                errors[place].append(d.mean - means[best])
+                covered[place] += abs(errors[place][-1]) <= d.half_width
+        cells = [f"{np.mean(e):+.2f} | {100 * c / (samples // 2):.1f}" for e, c in zip(errors, covered, strict=True)]
+        print(f"| {arms} | {span} | {noise} | {n} | {' | '.join(cells)} |")
 
 
 def variance_shares(rng: np.random.Generator, samples: int) -> None:
-    """4 x 3 x 2 levels: a strong factor, a weak one, their interaction, and one without effect."""
+    """4 x 3 x 2 levels: a strong factor, a weak one, their interaction, and one without effect in the mean, whose effect
+    differs from seed to seed."""
+    names = ("strong", "weak", "interaction", "none", "seed")
     print(
-        "\n## Shares of variance\n\n| design | n | "
-        + " | ".join(f"{name}: share, covered" for name in ("strong", "weak", "interaction", "none", "seed"))
-        + " |"
+        f"\n## Shares of variance\n\n| design | n | {' | '.join(f'{name}: share, covered' for name in names)} | none: p < 0.05 |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     a, b = np.array([-0.7, -0.4, -0.1, 1.2]), np.array([-0.2, 0.0, 0.2])
     ab = np.outer([0.3, -0.3, 0.3, -0.3], [0.5, 0.0, -0.5])
-    seed_spread, noise = 0.6, 0.8
-    variances = {
-        ("a",): (a**2).mean(),
-        ("b",): (b**2).mean(),
-        ("a", "b"): (ab**2).mean(),
-        ("c",): 0.0,
-        ("seed",): seed_spread**2,
-    }
-    total = sum(variances.values()) + noise**2
+    seed_spread, by_seed, noise = 0.6, 0.5, 0.8
+    variances = {("a",): (a**2).mean(), ("b",): (b**2).mean(), ("a", "b"): (ab**2).mean(), ("c",): 0.0, ("seed",): seed_spread**2}  # fmt: skip
+    total = sum(variances.values()) + by_seed**2 / 2 + noise**2
     reps = samples // 8
-    for design, lost in (("balanced", 0), ("5 runs missing", 5)):
-        for n in SEEDS:
-            i, j, k, seed = (x.ravel() for x in np.meshgrid(range(4), range(3), range(2), range(n), indexing="ij"))
-            covered = dict.fromkeys(variances, 0)
-            for _ in range(reps):
-                y = a[i] + b[j] + ab[i, j] + rng.normal(0, seed_spread, n)[seed] + rng.normal(0, noise, len(i))
-                kept = np.delete(np.arange(len(y)), rng.choice(len(y), lost, replace=False))
-                found = shares(y[kept], {"a": i[kept], "b": j[kept], "c": k[kept]}, seed[kept])
-                for term in found.terms:
-                    if term.factors in variances:
-                        covered[term.factors] += term.low <= variances[term.factors] / total <= term.high
-            cells = [
-                f"{100 * variances[name] / total:.1f}, {100 * count / reps:.1f}" for name, count in covered.items()
-            ]
-            print(f"| {design} | {n} | {' | '.join(cells)} |")
+    for design, n in itertools.product(("balanced", "1 run missing", "2 cells missing"), SEEDS):
+        i, j, k, seed = (x.ravel() for x in np.meshgrid(range(4), range(3), range(2), range(n), indexing="ij"))
+        covered, found = dict.fromkeys(variances, 0), 0
+        for _ in range(reps):
+            y = a[i] + b[j] + ab[i, j] + rng.normal(0, seed_spread, n)[seed] + rng.normal(0, noise, len(i))
+            y += (rng.normal(0, by_seed, n) * [[-0.5], [0.5]] * np.sqrt(2))[k, seed]
+            kept = np.ones(len(y), bool)
+            if design == "1 run missing":
+                kept[rng.integers(len(y))] = False
+            if design == "2 cells missing":
+                kept = ~((i == 0) & (j == 0))
+            for term in shares(y[kept], {"a": i[kept], "b": j[kept], "c": k[kept]}, seed[kept]).terms:
+                if term.factors in variances:
+                    covered[term.factors] += term.low <= variances[term.factors] / total <= term.high
+                    found += term.factors == ("c",) and term.p < 0.05
+        cells = [f"{100 * variances[name] / total:.1f}, {100 * count / reps:.1f}" for name, count in covered.items()]
+        print(f"| {design} | {n} | {' | '.join(cells)} | {100 * found / reps:.1f} |")
+
+
+def associations(rng: np.random.Generator, samples: int) -> None:
+    print("\n## Correlations over sources that do not go together\n\n| sources | p < 0.05 |\n|---|---|")
+    for n in (5, 6, 8, 12):
+        found = [association(*rng.standard_normal((2, n))).resolved for _ in range(samples // 4)]
+        print(f"| {n} | {100 * np.mean(found):.1f} |")
 
 
 def main() -> None:
@@ -154,8 +174,10 @@ def main() -> None:
         f"`python benchmarks/coverage.py --samples {args.samples} --seed {args.seed}`, {date.today()}. Of 100 intervals at 95%.\n"
     )
     paired_differences(rng, args.samples)
+    detectable(rng, args.samples)
     picked_arms(rng, args.samples)
     variance_shares(rng, args.samples)
+    associations(rng, args.samples)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from hydra_plugins.layergraft.launcher import LayergraftLauncher
 from layergraft.errors import UserError, counted, unknown
 
 
+TENSORBOARD_DRAWS = 40  # runs; of more it selects none by itself
+
+
 @dataclass
 class SweeperConf:
     _target_: str = "hydra_plugins.layergraft.sweeper.LayergraftSweeper"
@@ -220,6 +223,8 @@ def finish(folder: Path, keys: list[str], since: float) -> None:
             page = report.write([folder])
         console.print(f"report:      {page}", markup=False)
         console.print(f"TensorBoard: tensorboard --logdir {outputs / 'runs'}", markup=False)
+        if len(keys) > TENSORBOARD_DRAWS:
+            console.print(f"             (of over {TENSORBOARD_DRAWS} runs it draws those alone that its filter leaves, such as seed0)")
     if set(statuses.values()) <= {*DONE, "failed"}:
         (folder / RERUN).unlink(missing_ok=True)
     if troubled:

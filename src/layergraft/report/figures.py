@@ -107,7 +107,7 @@ def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.Chart:
         tooltip=["setting:N", "site:N", "arm:N", *TOOLTIP],
     )
     pale = alt.condition("datum.resolved", alt.value(1.0), alt.value(0.18))
-    dark = f"datum.resolved && abs(datum.mean) > {0.55 * limit}"
+    dark = f"datum.resolved && abs(datum.mean) > {0.65 * limit}"
     tiles = base.mark_rect(stroke="white").encode(
         color=alt.Color("mean:Q", title=unit, scale=alt.Scale(scheme="redblue", domain=[-limit, limit]), legend=alt.Legend(orient="bottom", gradientLength=240, titleLimit=400)),
         opacity=pale,
@@ -138,7 +138,7 @@ def forest(
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=unit), x2="high:Q")
     points = base.mark_point(filled=True, size=55, opacity=1).encode(x=alt.X("mean:Q", title=unit))
     zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
-    height = alt.Step(ROW if color is None else max(ROW, 14 * rows[color].nunique()))
+    height = alt.Step(ROW if color is None else 12)  # a line
     if unit is None:
         parts = [alt.layer(zero, bars, points, data=there).properties(width=360, height=height, title=str(name))
                  for name, there in rows.groupby(panel, sort=False)]  # fmt: skip
