@@ -224,7 +224,9 @@ def finish(folder: Path, keys: list[str], since: float) -> None:
         console.print(f"report:      {page}", markup=False)
         console.print(f"TensorBoard: tensorboard --logdir {outputs / 'runs'}", markup=False)
         if len(keys) > TENSORBOARD_DRAWS:
-            console.print(f"             (of over {TENSORBOARD_DRAWS} runs it draws those alone that its filter leaves, such as seed0)")
+            console.print(
+                f"             (of over {TENSORBOARD_DRAWS} runs it draws those alone that its filter leaves, such as seed0)"
+            )
     if set(statuses.values()) <= {*DONE, "failed"}:
         (folder / RERUN).unlink(missing_ok=True)
     if troubled:

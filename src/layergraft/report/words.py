@@ -52,7 +52,8 @@ def _places(found: Findings) -> Iterator[str]:
             ]
             told += [f"{side} it at {len(names)} ({'; '.join(names[:6])}{'; ...' * (len(names) > 6)})"] if names else []
         if there:
-            yield f"Held against {control}, the best way to load the layer is {' and '.join(told) or 'told from it at none'} of {counted(len(there), 'place')} (setting × site)."
+            said = f"is {' and '.join(told)}" if told else "cannot be told from it at any"
+            yield f"Held against {control}, the best way to load the layer {said} of {counted(len(there), 'place')} (setting × site)."
 
 
 def _across(found: Findings) -> Iterator[str]:
