@@ -20,7 +20,6 @@ from omegaconf import OmegaConf, open_dict
 from hydra_plugins.layergraft.launcher import LayergraftLauncher
 from layergraft.errors import UserError, counted, unknown
 
-
 TENSORBOARD_DRAWS = 40  # runs; of more it selects none by itself
 
 

@@ -9,6 +9,8 @@ from layergraft.errors import counted
 from layergraft.report.findings import IN_ALL, TAKEN_APART, Findings
 from layergraft.stats import Difference
 
+MANY = 6  # places of which each is told
+
 
 def words(found: Difference | None) -> str:
     """`+1.2 ± 0.8`, and what could have been seen where nothing was."""
@@ -41,6 +43,15 @@ def _contrasts(found: Findings) -> Iterator[str]:
 
 def _places(found: Findings) -> Iterator[str]:
     whole = [answer for answer in found.answers if answer.arm]
+    if len(whole) <= MANY:
+        for answer in whole:
+            gains = {control: gain for control, gain in answer.gains.items() if gain is not None}
+            told = [
+                f"{gain} over {control}{'' if gain.resolved else ', not resolved'}" for control, gain in gains.items()
+            ]
+            doubt = "" if answer.agreed else " (by a few seeds only)"
+            yield f"{answer.setting}, {answer.site}: best by validation is {answer.arm}{doubt}: {'; '.join(told) or 'held against nothing'}."
+        return
     for control in dict.fromkeys(name for answer in whole for name in answer.gains):
         there = [(answer, gain) for answer in whole if (gain := answer.gains[control]) is not None]
         told = []
@@ -50,10 +61,14 @@ def _places(found: Findings) -> Iterator[str]:
                 for a, d in there
                 if d.resolved and sign * d.mean > 0
             ]
-            told += [f"{side} it at {len(names)} ({'; '.join(names[:6])}{'; ...' * (len(names) > 6)})"] if names else []
+            told += (
+                [f"{side} it at {len(names)} ({'; '.join(names[:MANY])}{'; ...' * (len(names) > MANY)})"]
+                if names
+                else []
+            )
         if there:
             said = f"is {' and '.join(told)}" if told else "cannot be told from it at any"
-            yield f"Held against {control}, the best way to load the layer {said} of {counted(len(there), 'place')} (setting × site)."
+            yield f"Held against {control}, the best way to load the layer {said} of {len(there)} places (setting × site)."
 
 
 def _across(found: Findings) -> Iterator[str]:
