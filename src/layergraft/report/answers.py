@@ -28,7 +28,8 @@ class Answer:
     picks: dict[str, int]
     """Arm -> how many times all seeds but one pick it. The gains are of these."""
     gains: dict[str, Difference | None]
-    """Control -> what picking gains over it, in points of test accuracy; None where no seed has it. One family for all places."""
+    """Control -> what picking gains over it, in points of test accuracy; None where no seed, or not every picked arm, has it.
+    One family for all places."""
     lost: dict[str, tuple[int, ...]]
     """Control -> seeds that lack it. Seeds that lack an arm: under the name `arms`."""
     left_out: tuple[str, ...]
@@ -70,12 +71,14 @@ def _answer(design: Design, place: pd.DataFrame, against: Mapping[str, pd.DataFr
     gains, lost = {}, {"arms": tuple(map(int, val.index[~seeds_S]))}
     for control, runs in against.items():
         gain = table(runs, "gain").reindex(index=whole.index, columns=whole.columns)
-        gains[control] = gain_of_picking(gain.to_numpy(), picks_S) if len(whole) else None
+        # Where a picked arm has no such control at all, the seeds that are left would be those that pick another.
+        whole_control = bool(gain.iloc[:, np.unique(picks_S)].notna().any().all())
+        gains[control] = gain_of_picking(gain.to_numpy(), picks_S) if len(whole) and whole_control else None
         lacking = [seed for seed, arm in zip(whole.index, picks_S, strict=True) if np.isnan(gain.loc[seed].iloc[arm])]
         lost[control] = tuple(map(int, lacking))
     first = place.iloc[0]
     return Answer(
         first.setting, first.site, {name: str(first[name]) for name in ("site", *design.of_setting)},
         None if best is None else whole.columns[best], whole.shape[1],
-        dict(Counter(whole.columns[arm] for arm in picks_S).most_common()), gains, lost, tuple(val.columns[~arms_A]),
+        dict(Counter(whole.columns[arm] for arm in picks_S).most_common()), gains, lost, tuple(val.columns[~arms_A]) if arms_A.any() else (),
     )  # fmt: skip

@@ -84,7 +84,7 @@ def design(runs: Runs) -> Design:
     the data, the source and whatever else was swept but the site and the seed. A host without a donor that learns in
     full is `scratch`."""
     table, swept = runs.completed, runs.swept
-    of_arm = [name for name in swept if name.startswith(("strategy.", "donor.", "surgery.")) and not _of_source(name)]
+    of_arm = [name for name in swept if name.startswith(("strategy.", "donor.", "surgery.")) and not of_source(name)]
     of_setting = ["host", *(["data"] if table.data.nunique() > 1 else []), *(n for n in swept if n not in of_arm)]
 
     def arm(strategy: str, donor: str, *more: str) -> str:
@@ -106,7 +106,7 @@ def design(runs: Runs) -> Design:
     return Design(labelled, of_arm, of_setting, swept)
 
 
-def _of_source(name: str) -> bool:
+def of_source(name: str) -> bool:
     return name.startswith("donor.data.")
 
 
@@ -125,7 +125,8 @@ def paired(design: Design, baseline: str, metric: str) -> pd.DataFrame:
     for _, rows in others.groupby("arm", sort=False):
         own = design.like(base, rows.iloc[0])
         keys = [*(name for name in (*design.of_setting, "site") if not (own[name] == NONE).all()), "seed"]
-        partner = own.groupby(keys, sort=False)[metric].mean().rename("partner").reset_index()
+        kinds = own.groupby([*keys, "arm"], sort=False)[metric].mean().unstack("arm")
+        partner = kinds.mean(axis=1, skipna=False).rename("partner").reset_index()
         gains.append(rows[metric] - rows[keys].merge(partner, on=keys, how="left").set_index(rows.index).partner)
     return others.assign(gain=pd.concat(gains[1:] or gains))
 
@@ -184,8 +185,8 @@ def contrast(design: Design, name: str, of: Sequence[str], metric: str = "test/a
 def between(design: Design, arm: str, baseline: str, metric: str = "test/acc") -> Contrast:
     """One arm less another."""
     own = {"strategy", "donor", *design.of_arm}
-    runs = design.arm(arm)
-    parts = [runs, design.like(design.arm(baseline), runs.iloc[0])]
+    runs, other = design.arm(arm), design.arm(baseline)
+    parts = [runs, design.like(other, runs.iloc[0]) if baseline in (SCRATCH, RANDOM) else other]
     return _contrast(design, f"{arm} less {baseline}", [f"+{arm}", f"-{baseline}"], parts, own, metric)
 
 
@@ -197,36 +198,45 @@ def _contrast(
     require(metric in design.runs, f"{name}: no completed run has the metric {metric}")
     axes = [*AXES[:-1], *design.swept]
     free, within = [a for a in axes if a not in told], [a for a in axes if a in told]
-    # A term has no place on an axis that does not apply to it: scratch is in the cells of every site.
-    own = [[column for column in free if not _is_nowhere(part[column]).all()] for part in parts]
+    # What a term tells apart are its levels: freeze|full has two. A level has no place on an axis that does not apply to it:
+    # scratch is in the cells of every site.
+    levels = [[level for _, level in part.groupby(_cell(part, within), sort=False)] for part in parts]
+    require(all(levels), f"{name}: there is no pair of runs of it")
+    own = {id(level): [c for c in free if not _is_nowhere(level[c]).all()] for term in levels for level in term}
     cells = pd.DataFrame(index=[0])
-    for part, columns in zip(parts, own, strict=True):
+    for level in itertools.chain(*levels):
+        columns = own[id(level)]
         if not columns:
             continue
         shared = [column for column in columns if column in cells]
-        there = part[columns].drop_duplicates()
+        there = level[columns].drop_duplicates()
         cells = cells.merge(there, on=shared) if shared else cells.merge(there, how="cross")
     require(len(cells) > 0, f"{name}: its conditions share no cell of {' x '.join(free)}")
     seeds = np.array(sorted({int(seed) for part in parts for seed in part.seed}))
     delta_SC = np.zeros((len(seeds), len(cells)))
-    for term, part, columns in zip(of, parts, own, strict=True):
-        labelled = part.assign(cell=_cell(part, columns), within=_cell(part, within))
-        if np.isinf(labelled[metric].astype(float)).any():  # never reached: counted as all the steps of the run
-            labelled[metric] = labelled[metric].where(labelled[metric] != math.inf, labelled.steps)
-        all_CS = labelled.groupby(["cell", "within", "seed"])[metric].mean().unstack("seed").reindex(columns=seeds)
-        lacking_CS = all_CS.isna().groupby(level="cell").any()
-        mean_CS = all_CS.groupby(level="cell").mean().mask(lacking_CS)
-        delta_SC += (1 if term[0] == "+" else -1) * mean_CS.loc[_cell(cells, columns)].to_numpy().T
+    for term, there in zip(of, levels, strict=True):
+        mean_SC = np.mean([_values(level, own[id(level)], cells, seeds, metric) for level in there], axis=0)
+        delta_SC += mean_SC if term[0] == "+" else -mean_SC
     seeds_S, cells_C = complete(delta_SC)
     found = mean_difference(delta_SC[seeds_S][:, cells_C].mean(1)) if seeds_S.any() else None
     never = sum(int(np.isinf(part[metric].astype(float)).sum()) for part in parts)
     told_apart = [c for c in free if len(set().union(*(part[c][~_is_nowhere(part[c])] for part in parts))) > 1]
     left_out: set[str] = set()
-    for part, columns in zip(parts, own, strict=True):
-        naming = [column for column in columns if column in told_apart]
-        left_out |= {*_cell(part, naming)} - {*_cell(cells[cells_C], naming)}
+    for level in itertools.chain(*levels):
+        naming = [column for column in own[id(level)] if column in told_apart]
+        left_out |= {*_cell(level, naming)} - {*_cell(cells[cells_C], naming)}
+    left_out = {label or "all" for label in left_out}
     return Contrast(name, tuple(of), metric, int(cells_C.sum()), tuple(seeds[seeds_S].tolist()),
                     tuple(seeds[~seeds_S].tolist()), tuple(sorted(left_out)), never, found)  # fmt: skip
+
+
+def _values(level: pd.DataFrame, columns: list[str], cells: pd.DataFrame, seeds: np.ndarray, metric: str) -> np.ndarray:
+    """Seeds x cells; nan where it has no run with the metric. A number of steps to what was never reached is all of them."""
+    labelled = level.assign(cell=_cell(level, columns))
+    if np.isinf(labelled[metric].astype(float)).any():
+        labelled[metric] = labelled[metric].where(labelled[metric] != math.inf, labelled.steps)
+    mean_SC = labelled.groupby(["seed", "cell"])[metric].mean().unstack("cell").reindex(seeds)
+    return mean_SC[list(_cell(cells, columns))].to_numpy(float)
 
 
 def _is_nowhere(column: pd.Series) -> pd.Series:
@@ -287,8 +297,8 @@ def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[
             lacking.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if not specs:
         scratch = design.arm(SCRATCH)
-        arms = list(design.runs.arm[~design.runs.key.isin(scratch.key)].unique())
-        if len(scratch):
+        arms = list(design.runs.arm[~design.runs.key.isin(scratch.key)].unique()) or list(design.runs.arm.unique())
+        if 0 < len(scratch) < len(design.runs):
             pairs = [(arm, SCRATCH) for arm in arms]
         else:
             pairs = list(itertools.combinations(arms[:MAX_ARMS], 2))

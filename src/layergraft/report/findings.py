@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.stats import trim_mean
 
 from layergraft.errors import UserError, counted, listing
 from layergraft.report import contrasts
 from layergraft.report.answers import Answer, answers
-from layergraft.report.contrasts import CONTROLS, RANDOM, SCRATCH, Contrast, Design
+from layergraft.report.contrasts import CONTROLS, RANDOM, SCRATCH, Contrast, Design, of_source
 from layergraft.report.table import NONE, Runs
-from layergraft.stats import Shares, association, complete, mean_difference, shares, together
+from layergraft.stats import Shares, association, complete, factorial, mean_difference, shares, together
 from layergraft.stats.association import corrected
 
 ALL_SITES = "all"
@@ -77,7 +79,7 @@ def find(runs: Runs) -> Findings:
     )
     by_run = contrasts.paired(design, baseline, "test/acc") if baseline else design.runs.assign(gain=np.nan)
     by_run = by_run[by_run.site != NONE]
-    varied, of = _shares(design)
+    varied, of = _shares(runs, design)
     ladder, steps = _ladder(design, gains.get("test/acc"))
     answered = answers(design)
     return Findings(
@@ -90,6 +92,8 @@ def find(runs: Runs) -> Findings:
 
 def _notes(design: Design, by_run: pd.DataFrame, baseline: str | None, answered: list[Answer]) -> list[str]:
     notes = []
+    if len(answered) and design.runs["val/acc"].isna().all():
+        notes.append("no run has a validation accuracy, so there is nothing to pick the best arm by")
     blind = by_run[by_run["test/acc"].isna()]
     if len(blind):
         notes.append(
@@ -137,22 +141,21 @@ def _across(by_run: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _shares(design: Design) -> tuple[Shares | None, str]:
-    """Of all runs with a donor where they are planned as all combinations of all levels, whatever became of some; else of
+def _shares(runs: Runs, design: Design) -> tuple[Shares | None, str]:
+    """Of all runs with a donor where they were planned as all combinations of all levels, whatever became of them; else of
     those whose donor learned something, which controls do not have in all places."""
-    grafted = design.runs[(design.runs.site != NONE) & design.runs["test/acc"].notna()]
-    learned = grafted[~grafted.donor.isin(CONTROLS)]
     names = [name for name in design.axes if name != "seed"]
-    cells = grafted[names].astype(str).drop_duplicates()
-    whole = len(cells) == math.prod(cells[name].nunique() for name in names)
-    runs, of = (
-        (learned, "the runs whose donor learned something")
-        if len(learned) and not whole
-        else (grafted, "all runs with a donor")
-    )
-    if len(runs) < 2:
+    planned = runs.table[~runs.table.site.isin((NONE,))]
+    learned = planned[~planned.donor.isin(CONTROLS)]
+    asked, of = planned, "all runs with a donor"
+    if len(learned) and not factorial(planned[names].astype(str)):
+        asked, of = learned, "the runs whose donor learned something"
+    there = design.runs[design.runs.key.isin(asked.key) & design.runs["test/acc"].notna()]
+    if len(there) < 2:
         return None, of
-    return shares(runs["test/acc"], {name: runs[name].astype(str) for name in names}, runs.seed), of
+    found = shares(there["test/acc"], {name: there[name].astype(str) for name in names}, there.seed)
+    lost = len(asked[names].astype(str).drop_duplicates()) - len(there[names].astype(str).drop_duplicates())
+    return found and replace(found, num_lost_cells=found.num_lost_cells + lost), of
 
 
 def _ladder(design: Design, cells: pd.DataFrame | None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -194,17 +197,36 @@ def _recovery(design: Design) -> pd.DataFrame:
 def _similar(design: Design, by_run: pd.DataFrame) -> pd.DataFrame:
     """Measure and gain, each less its mean over the sources of the same arm, site, host and seed, so that nothing but the
     source is compared; then a source's means, and their rank correlation. The measures are one family."""
-    source = [name for name in design.swept if name.startswith("donor.data.")]
-    alike = ["arm", "site", "seed", *(name for name in design.of_setting if name not in source)]
+    source = [name for name in design.swept if of_source(name)]
+    alike = ["arm", "site", *(name for name in design.of_setting if name not in source)]
     rows = []
     for measure in _measures(by_run) if source else ():
         there = by_run.dropna(subset=[measure, "gain"])
-        beyond = there[[measure, "gain"]] - there.groupby(alike)[[measure, "gain"]].transform("mean")
-        by_source = beyond.groupby([there[name] for name in source]).mean()
+        there = there.assign(
+            source=there.groupby(source, sort=False).ngroup(), place=there.groupby(alike, sort=False).ngroup()
+        )
+        there = there[there.groupby(["place", "seed"]).source.transform("nunique") > 1]  # held against another
+        there = there[there.source.isin(_held_together(there))]
+        beyond = there[[measure, "gain"]] - there.groupby(["place", "seed"])[[measure, "gain"]].transform("mean")
+        by_source = beyond.groupby(there.source).mean()
         found = association(by_source[measure].round(12).to_numpy(), by_source.gain.round(12).to_numpy())
         rows += [{"measure": measure.removeprefix("similarity/"), "association": found}] if found is not None else []
     table = pd.DataFrame(rows)
     return table.assign(association=corrected(list(table.association))) if len(table) else table
+
+
+def _held_together(runs: pd.DataFrame) -> np.ndarray:
+    """The largest set of sources of which each is held against others of it at some place: those that may change places."""
+    if not len(runs):
+        return np.array([], int)
+    pairs = runs[["source", "place"]].drop_duplicates()
+    number = int(pairs.source.max()) + 1
+    edges = coo_array(
+        (np.ones(len(pairs)), (pairs.source, pairs.place + number)), shape=2 * (number + int(pairs.place.max()) + 1,)
+    )
+    _, labels = connected_components(edges, directed=False)
+    own = labels[np.unique(pairs.source)]
+    return np.unique(pairs.source)[own == np.bincount(own).argmax()]
 
 
 def _measures(by_run: pd.DataFrame) -> list[str]:
@@ -248,14 +270,15 @@ def _curves(runs: pd.DataFrame, read: dict[str, list[float]]) -> np.ndarray:
 
 def _in_every_setting(design: Design) -> pd.DataFrame:
     """The runs, with those that have no source (scratch, a random donor) in the settings of every source."""
-    sourced = [name for name in design.of_setting if (design.runs[name] == NONE).any()]
+    sourced = [name for name in design.of_setting if of_source(name) and (design.runs[name] == NONE).any()]
     if not sourced:
         return design.runs
     without = (design.runs[sourced] == NONE).all(axis=1)
     places = design.runs[~without][[*design.of_setting, "setting"]].drop_duplicates()
     keys = [name for name in design.of_setting if name not in sourced]
-    spread = design.runs[without].drop(columns=["setting", *sourced]).merge(places, on=keys)
-    return pd.concat([design.runs[~without], spread], ignore_index=True)
+    spread = design.runs[without].drop(columns=sourced).merge(places, on=keys, how="left", suffixes=("_own", ""))
+    spread["setting"] = spread.setting.where(spread.setting.notna(), spread.setting_own)
+    return pd.concat([design.runs[~without], spread.drop(columns="setting_own")], ignore_index=True)
 
 
 def _accuracies(folder: Path) -> list[float]:

@@ -6,6 +6,7 @@ fits in memory.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -62,18 +63,21 @@ def read(folders: Iterable[Path], where: str | None = None) -> Runs:
     """
     found: dict[str, Path] = {}
     commands, contrasts, names = [], {}, []
-    for folder in folders:
-        names.append(folder.resolve().name)
+    for folder in dict.fromkeys(path.resolve() for path in folders):
+        names.append(folder.name)
         if not (folder / SWEEP).is_file() and any(folder.glob(f"*/{RECORD}")):
             found |= {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{RECORD}"))}
             continue
         sweep = read_sweep(folder)
-        outputs = folder.resolve().parents[1]
+        outputs = folder.parents[1]
         found |= {key: run_folder(outputs, key) for key in sweep["runs"]}
         commands.append(sweep["command"])
         asked = {name: contrast | {"runs": sweep["runs"]} for name, contrast in sweep.get("contrasts", {}).items()}
-        twice = asked.keys() & contrasts.keys()
-        contrasts |= {f"{name} ({folder.resolve().name})" if name in twice else name: c for name, c in asked.items()}
+        for name, contrast in asked.items():
+            others = itertools.chain(
+                [name, f"{name} ({folder.name})"], (f"{name} ({number})" for number in itertools.count(2))
+            )
+            contrasts[next(free for free in others if free not in contrasts)] = contrast
     runs = tidy((_record(key, path), path) for key, path in found.items())
     if where is not None:
         # Scratch, which has no site, is among those of every site; so is a run that is missing.
@@ -128,6 +132,8 @@ def tidy(records: Iterable[tuple[dict[str, Any], Path]]) -> Runs:
     leaves = {name: column + [NONE] * (len(rows) - len(column)) for name, column in leaves.items()}
     table = pd.DataFrame(rows)
     table = table.reindex(columns=list(dict.fromkeys([*table, *ALWAYS])))
+    numbers = [name for name in table if "/" in name or name in ("drift", "seconds", "steps")]
+    table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
     table["seed"] = pd.to_numeric(table.seed, errors="coerce").astype("Int64")  # a missing run has none
     swept, notes = _swept(leaves, table)
     for place, (name, column) in enumerate(swept.items()):
@@ -208,7 +214,10 @@ def _swept(leaves: dict[str, list[str]], table: pd.DataFrame) -> tuple[dict[str,
         twin = leaves.get(name.removeprefix("donor.")) if root == "donor" else None
         if twin is not None:
             own = column.mask(column.eq(twin) & (column != NONE), OWN)
-            column = own if own.nunique() <= column.nunique() else column
+            if set(own) <= {OWN, NONE}:
+                continue
+            if not name.startswith("donor.data.") and own.nunique() <= column.nunique():  # a source is named as it is
+                column = own
         if column.nunique() == 1:
             continue
         keys = [table[root]] if root in ("strategy", "host", "donor", "data") else []

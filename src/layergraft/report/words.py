@@ -84,7 +84,9 @@ def _ladder(found: Findings) -> Iterator[str]:
     for strategy, steps in found.steps.groupby("strategy", sort=False) if len(found.steps) else ():
         of = dict(zip(steps.step, steps.difference, strict=True))
         parts = {part: d for part in TAKEN_APART for step, d in of.items() if step.startswith(part)}
-        if IN_ALL in of and len(parts) == len(TAKEN_APART):
+        if IN_ALL not in of or len(parts) < len(TAKEN_APART):
+            continue
+        if math.isclose(sum(d.mean for d in parts.values()), of[IN_ALL].mean, abs_tol=1e-6):  # all of the same cells
             told = ", ".join(f"{part} {d.mean:+.1f}{' (resolved)' * d.resolved}" for part, d in parts.items())
             yield f"With {strategy}, the trained layer gains {words(of[IN_ALL])} over a random one; of it {told}."
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from layergraft.stats.paired import holm
 
-EXACT = 8  # sources up to which every order is counted
+EXACT = 9  # sources up to which every order is counted
 FEWEST = 5  # sources of which a perfect order is told from chance: 2 of 120 orders
 
 

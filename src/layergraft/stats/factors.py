@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import optimize, stats
 
 from layergraft.stats.paired import LEVEL, complete
@@ -85,6 +86,13 @@ def shares(values: Sequence[float], factors: Mapping[str, Sequence], seeds: Sequ
                   int((~cells_C).sum()), tuple(inseparable), up_to)  # fmt: skip
 
 
+def factorial(levels: pd.DataFrame) -> bool:
+    """Whether the rows have all combinations of the columns' levels; columns that tell the same rows apart are one."""
+    cells = levels.drop_duplicates()
+    codes = _merged({name: pd.factorize(cells[name])[0] for name in cells if cells[name].nunique() > 1})
+    return len(cells) == math.prod(int(column.max()) + 1 for column in codes.values())
+
+
 def _merged(codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Factors that tell the same cells apart, as one: `data.half = data.corrupt.noise`."""
     found: dict[bytes, tuple[list[str], np.ndarray]] = {}
@@ -144,7 +152,7 @@ def _fixed(names: tuple[str, ...], effects_SR: np.ndarray, total: float) -> Shar
     num_seeds, free = effects_SR.shape
     square = float(num_seeds * (effects_SR.mean(0) ** 2).sum())
     error, error_free = float(((effects_SR - effects_SR.mean(0)) ** 2).sum()), free * (num_seeds - 1)
-    if error_free == 0 or error <= 1e-12 * total:
+    if error_free == 0 or error <= 1e-8 * total:
         return Share(names, square / total, np.nan, np.nan, np.nan)
     noise = error / error_free
     f = square / free / noise
@@ -168,7 +176,7 @@ def _fixed(names: tuple[str, ...], effects_SR: np.ndarray, total: float) -> Shar
 def _drawn(square: float, free: int, error: float, error_free: int, total: float, runs_a_seed: int) -> Share:
     """Of the seeds, levels drawn from many: their variance relative to the noise, by the central F. `square` and `error` are
     sums of squares."""
-    if free == 0 or error_free == 0 or error <= 1e-12 * total:
+    if free == 0 or error_free == 0 or error <= 1e-8 * total:
         return Share((SEED,), square / total, np.nan, np.nan, np.nan)
     f = square / free / (error / error_free)
     ends = [f / float(stats.f.ppf(q, free, error_free)) for q in TAILS]
