@@ -67,3 +67,15 @@ def test_an_arm_that_few_seeds_have_is_no_candidate_and_a_place_without_a_whole_
     apart = design_of(scratch(many), rows({0: 1, 1: 1}, strategy="freeze"), rows({2: 1, 3: 1}, strategy="full"))
     (answer,) = answers(apart)
     assert answer.arm is None and answer.lost["arms"] == (0, 1, 2, 3) and answer.gains == {"scratch": None}
+
+
+def test_a_control_that_not_every_picked_arm_has_is_none():
+    """Of the seeds that are left those would be gone that pick the other arm."""
+
+    def with_surgery(calibrate, val):
+        return arm("freeze", {0: 55, 1: 57, 2: 56}, val, **{"surgery.calibrate": calibrate})
+
+    none, moments = with_surgery("none", {0: 9, 1: 1, 2: 5}), with_surgery("moments", {0: 1, 1: 9, 2: 6})
+    random = rows({0: 50, 1: 51, 2: 52}, strategy="freeze", donor="random", **{"surgery.calibrate": "none"})
+    (answer,) = answers(design_of(scratch({0: 50, 1: 51, 2: 50}), none, moments, random))
+    assert len(answer.picks) == 2 and answer.gains["freeze, random"] is None and answer.gains["scratch"].n == 3

@@ -192,3 +192,36 @@ def test_conditions_that_name_every_axis_share_the_one_cell():
     ]
     only = contrast(found, "c", every)
     assert (only.num_cells, only.difference.mean) == (1, 1.5)
+
+
+def test_levels_to_which_an_axis_does_not_apply_count_with_the_others():
+    """Scratch has no site, and is a level of the donor all the same."""
+    none, other, arm = {0: 10, 1: 11}, {0: 40, 1: 41}, {0: 60, 1: 62}
+    by_donor = design_of(scratch(none, strategy="full"), rows(other, donor="random"), rows(arm))
+    by_strategy = design_of(scratch(none), rows(other, strategy="freeze"), rows(arm))
+    for found, terms in ((by_donor, ["+donor=trained", "-donor=none|random"]), (by_donor, ["+donor=trained", "-donor!=trained"]),
+                         (by_strategy, ["+strategy=full", "-strategy=scratch|freeze"])):  # fmt: skip
+        only = contrast(found, "c", terms)
+        assert (only.difference.mean, only.left_out) == (35.5, ()), terms
+
+
+def test_arms_that_differ_in_surgery_alone_are_compared_without_a_baseline():
+    arms = [
+        rows({0: level, 1: level + 1}, **{"surgery.calibrate": name}) for name, level in (("none", 50), ("moments", 53))
+    ]
+    ((only,), lacking) = named(design_of(*arms), {})
+    assert abs(only.difference.mean) == 3 and lacking == []
+
+
+def test_kinds_of_scratch_are_compared_where_there_is_nothing_else():
+    ((only,), _) = named(design_of(*(scratch({0: level, 1: level}, **{"strategy.rest": rate}) for rate, level in (("1", 50), ("2", 54)))), {})  # fmt: skip
+    assert abs(only.difference.mean) == 4
+
+
+def test_a_seed_that_lacks_one_kind_of_a_control_is_not_held_against_the_other():
+    found = design_of(
+        scratch({0: 50, 1: 50, 2: 50}, **{"strategy.rest": "1"}), scratch({0: 70, 1: 70}, **{"strategy.rest": "0.1"}),
+        rows({0: 60, 1: 60, 2: 60}, strategy="freeze"),
+    )  # fmt: skip
+    (cell,) = gains(found, "scratch", "test/acc").difference
+    assert (cell.mean, cell.n) == (0, 2)

@@ -13,7 +13,7 @@ from tests.report.made import rows, runs_of, scratch
 from layergraft import report
 from layergraft.report import page
 from layergraft.report.contrasts import between, design
-from layergraft.report.findings import find
+from layergraft.report.findings import curves, find
 from layergraft.report.table import read
 from layergraft.report.words import in_words, words
 from layergraft.stats import mean_difference
@@ -200,6 +200,36 @@ def test_what_sites_differ_in_is_no_similarity():
     assert len(of_sources([(1, 9)], sites="abcdef", by_site=5)) == 0
     (found,) = of_sources([(1, 5), (2, 1), (3, 4), (4, 2), (5, 3)], sites="abcdef", by_site=50).association
     assert found.n == 5 and not found.resolved
+
+
+def test_sources_that_are_held_against_none_do_not_count():
+    groups = [scratch({0: 50, 1: 50}, data=f"t{number}") for number in range(6)]
+    for number in range(6):
+        for source in [number, 9] if number == 0 else [number]:
+            for row in rows({0: 50 + number, 1: 51}, data=f"t{number}", **{"donor.data.dial": str(source)}):
+                groups.append([row | {"similarity/fixed/leep": float(source)}])
+    assert len(find(runs_of(*groups)).similar) == 0  # two sources that share a target, and five alone
+
+
+def test_curves_of_a_host_without_a_swept_key_are_there(tmp_path):
+    groups = [rows({0: 50, 1: 51}, host=host, **axes) for host, axes in (("a", {"host.width": "4"}), ("a", {"host.width": "8"}), ("b", {}))]  # fmt: skip
+    groups += [scratch({0: 50, 1: 51}, host="b")]
+    runs = runs_of(*groups)
+    (tmp_path / "curves.csv").write_text("epoch,val/acc\n0,50\n1,60\n")
+    runs.table = runs.table.assign(folder=str(tmp_path))
+    assert {"a, host.width=4", "a, host.width=8", "b"} == set(curves(design(runs)).setting)
+
+
+def test_a_cell_that_failed_in_every_seed_changes_no_population():
+    rng = np.random.default_rng(0)
+    groups = [rows(dict(enumerate(rng.normal(50, 1, 3))), strategy=s, donor=d, **{"optim.lr": lr, "optim.momentum": 2 * lr})
+              for s in ("full", "freeze") for d in ("trained", "random") for lr in (1, 2)]  # fmt: skip
+    runs = runs_of(*groups)
+    whole = find(runs)
+    assert whole.shares.balanced and whole.shares_of == "all runs with a donor"  # lr and momentum are one factor
+    runs.table.loc[runs.table.key.isin([row["key"] for row in groups[0]]), "status"] = "diverged"
+    part = find(runs)
+    assert part.shares_of == whole.shares_of and part.shares.num_lost_cells == 1 and part.shares.num_runs == 21
 
 
 def test_shares_are_of_what_was_planned_whatever_became_of_it():

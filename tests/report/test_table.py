@@ -178,3 +178,13 @@ def test_conditions_that_differ_in_their_sign_alone_have_reports_of_their_own(sw
 
     folders = [target([sweep / "runs"], where) for where in ("seed<1", "seed>1", "seed=1")]
     assert len(set(folders)) == 3 and all(folder.parent == sweep / "reports" for folder in folders)
+
+
+def test_contrasts_of_the_same_name_stay_apart(sweep, tmp_path):
+    folders = [tmp_path / name / "sweeps" / "small" for name in "abc"]
+    for number, folder in enumerate(folders):
+        shutil.copytree(sweep, folder.parents[1])
+        plan = json.loads((folder / "sweep.json").read_text())
+        plan["contrasts"] = {"gain": {"of": [f"+seed={number % 2}", "-strategy=full"], "metric": "test/acc"}}
+        (folder / "sweep.json").write_text(json.dumps(plan))
+    assert list(read([*folders, folders[0]]).contrasts) == ["gain", "gain (small)", "gain (2)"]

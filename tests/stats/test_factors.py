@@ -8,7 +8,7 @@ import pytest
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import AnovaRM, anova_lm
 
-from layergraft.stats import shares
+from layergraft.stats import factorial, shares
 
 
 def design(rng, num_seeds=4, levels=(3, 2), drop=0):
@@ -143,3 +143,13 @@ def test_many_factors_are_no_crash():
     assert not found.balanced and found.up_to == 1
     assert names == {(name,) for name in factors} | {("seed",), ("all interactions",), ()}
     assert shares(rng.normal(0, 1, 200), {"a": range(200)}, np.tile(range(4), 50)) is None  # no cell has two seeds
+
+
+def test_an_effect_that_dwarfs_the_noise_has_no_interval_and_is_no_crash():
+    terms = {t.factors: t for t in shares([50, 90, 50, 90.001], {"a": ["x", "y", "x", "y"]}, [0, 0, 1, 1]).terms}
+    assert terms[("a",)].raw == pytest.approx(1) and np.isnan(terms[("a",)].low)
+
+
+def test_factorial_counts_factors_that_go_together_once():
+    whole = pd.DataFrame(itertools.product("ab", "xyz"), columns=["one", "two"])
+    assert factorial(whole.assign(tied=whole.two)) and factorial(pd.concat([whole, whole])) and not factorial(whole[1:])
