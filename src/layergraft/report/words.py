@@ -88,7 +88,8 @@ def _ladder(found: Findings) -> Iterator[str]:
             continue
         if math.isclose(sum(d.mean for d in parts.values()), of[IN_ALL].mean, abs_tol=1e-6):  # all of the same cells
             told = ", ".join(f"{part} {d.mean:+.1f}{' (resolved)' * d.resolved}" for part, d in parts.items())
-            yield f"With {strategy}, the trained layer gains {words(of[IN_ALL])} over a random one; of it {told}."
+            whole = of[IN_ALL]
+            yield f"With {strategy}, the trained layer gains {whole} over a random one{'' if whole.resolved else ', not resolved'}; of it {told}."
 
 
 def _shares(found: Findings) -> Iterator[str]:
