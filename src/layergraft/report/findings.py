@@ -145,7 +145,7 @@ def _shares(runs: Runs, design: Design) -> tuple[Shares | None, str]:
     """Of all runs with a donor where they were planned as all combinations of all levels, whatever became of them; else of
     those whose donor learned something, which controls do not have in all places."""
     names = [name for name in design.axes if name != "seed"]
-    planned = runs.table[~runs.table.site.isin((NONE,))]
+    planned = runs.table[runs.table.site != NONE]
     learned = planned[~planned.donor.isin(CONTROLS)]
     asked, of = planned, "all runs with a donor"
     if len(learned) and not factorial(planned[names].astype(str)):
