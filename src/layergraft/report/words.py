@@ -97,7 +97,7 @@ def _shares(found: Findings) -> Iterator[str]:
         told = [
             f"{' × '.join(s.factors)} {100 * s.raw:.0f}% ({100 * s.low:.0f} to {100 * s.high:.0f})"
             for s in found.shares.terms
-            if s.factors and s.low > 0
+            if s.factors and s.low > 0 and s.raw >= 0.005
         ]
         yield f"Of the variance of test accuracy, {'a share is resolved of ' + ', '.join(told) if told else 'no factor explains a share that the seeds resolve'}."
 
