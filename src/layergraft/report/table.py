@@ -63,19 +63,19 @@ def read(folders: Iterable[Path], where: str | None = None) -> Runs:
     """
     found: dict[str, Path] = {}
     commands, contrasts, names = [], {}, []
-    for folder in dict.fromkeys(path.resolve() for path in folders):
-        names.append(folder.name)
+    for at, folder in {path.resolve(): path for path in folders}.items():  # each once
+        names.append(at.name)
         if not (folder / SWEEP).is_file() and any(folder.glob(f"*/{RECORD}")):
             found |= {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{RECORD}"))}
             continue
         sweep = read_sweep(folder)
-        outputs = folder.parents[1]
+        outputs = at.parents[1]
         found |= {key: run_folder(outputs, key) for key in sweep["runs"]}
         commands.append(sweep["command"])
         asked = {name: contrast | {"runs": sweep["runs"]} for name, contrast in sweep.get("contrasts", {}).items()}
         for name, contrast in asked.items():
             others = itertools.chain(
-                [name, f"{name} ({folder.name})"], (f"{name} ({number})" for number in itertools.count(2))
+                [name, f"{name} ({at.name})"], (f"{name} ({number})" for number in itertools.count(2))
             )
             contrasts[next(free for free in others if free not in contrasts)] = contrast
     runs = tidy((_record(key, path), path) for key, path in found.items())
