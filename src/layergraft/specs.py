@@ -303,6 +303,9 @@ class ExecSpec:
     """Devices that share each batch of one run (DDP; processes on a CPU). It changes the last bits of a sum."""
     compile: bool = False
     """torch.compile, anew for each phase of a strategy. It changes the last bits of a sum."""
+    features_gib: float | None = None
+    """What may be kept on the device of what the frozen layers before the first that trains give, so that they are run once
+    and not in every epoch; null: a quarter of what is free there; 0: nothing. It changes no bit."""
     checkpoint_seconds: float | None = None
     """A run can go on from its last checkpoint. Seconds between two; 0: one after every step; null: as often as costs 2%
     of the time."""
@@ -319,7 +322,9 @@ class ExecSpec:
     """Show where an error arose."""
 
     def check(self, at: str) -> None:
-        require(self.data_gib is None or self.data_gib >= 0, f"{at}.data_gib is {self.data_gib}; it must be 0 or more")
+        for name in ("data_gib", "features_gib"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"{at}.{name} is {value}; it must be 0 or more")
         for name in ("workers", "jobs_per_gpu", "threads", "devices", "readers"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layergraft.data.images import ImageData, Split
-from layergraft.data.pixels import Pixels, counts, place
+from layergraft.data.pixels import Pixels, counts, free_bytes, place
 from layergraft.errors import UserError
 from layergraft.seeds import stream
 from layergraft.tasks import Task
@@ -82,6 +82,8 @@ class TrainBatches:
         self.normalize, self.spec, self.seed = normalize, spec, seed
         self.num_classes, self.task = data.num_classes, data.task
         self.epoch, self.position, self.resume_at, self.rank, self.num_ranks = 0, (0, 0), (0, 0), 0, 1
+        self.features: Tensor | None = None
+        """What is given in place of the images, in their order; of images that are the same in every epoch."""
 
     @property
     def sampler(self) -> TrainBatches:
@@ -108,17 +110,17 @@ class TrainBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         (epoch, done), self.resume_at = self.resume_at, (0, 0)
         done = done if epoch == self.epoch else 0
-        for number, batch in enumerate(self.of_epoch(self.epoch, done), done + 1):
+        batches = self.of_epoch(self.epoch, done) if self.features is None else self._of_features(self.epoch, done)
+        for number, batch in enumerate(batches, done + 1):
             self.position = (self.epoch, number)
             yield batch
 
     def of_epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `epoch`, from the `first` on."""
         size, shift, steps = self.spec.batch_size, self.spec.shift, len(self)
-        order = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
         augment = torch.Generator().manual_seed(stream(self.seed, "augment", epoch))
         mixing = np.random.default_rng(stream(self.seed, "mixup", epoch))
-        index = torch.randperm(len(self.y_N), generator=order)[: steps * size].view(steps, size)
+        index = self._order(epoch)
         offsets = torch.randint(0, 2 * shift + 1, (steps, size, 2), generator=augment) if shift else None
         mirrored = torch.randint(0, 2, (steps, size), generator=augment).bool() if self.spec.flip else None
         shares = None
@@ -149,6 +151,35 @@ class TrainBatches:
             part, half = shares[first + step], len(x) // 2
             y = (y if y.ndim == 2 else F.one_hot(y, self.num_classes)).float()
             yield part * x[:half] + (1 - part) * x[half:], part * y[:half] + (1 - part) * y[half:]
+
+    def _order(self, epoch: int) -> Tensor:
+        """Which images are in which batch, (batches, N)."""
+        generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
+        chosen = torch.randperm(len(self.y_N), generator=generator)[: len(self) * self.spec.batch_size]
+        return chosen.view(len(self), self.spec.batch_size)
+
+    def _of_features(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for index in self._order(epoch)[first:].to(self.y_N.device):
+            yield self.features[index], self.y_N[index]
+
+    @property
+    def are_the_same_in_every_epoch(self) -> bool:
+        """Whether an image is always given as it is, and whole batches to this process."""
+        return not (self.spec.shift or self.spec.flip or self.spec.mixup) and self.num_ranks == 1
+
+    def free_bytes(self) -> int:
+        """What is free where the batches lie."""
+        return free_bytes(self.y_N.device)
+
+    def windows(self) -> Iterator[slice]:
+        """Every image, in batches of the usual size; the last begins sooner where it would be smaller."""
+        size, number = self.spec.batch_size, len(self.y_N)
+        for stop in [*range(size, number, size), number]:
+            yield slice(stop - size, stop)
+
+    def at(self, window: slice) -> Tensor:
+        """Those images, as they are given."""
+        return self.normalize(self.pixels.run(window.start, window.stop))
 
 
 def shifted(x_NCHW: Tensor, offset_N2: Tensor, shift: int) -> Tensor:

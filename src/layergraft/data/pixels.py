@@ -71,15 +71,16 @@ class Streamed:
 def place(split: Split, device: torch.device, limit_gib: float | None, readers: int) -> Resident | Streamed:
     """`split` on the device where it takes no more than `limit_gib` (None: half of what is free there)."""
     size = len(split) * int(np.prod(split.shape))
-    limit = _free(device) / 2 if limit_gib is None else limit_gib * GIB
+    limit = free_bytes(device) / 2 if limit_gib is None else limit_gib * GIB
     return Resident(split, device) if size <= limit else Streamed(split, device, readers)
 
 
-def _free(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """What is free there, or can be freed."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     facts = Path("/proc/meminfo")
-    if facts.exists():  # what is free or can be freed, in KiB
+    if facts.exists():  # in KiB
         return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", facts.read_text())[1])
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 

@@ -73,7 +73,8 @@ def outputs_of(config: Config) -> Path:
 def backend_of(config: Config) -> Backend:
     """Where and how to train the run itself; its donors are always trained on one device, as they are written."""
     backend = Backend.resolve(config.exec.device, config.precision)
-    return replace(backend, devices=config.exec.devices, compile=config.exec.compile)
+    settings = config.exec
+    return replace(backend, devices=settings.devices, compile=settings.compile, features_gib=settings.features_gib)
 
 
 def for_gpus(config: Config) -> Config:

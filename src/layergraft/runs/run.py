@@ -199,6 +199,7 @@ def _train(
             torch.manual_seed(seed)
             fitted = fit(run.network, run.plan, batches, recipe_of(config), run.backend, callbacks=callbacks, **options)
     record["timings"] = {"fit_seconds": time.perf_counter() - start}
+    record["frozen prefixes"] = fitted.prefixes
     record["plan"] = timeline_of(config, run, fitted.curves)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in run.network.state_dict().items()}
     write_atomic(folder / "model.safetensors", save(tensors))

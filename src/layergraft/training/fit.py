@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.profilers import PassThroughProfiler
 from torch import nn
 
 from layergraft.errors import UserError, require
@@ -26,6 +27,7 @@ from layergraft.training.averages import Averages
 from layergraft.training.checkpoints import CHECKPOINT, Checkpoints
 from layergraft.training.module import Diverged, PlannedModule
 from layergraft.training.optimizers import make
+from layergraft.training.prefix import FrozenPrefix, Kept
 from layergraft.training.unfreeze import UnfreezeByPhase
 
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
@@ -52,6 +54,10 @@ class Backend:
     devices: int = 1
     """Processes that share each batch."""
     compile: bool = False
+    channels_last: bool | None = False
+    """Whether a pixel's channels lie side by side in memory; None: where that is faster."""
+    features_gib: float | None = 0.0
+    """What may be kept of what a frozen prefix gives; None: a quarter of what is free on the device."""
 
     @classmethod
     def resolve(cls, device: Device, precision: Precision) -> Backend:
@@ -116,6 +122,8 @@ class Fitted:
     test: dict[str, float]
     epochs: int
     """As planned; early stopping may have ended training sooner."""
+    prefixes: list[dict[str, Any]] = field(default_factory=list)
+    """What a frozen prefix gave that was kept: from which `epoch` on, `through` which module, `bytes`."""
 
     def summary(self) -> dict[str, float]:
         """The figures that runs are compared by; accuracies in percent.
@@ -148,6 +156,15 @@ class EventsLogger(TensorBoardLogger):
 
     def close(self) -> None:
         self.experiment.close()
+
+
+class _Unprofiled(PassThroughProfiler):
+    """Lightning's own makes a context anew for each of the 30 things that it would time in a step."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self._nothing
 
 
 class Probe(Protocol):
@@ -231,10 +248,11 @@ def fit(
     averages = None
     if recipe.regularizer.ema is not None or recipe.regularizer.swa is not None:
         averages = Averages(network, recipe.regularizer, schedule.epochs)
+    prefix = FrozenPrefix(backend.features_gib) if _keeps_features(backend, recipe) else None
     checkpoints = Checkpoints(saving.folder / CHECKPOINT, saving.every, saving.facts) if saving else None
     logger = EventsLogger(folder, purge_step=_resumed_epoch(saving)) if folder is not None else None
     # The order matters: phases first; what is saved at the end of an epoch is what all others have left.
-    own = [UnfreezeByPhase(), averages, _Look(probe) if probe else None, *callbacks, checkpoints]
+    own = [UnfreezeByPhase(), prefix, averages, _Look(probe) if probe else None, *callbacks, checkpoints]
     trainer = pl.Trainer(
         accelerator="gpu" if backend.device == "cuda" else "cpu",
         devices=backend.devices,
@@ -246,6 +264,7 @@ def fit(
         # Lightning would take a run in a SLURM job for a step of its own, and requeue the job by itself.
         plugins=[LightningEnvironment()],
         logger=logger or False,
+        profiler=_Unprofiled(),
         callbacks=[callback for callback in own if callback is not None],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -260,7 +279,12 @@ def fit(
     test = module.evaluated()
     if not math.isfinite(test["loss"]):
         raise Diverged(f"the test loss is {test['loss']}")
-    return Fitted(module.curves, val, test, schedule.epochs)
+    return Fitted(module.curves, val, test, schedule.epochs, prefix.used if prefix else [])
+
+
+def _keeps_features(backend: Backend, recipe: Recipe) -> bool:
+    """Not where a moving average is validated, whose prefix is another, and not for several devices."""
+    return backend.features_gib != 0 and backend.devices == 1 and recipe.regularizer.ema is None
 
 
 def _trained(
@@ -280,7 +304,7 @@ def _trained(
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 uses what torch 2.15 deprecates
         warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # wherever SLURM is installed
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen is
-        trainer.fit(module, batches.train, batches.val, ckpt_path=resume, weights_only=True if resume else None)
+        trainer.fit(module, batches.train, Kept(batches.val), ckpt_path=resume, weights_only=True if resume else None)
         module.network.to(backend.device)  # Lightning takes it to the CPU when it is done
         val = {name[4:]: value for name, value in module.curves[-1].items() if name.startswith("val/")}
         if averages is not None:

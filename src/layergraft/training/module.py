@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -60,6 +61,8 @@ class PlannedModule(pl.LightningModule):
         self.curves: list[dict[str, float]] = []
         self.by_tensor: dict[str, float] = {}
         """Parameter -> share of its group's learning rate; empty: all of it."""
+        self.behind_prefix: Callable[[Tensor], Tensor] | None = None
+        """What takes what the frozen prefix gives, where the batches are of that (`training.prefix`)."""
         self._losses: list[Tensor] = []
         self._counts: list[Tensor] = []
         self._judged: list[tuple[Tensor, Tensor]] = []
@@ -117,7 +120,7 @@ class PlannedModule(pl.LightningModule):
         return optimizer
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.network(x_NCHW)
+        return self.network(x_NCHW) if self.behind_prefix is None else self.behind_prefix(x_NCHW)
 
     def rates(self, step: int) -> dict[str, float]:
         """Group -> learning rate at `step`."""
@@ -150,7 +153,7 @@ class PlannedModule(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x_NCHW, y_N = batch
-        loss = self.task.loss(self.network(x_NCHW), y_N, label_smoothing=self.regularizer.label_smoothing)
+        loss = self.task.loss(self.forward(x_NCHW), y_N, label_smoothing=self.regularizer.label_smoothing)
         self._losses.append(loss.detach())
         return loss
 
@@ -178,7 +181,7 @@ class PlannedModule(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x_NCHW, y_N = batch
-        logits = self.network(x_NCHW).float()
+        logits = self.forward(x_NCHW).float()
         right = self.task.num_right(logits, y_N)
         total = torch.full_like(right, len(y_N))
         self._counts.append(torch.stack([self.task.loss(logits, y_N, reduction="sum").double(), right, total]))

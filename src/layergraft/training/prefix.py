@@ -1,0 +1,181 @@
+"""The frozen prefix: what stands before the first layer that can move gives the same for an image in every epoch, so that
+it is computed once, and training begins behind it.
+
+It never changes a result. It is left alone where images are drawn anew in each epoch (moved, mirrored, mixed), and what it
+gives is tried out first: not the same bits, whatever other images are in the batch, and it is not used.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from layergraft.activations import evaluating
+from layergraft.strategies import Phase
+from layergraft.training.module import STATISTICS, PlannedModule
+
+
+class FrozenPrefix(pl.Callback):
+    """In each phase of two epochs or more, keeps what the prefix gives for the training and validation images and has the
+    module and its batches go on from there. After `UnfreezeByPhase`; `used` says what was kept, from which epoch on.
+
+    `limit_gib` is what may be kept on the device; None: a quarter of what is free there.
+    """
+
+    def __init__(self, limit_gib: float | None) -> None:
+        self.limit_gib = limit_gib
+        self.used: list[dict[str, Any]] = []
+        self.phase: Phase | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out where it resumes in mid-epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        if pl_module.phase is self.phase:
+            return
+        self.phase = pl_module.phase
+        self._let_go(trainer, pl_module)
+        epoch = trainer.current_epoch
+        starts = [*pl_module.plan.starts(pl_module.curves), pl_module.schedule.epochs]
+        last = next(start for start in starts if start > epoch)
+        if last - epoch > 1 and trainer.train_dataloader.are_the_same_in_every_epoch:
+            device = pl_module.device
+            with (
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
+                torch.no_grad(),
+                trainer.precision_plugin.forward_context(),
+            ):
+                self._keep(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        self._let_go(trainer, pl_module)
+
+    def _let_go(self, trainer: pl.Trainer, module: PlannedModule) -> None:
+        trainer.train_dataloader.features = trainer.val_dataloaders.features = module.behind_prefix = None
+
+    def _keep(self, trainer: pl.Trainer, module: PlannedModule) -> None:
+        train, val = trainer.train_dataloader, trainer.val_dataloaders
+        paths = prefix_of(module.network)
+        if not paths:
+            return
+        prefix = nn.Sequential(*map(module.network.get_submodule, paths))  # in the modes that they are in
+        tail = without(module.network, paths)
+        windows = list(train.windows())
+        first, second = (train.at(window) for window in (windows[0], windows[-1]))
+        drawn = random_state(module.device)
+        if not is_exact(module.network, paths, prefix, tail, first, second):
+            return
+        sample = prefix(first[:1])
+        size = (len(train.y_N) + len(val.images.y_N)) * sample.nbytes
+        limit = train.free_bytes() / 4 if self.limit_gib is None else self.limit_gib * 2**30
+        if size > limit:
+            return
+        kept = [
+            torch.empty(len(y_N), *sample.shape[1:], dtype=sample.dtype, device=sample.device)
+            for y_N in (train.y_N, val.images.y_N)
+        ]
+        for window in windows:
+            kept[0][window] = prefix(train.at(window))
+        start = 0
+        for x_NCHW, _ in val.images:
+            kept[1][start : start + len(x_NCHW)] = prefix(x_NCHW)
+            start += len(x_NCHW)
+        if not torch.equal(drawn, random_state(module.device)):
+            return  # it draws random numbers, such as a dropout's
+        train.features, val.features = kept
+        if module.compiles:
+            tail.compile()
+        module.behind_prefix = tail.__call__
+        self.used.append({"epoch": trainer.current_epoch, "through": paths[-1], "bytes": size})
+
+
+def chain(network: nn.Module, at: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The links of a network that runs its modules one after another, with their paths; rows of modules are taken apart."""
+    for name, module in network.named_children():
+        if isinstance(module, nn.Sequential):
+            yield from chain(module, f"{at}{name}.")
+        else:
+            yield f"{at}{name}", module
+
+
+def is_still(module: nn.Module) -> bool:
+    """Whether nothing in it learns, moves statistics, or looks at the other images of a batch."""
+    norms = (part for part in module.modules() if isinstance(part, STATISTICS))
+    learns = any(parameter.requires_grad for parameter in module.parameters())
+    return not learns and all(not norm.training and norm.running_mean is not None for norm in norms)
+
+
+def prefix_of(network: nn.Module) -> list[str]:
+    """The paths of the links before the first that is not still; none where they have no parameters."""
+    if next(network.parameters(recurse=False), None) is not None:
+        return []  # of a network's own parameter nobody knows where it acts
+    links = list(takewhile(lambda link: is_still(link[1]), chain(network)))
+    return [path for path, _ in links] if any(True for _, link in links for _ in link.parameters()) else []
+
+
+def without(network: nn.Module, paths: Sequence[str], at: str = "") -> nn.Module:
+    """`network`, its modules and parameters, but for the links at `paths`, which give on what they are given."""
+    tail = copy.copy(network)
+    tail._compiled_call_impl = None  # it would call the whole
+    tail._modules = dict(network._modules)
+    for name, module in network._modules.items():
+        if at + name in paths:
+            tail._modules[name] = nn.Identity()
+        elif any(path.startswith(f"{at}{name}.") for path in paths):
+            tail._modules[name] = without(module, paths, f"{at}{name}.")
+    return tail
+
+
+def is_exact(
+    network: nn.Module,
+    paths: Sequence[str],
+    prefix: nn.Module,
+    tail: nn.Module,
+    first_NCHW: Tensor,
+    second_NCHW: Tensor,
+) -> bool:
+    """Whether `network` runs the links at `paths` first, `tail` behind `prefix` gives what it does, bit for bit, and the
+    prefix gives that for an image wherever in a batch, and beside whichever others, it is. Of two batches of one size."""
+    half = len(first_NCHW) // 2
+    features = prefix(first_NCHW)
+    others = prefix(torch.cat([second_NCHW[:half], first_NCHW[: len(first_NCHW) - half]]))
+    ran: list[str] = []
+    handles = [link.register_forward_pre_hook(lambda *_, path=path: ran.append(path)) for path, link in chain(network)]
+    with evaluating(network):
+        whole = network(first_NCHW)
+        for handle in handles:
+            handle.remove()
+        parted = tail(features.clone())
+    in_order = ran[: len(paths)] == list(paths) and not set(ran[len(paths) :]) & set(paths)
+    return in_order and torch.equal(others[half:], features[: len(first_NCHW) - half]) and torch.equal(whole, parted)
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Of torch's generator for what runs on `device`."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+class Kept:
+    """Batches of images `(x_NCHW, y_N)`, or of the features that are kept in their place."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+        self.features: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.features is None:
+            yield from self.images
+            return
+        size, y_N = self.images.batch_size, self.images.y_N
+        # A copy: a network may write over what it is given.
+        for x, y in zip(self.features.split(size), y_N.split(size), strict=True):
+            yield x.clone(), y
