@@ -261,6 +261,7 @@ def _on_config(composed, function: str):
     from layergraft.runs.compose import to_config
 
     config = to_config(composed)
+    import layergraft.runs.imports  # noqa: F401
     from layergraft.runs import single
 
     return getattr(single, function)(config)

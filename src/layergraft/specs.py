@@ -303,6 +303,9 @@ class ExecSpec:
     """Devices that share each batch of one run (DDP; processes on a CPU). It changes the last bits of a sum."""
     compile: bool = False
     """torch.compile, anew for each phase of a strategy. It changes the last bits of a sum."""
+    channels_last: bool | None = None
+    """Whether a pixel's channels lie side by side in memory; null: where that was measured to be faster. It changes the last
+    bits of a sum."""
     features_gib: float | None = None
     """What may be kept on the device of what the frozen layers before the first that trains give, so that they are run once
     and not in every epoch; null: a quarter of what is free there; 0: nothing. It changes no bit."""

@@ -1,6 +1,7 @@
 """The frozen prefix: kept where that changes no bit, and nowhere else."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def both_ways(network, strategy, epochs, data, batch=None, recipe=None, kept=KEP
     """(fitted, state) with the prefix kept, after a check that they are the plain ones, bit for bit."""
     recipe = recipe or Recipe(OptimSpec("adam", 1e-2, weight_decay=0.01, batch_size=10), ScheduleSpec("cosine", epochs))
     found = []
-    for backend in (Backend(kept.device, kept.precision), kept):
+    for backend in (replace(kept, features_gib=0.0), kept):
         copied = copy.deepcopy(network)
         names = [name for name, _ in copied.named_parameters()]
         plan = make_plan(strategy, names, norm_paths(copied), {}, epochs)
@@ -62,10 +63,13 @@ def both_ways(network, strategy, epochs, data, batch=None, recipe=None, kept=KEP
     ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.parametrize("precision", ["float32", "bf16_mixed"])
-def test_is_the_plain_training_bit_for_bit(images, host, still, through, precision):
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_is_the_plain_training_bit_for_bit(images, host, still, through, precision, channels_last):
     data = images()
     network = host.build(data.shape, data.num_classes, seed=0)
-    fitted = both_ways(network, *frozen(*still), data, kept=Backend("cpu", precision, features_gib=None))
+    fitted = both_ways(
+        network, *frozen(*still), data, kept=replace(KEPT, precision=precision, channels_last=channels_last)
+    )
     (prefix,) = fitted.prefixes
     assert (prefix["epoch"], prefix["through"]) == (0, through)
 

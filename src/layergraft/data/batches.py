@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,8 +83,8 @@ class TrainBatches:
         self.normalize, self.spec, self.seed = normalize, spec, seed
         self.num_classes, self.task = data.num_classes, data.task
         self.epoch, self.position, self.resume_at, self.rank, self.num_ranks = 0, (0, 0), (0, 0), 0, 1
-        self.features: Tensor | None = None
-        """What is given in place of the images, in their order; of images that are the same in every epoch."""
+        self.features: Any = None
+        """What is given in place of the images, by its `take(index_N)`; of images that are the same in every epoch."""
 
     @property
     def sampler(self) -> TrainBatches:
@@ -160,7 +161,7 @@ class TrainBatches:
 
     def _of_features(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         for index in self._order(epoch)[first:].to(self.y_N.device):
-            yield self.features[index], self.y_N[index]
+            yield self.features.take(index), self.y_N[index]
 
     @property
     def are_the_same_in_every_epoch(self) -> bool:

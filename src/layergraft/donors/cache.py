@@ -227,11 +227,11 @@ def _fit(
     plan = make_plan(ALL_TRAINS, names, norm_paths(network), {}, spec.schedule.epochs)
     batch = BatchSpec(spec.optim.batch_size, spec.optim.accumulate, spec.data.shift, spec.data.flip)
     batches = Batches.of(data, batch, stream(spec.seed, "donor", "data"), backend.device)
-    # One thread, whoever asks: the number of threads changes the last bits, and runs share what comes out.
+    # One thread, and so on, whoever asks: those change the last bits, and runs share what comes out.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        one = replace(backend, devices=1, compile=False)
+        one = replace(backend, devices=1, compile=False, channels_last=None)
         fitted = fit(network, plan, batches, Recipe(spec.optim, spec.schedule), one, folder=folder)
     except Diverged as error:
         raise RunFailed(f"the donor {key} diverged: {error}") from error

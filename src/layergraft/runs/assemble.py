@@ -73,8 +73,8 @@ def outputs_of(config: Config) -> Path:
 def backend_of(config: Config) -> Backend:
     """Where and how to train the run itself; its donors are always trained on one device, as they are written."""
     backend = Backend.resolve(config.exec.device, config.precision)
-    settings = config.exec
-    return replace(backend, devices=settings.devices, compile=settings.compile, features_gib=settings.features_gib)
+    names = ("devices", "compile", "channels_last", "features_gib")
+    return replace(backend, **{name: getattr(config.exec, name) for name in names})
 
 
 def for_gpus(config: Config) -> Config:
@@ -308,6 +308,9 @@ def probes_of(config: Config, run: Assembled, batches: Batches) -> Probes:
         subject = Subject([path for path, site in there.items() if site.kind == sites.STAGE] + list(head))
     else:
         grafts = run.grafted.grafts
+        run.backend.lay_out(
+            run.grafted.host
+        )  # as `fit` will have the network, so that what is alike gives the same bits
         donors = [n for n, p in run.network.named_parameters() if surgery.under(n, run.grafted.roles["graft"])]
         subject = Subject(
             run.grafted.watched(there),

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 # Imported once, in the server that the workers are forked from.
-PRELOAD = ["layergraft.runs.run", "torchvision.models.resnet", "sklearn.model_selection", "sklearn.datasets"]
+PRELOAD = ["layergraft.runs.imports"]
 GRACE_SECONDS = 20.0  # for a worker to write down where it was
 _context = multiprocessing.get_context("forkserver")
 

@@ -30,6 +30,7 @@ from layergraft.training.optimizers import make
 from layergraft.training.prefix import FrozenPrefix, Kept
 from layergraft.training.unfreeze import UnfreezeByPhase
 
+WIDEST = 512  # channels of a convolution; on a CPU, of it and wider ones, channels-first is faster
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
@@ -55,7 +56,7 @@ class Backend:
     """Processes that share each batch."""
     compile: bool = False
     channels_last: bool | None = False
-    """Whether a pixel's channels lie side by side in memory; None: where that is faster."""
+    """Whether a pixel's channels lie side by side in memory; None: where that was measured to be faster."""
     features_gib: float | None = 0.0
     """What may be kept of what a frozen prefix gives; None: a quarter of what is free on the device."""
 
@@ -88,6 +89,21 @@ class Backend:
             torch.backends.cudnn.allow_tf32 = before
             if nvml is not None:
                 os.environ[NVML_CHECK] = nvml
+
+    def lay_out(self, network: nn.Module) -> None:
+        """Put the weights of `network` in the order in memory that it is to train in; `nn.Module.to` undoes it.
+
+        By benchmarks/step_cost.py: bf16 on a GPU wants its channels last; so do all hosts on a CPU but the widest, of whose
+        large kernels oneDNN makes another order each time.
+        """
+        last = self.channels_last
+        if last is None and self.device == "cuda":
+            last = self.precision != "float32"
+        elif last is None:
+            large = (m for m in network.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1)
+            last = all(min(conv.in_channels, conv.out_channels) < WIDEST for conv in large)
+        if last:
+            network.to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -243,6 +259,7 @@ def fit(
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     schedule, optim = recipe.schedule, recipe.optim
+    backend.lay_out(network)
     steps = len(batches.train) // optim.accumulate
     module = PlannedModule(network, plan, optim, schedule, recipe.regularizer, steps, backend.compile, batches.val.task)
     averages = None
@@ -276,6 +293,7 @@ def fit(
     finally:
         if logger is not None:
             logger.close()
+    network.to(memory_format=torch.contiguous_format)
     test = module.evaluated()
     if not math.isfinite(test["loss"]):
         raise Diverged(f"the test loss is {test['loss']}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -71,20 +72,17 @@ class FrozenPrefix(pl.Callback):
         drawn = random_state(module.device)
         if not is_exact(module.network, paths, prefix, tail, first, second):
             return
-        sample = prefix(first[:1])
-        size = (len(train.y_N) + len(val.images.y_N)) * sample.nbytes
+        number = [len(train.y_N), len(val.images.y_N)]
+        size = sum(number) * prefix(first)[0].nbytes
         limit = train.free_bytes() / 4 if self.limit_gib is None else self.limit_gib * 2**30
         if size > limit:
             return
-        kept = [
-            torch.empty(len(y_N), *sample.shape[1:], dtype=sample.dtype, device=sample.device)
-            for y_N in (train.y_N, val.images.y_N)
-        ]
+        kept = [Features.like(prefix(first), n) for n in number]
         for window in windows:
-            kept[0][window] = prefix(train.at(window))
+            kept[0].put(window.start, prefix(train.at(window)))
         start = 0
         for x_NCHW, _ in val.images:
-            kept[1][start : start + len(x_NCHW)] = prefix(x_NCHW)
+            kept[1].put(start, prefix(x_NCHW))
             start += len(x_NCHW)
         if not torch.equal(drawn, random_state(module.device)):
             return  # it draws random numbers, such as a dropout's
@@ -93,6 +91,32 @@ class FrozenPrefix(pl.Callback):
             tail.compile()
         module.behind_prefix = tail.__call__
         self.used.append({"epoch": trainer.current_epoch, "through": paths[-1], "bytes": size})
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a prefix gives, an image a row, in the order in memory in which it came: of another, sums may have other bits."""
+
+    rows: Tensor
+    shape: tuple[int, ...]
+    """Of an image."""
+    strides: tuple[int, ...]
+    """Of a batch."""
+
+    @classmethod
+    def like(cls, batch: Tensor, number: int) -> Features:
+        """Room for so many images."""
+        rows = torch.empty(number, batch[0].numel(), dtype=batch.dtype, device=batch.device)
+        return cls(rows, tuple(batch.shape[1:]), batch.stride())
+
+    def put(self, start: int, batch: Tensor) -> None:
+        rows = self.rows[start : start + len(batch)]
+        rows.as_strided(batch.shape, self.strides, rows.storage_offset()).copy_(batch)
+
+    def take(self, index: Tensor | slice) -> Tensor:
+        """A copy: a network may write over what it is given."""
+        rows = self.rows[index].clone() if isinstance(index, slice) else self.rows[index]
+        return rows.as_strided((len(rows), *self.shape), self.strides)
 
 
 def chain(network: nn.Module, at: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -141,7 +165,8 @@ def is_exact(
     second_NCHW: Tensor,
 ) -> bool:
     """Whether `network` runs the links at `paths` first, `tail` behind `prefix` gives what it does, bit for bit, and the
-    prefix gives that for an image wherever in a batch, and beside whichever others, it is. Of two batches of one size."""
+    prefix gives that for an image wherever in a batch, and beside whichever others, it is, image after image in memory. Of
+    two batches of one size."""
     half = len(first_NCHW) // 2
     features = prefix(first_NCHW)
     others = prefix(torch.cat([second_NCHW[:half], first_NCHW[: len(first_NCHW) - half]]))
@@ -152,8 +177,18 @@ def is_exact(
         for handle in handles:
             handle.remove()
         parted = tail(features.clone())
+    one_after_another = (
+        features.stride(0)
+        == features[0].numel()
+        == 1 + sum((size - 1) * stride for size, stride in zip(features.shape[1:], features.stride()[1:], strict=True))
+    )
     in_order = ran[: len(paths)] == list(paths) and not set(ran[len(paths) :]) & set(paths)
-    return in_order and torch.equal(others[half:], features[: len(first_NCHW) - half]) and torch.equal(whole, parted)
+    return (
+        one_after_another
+        and in_order
+        and torch.equal(others[half:], features[: len(first_NCHW) - half])
+        and torch.equal(whole, parted)
+    )
 
 
 def random_state(device: torch.device) -> Tensor:
@@ -166,7 +201,7 @@ class Kept:
 
     def __init__(self, images: Any) -> None:
         self.images = images
-        self.features: Tensor | None = None
+        self.features: Features | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -175,7 +210,7 @@ class Kept:
         if self.features is None:
             yield from self.images
             return
-        size, y_N = self.images.batch_size, self.images.y_N
-        # A copy: a network may write over what it is given.
-        for x, y in zip(self.features.split(size), y_N.split(size), strict=True):
-            yield x.clone(), y
+        start = 0
+        for y_N in self.images.y_N.split(self.images.batch_size):
+            yield self.features.take(slice(start, start + len(y_N))), y_N
+            start += len(y_N)
