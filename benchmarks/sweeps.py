@@ -1,0 +1,83 @@
+"""The default sweep over the same cells by what people use instead, and the same sweep a second time
+
+layergraft: `layergraft train -m +experiment=quickstart`, into an empty store, its report included. The peer is
+benchmarks/peers/sweep.py: the same hosts, donors, images, epochs and strategies with Hydra, a LightningModule, torchvision's
+transforms, a DataLoader with 2 workers that persist, TensorBoard and Lightning's default callbacks; its three multiruns by
+Hydra's basic launcher, and by joblib with as many jobs as there are cores; on its kindest setting too, without workers, for
+images this small. Each is all of its processes, start to end. By default 2 of the 5 seeds; `--seeds 5` is the whole.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from measure import CORES, CUDA, Figure, at_most, by_turns, child
+from peers import sweep as peer
+
+GOALS = {"basic": 0.1, "joblib": 0.25} if CUDA else {"basic": 0.33, "joblib": 0.6}
+
+
+def figures(repeats: int = 1, seeds: int = 2) -> list[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        number = iter(range(10**6))
+        cells, again = {}, []
+
+        def ours() -> float:
+            outputs = Path(folder) / f"ours{next(number)}"
+            command = [
+                "-m",
+                "layergraft",
+                "train",
+                "-m",
+                "+experiment=quickstart",
+                f"seed=range({seeds})",
+                f"exec.outputs={outputs}",
+            ]
+            first, second = timed(command), timed(command)
+            again.append(second)
+            cells["layergraft"] = len(list(outputs.glob("runs/*/record.json")))
+            return first
+
+        def theirs(launcher: str, workers: int) -> float:
+            outputs = Path(folder) / f"{launcher}{next(number)}"
+            options = [f"hydra.sweep.dir={outputs}", f"num_workers={workers}"]
+            options += ["accelerator=gpu", "precision=bf16-mixed"] if CUDA else []
+            options += [f"hydra.launcher.n_jobs={CORES}"] if launcher == "joblib" else []
+            took = sum(timed([*command[1:], *options]) for command in peer.commands(range(seeds), launcher))
+            cells[f"{launcher}, {workers} workers"] = len(list(outputs.glob("*/result.json")))
+            return took
+
+        ways = {"layergraft": ours}
+        for launcher in GOALS:
+            for workers in (2, 0):
+                ways[f"{launcher}, {workers} workers"] = lambda launcher=launcher, workers=workers: theirs(
+                    launcher, workers
+                )
+        seconds = by_turns(ways, repeats, warm_up=False)
+    if len(set(cells.values())) > 1:
+        raise RuntimeError(f"not the same cells: {cells}")
+    runs = cells["layergraft"]
+    found = [
+        at_most(f"{runs} runs, over the peer with the {launcher} launcher, {kind}", seconds["layergraft"], seconds[f"{launcher}, {workers} workers"], goal if workers else None)
+        for launcher, goal in GOALS.items()
+        for workers, kind in ((2, "2 DataLoader workers"), (0, "no workers"))
+    ]  # fmt: skip
+    goal = 3 + 0.01 * runs
+    second = max(again)
+    return [
+        *found,
+        Figure(
+            f"the same sweep of {runs} runs a second time, s",
+            f"{second:.2f} (n = {len(again)})",
+            f"{goal:.1f} or less",
+            second <= goal,
+        ),
+    ]
+
+
+def timed(command: list[str]) -> float:
+    start = time.perf_counter()
+    child(*command)
+    return time.perf_counter() - start
