@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint sweep report tensorboard lock
+.PHONY: help setup test test-slow bench lint sweep report tensorboard lock
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -20,6 +20,9 @@ test: setup  ## the tests, as CI runs them
 
 test-slow: setup  ## the tests that `make test` leaves out: minutes each
 	$(BIN)/python -m pytest -m slow
+
+bench: setup  ## speed, beside what people would use instead: most of an hour; TOPICS='prefix start' takes some of it
+	$(BIN)/python benchmarks/bench.py $(TOPICS)
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check

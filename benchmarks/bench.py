@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py [TOPIC ...] [--seeds 5]
 
-Topics: run_time, memory, prefix, sweeps, start, report_size, loading; where there is a GPU, matmul_rate and packed too. Each
+Topics: run_time, memory, prefix, memory_format, sweeps, start, report_size, loading; where there is a GPU, matmul_rate and packed too. Each
 writes benchmarks/results/TOPIC_HARDWARE_DATE.md. Nothing else should run on the machine meanwhile.
 """
 
@@ -15,7 +15,7 @@ import warnings
 
 from measure import CUDA, table, write
 
-TOPICS = ("run_time", "memory", "prefix", "sweeps", "start", "report_size", "loading")
+TOPICS = ("run_time", "memory", "prefix", "memory_format", "sweeps", "start", "report_size", "loading")
 ON_CUDA = ("matmul_rate", "packed")
 
 

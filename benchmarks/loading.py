@@ -1,28 +1,19 @@
-"""Training batches a second: layergraft's, the same with torchvision's v2 transforms and with kornia's, and what people use
-instead, a DataLoader of images with worker processes; beside what a network takes.
-
-    python benchmarks/loading.py [--device cuda] [--host resnet20] [--rounds 5]
+"""Images a second that are made ready, over what a DataLoader with worker processes makes
 
 Images are random, 20,000 of 32 x 32 in colour, batches of 128, moved by up to 4 pixels, mirrored, normalised: an epoch of
-CIFAR-10's recipe. Each round times every way in turn, in another order; the figure is the median over the rounds, with
-quartiles. `streamed` reads the same images from a file that is mapped, with as many reader threads.
+CIFAR-10's recipe. layergraft's own, the same with torchvision's v2 transforms and with kornia's, and what people use instead;
+beside what a network takes. `streamed` reads the same images from a file that is mapped, with as many reader threads.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import random
 import statistics
 import tempfile
-import time
-import warnings
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import CORES, CUDA, Figure, by_turns, spread
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import v2
@@ -32,6 +23,7 @@ from layergraft.data.images import ImageData, Split
 from layergraft.hosts import CifarResNet
 
 NUMBER, BATCH = 20_000, 128
+EPOCH = NUMBER // BATCH * BATCH
 
 
 class Images(Dataset):
@@ -101,41 +93,19 @@ def training(data: ImageData, name: str, device: torch.device):
     return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--host", default="resnet20")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=len(__import__("os").sched_getaffinity(0)))
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    device, rng = torch.device(args.device), np.random.default_rng(0)
+def figures(repeats: int = 5, name: str = "resnet20") -> list[Figure]:
+    device, rng = torch.device("cuda" if CUDA else "cpu"), np.random.default_rng(0)
     split = lambda n: Split(rng.integers(0, 256, (n, 3, 32, 32), np.uint8), rng.integers(0, 10, n))  # noqa: E731
     data = ImageData(split(NUMBER), split(64), split(64), 10, "noise")
     with tempfile.TemporaryDirectory() as folder:
-        functions = ways(data, Path(folder), device, args.workers)
-        functions[f"{args.host} alone, a training step"] = training(data, args.host, device)
-        rates: dict[str, list[float]] = {name: [] for name in functions}
-        for _ in range(args.rounds):
-            for name in random.sample(list(functions), len(functions)):
-                start = time.perf_counter()
-                functions[name]()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                number = NUMBER // BATCH * BATCH // (8 if "alone" in name else 1)
-                rates[name].append(number / (time.perf_counter() - start))
-    result = {
-        "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU {platform.machine()}",
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "rounds": args.rounds,
-        "images a second": {name: {"median": round(statistics.median(v)), "quartiles": [round(q) for q in statistics.quantiles(v)[::2]]}
-                            for name, v in rates.items()},
-    }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        functions = ways(data, Path(folder), device, CORES)
+        usual = next(way for way in functions if way.startswith("torchvision"))
+        alone = f"{name} alone, a training step"
+        seconds = by_turns({**functions, alone: training(data, name, device)}, repeats, warm_up=False)
+    found = []
+    for way, took in seconds.items():
+        number = EPOCH // (8 if way == alone else 1)
+        ratios = [number / a / (EPOCH / b) for a, b in zip(took, seconds[usual], strict=True)]
+        more = f"{number / statistics.median(took):,.0f} images a second"
+        found.append(Figure(f"{way}, over the DataLoader", spread(ratios), more=more))
+    return found

@@ -93,7 +93,7 @@ class Backend:
     def lay_out(self, network: nn.Module) -> None:
         """Put the weights of `network` in the order in memory that it is to train in; `nn.Module.to` undoes it.
 
-        By benchmarks/step_cost.py: bf16 on a GPU wants its channels last; so do all hosts on a CPU but the widest, of whose
+        By benchmarks/memory_format.py: bf16 on a GPU wants its channels last; so do all hosts on a CPU but the widest, of whose
         large kernels oneDNN makes another order each time.
         """
         last = self.channels_last
