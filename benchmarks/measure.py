@@ -90,10 +90,10 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def write(topic: str, about: str, figures: Sequence[Figure], took: float) -> Path:
-    """benchmarks/results/TOPIC_HARDWARE_DATE.md."""
+def write(folder: Path, topic: str, about: str, figures: Sequence[Figure], took: float) -> Path:
+    """TOPIC_HARDWARE_DATE.md in `folder`."""
     kind = torch.cuda.get_device_name().replace(" ", "-") if CUDA else "cpu"
-    path = RESULTS / f"{topic.replace('_', '-')}_{kind}_{date.today()}.md"
+    path = folder / f"{topic.replace('_', '-')}_{kind}_{date.today()}.md"
     lines = [
         f"# {about.splitlines()[0]}",
         f"`python benchmarks/bench.py {topic}`, {date.today()}: {hardware()}, torch {torch.__version__}, {took:.0f} s. Of repeats "

@@ -30,7 +30,7 @@ CASES: list[tuple[HostSpec, int, int]] = [
 ]
 
 
-def figures(repeats: int = 5) -> list[Figure]:
+def figures(repeats: int = 3) -> list[Figure]:
     threads, found = torch.get_num_threads(), []
     torch.set_num_threads(1)
     for host, size, batch in CASES:

@@ -25,8 +25,9 @@ HOSTS = [CifarResNet("resnet20"), TorchvisionResNet("resnet18", width=16, stem="
 STAGES = {"resnet20": ["layer1", "layer2", "layer3"], "resnet18": ["layer1", "layer2", "layer3", "layer4"]}
 
 
-def figures(repeats: int = 3) -> list[Figure]:
+def figures(repeats: int = 2) -> list[Figure]:
     data, found = noise((3, 32, 32), IMAGES), []
+    torch.backends.cudnn.deterministic = True  # else two trainings on a GPU differ in any case
     for host in HOSTS:
         start = host.build(data.shape, data.num_classes, 0)
         for stages, goal in ((STAGES[host.name], 0.1), (["layer1", "layer2"], 0.6)):

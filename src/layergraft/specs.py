@@ -23,7 +23,7 @@ from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec, Strateg
 from layergraft.schema import canonical
 
 FITS = ("strict", "project", "slice", "tile", "sum", "average")
-RESULT_VERSION = 4  # raise it when the code changes so that the same config gives other numbers
+RESULT_VERSION = 5  # raise it when the code changes so that the same config gives other numbers
 
 
 class Precision(Enum):
@@ -295,7 +295,8 @@ class ExecSpec:
     """The sweep's name, its folder under sweeps/; null: the experiment's where nothing else is overridden, else made from the
     overrides, the same for the same command."""
     workers: int | None = None
-    """Runs at a time in a sweep; null: one a core, or `jobs_per_gpu` on each GPU."""
+    """Runs at a time in a sweep; null: one a core, or `jobs_per_gpu` on each GPU. A run of a sweep is told how many there are
+    where it is."""
     jobs_per_gpu: int = 1
     threads: int | None = None
     """Threads of one run; null: one in a sweep, all cores for a single run. It changes the last bits of a sum."""
@@ -308,7 +309,7 @@ class ExecSpec:
     bits of a sum."""
     features_gib: float | None = None
     """What may be kept on the device of what the frozen layers before the first that trains give, so that they are run once
-    and not in every epoch; null: a quarter of what is free there; 0: nothing. It changes no bit."""
+    and not in every epoch; null: a tenth of what is free there; 0: nothing. It changes no bit."""
     checkpoint_seconds: float | None = None
     """A run can go on from its last checkpoint. Seconds between two; 0: one after every step; null: as often as costs 2%
     of the time."""

@@ -1,5 +1,7 @@
 """Workers: warm, one at a time may die, and no more of them at a place than a task can bear."""
 
+import gc
+import importlib
 import os
 import signal
 import subprocess
@@ -144,3 +146,16 @@ def until(holds):
             return
         time.sleep(0.05)
     raise AssertionError("it did not come to pass")
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_imports_leave_the_collector_as_it_was(collects):
+    import layergraft.runs.imports
+
+    before = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        importlib.reload(layergraft.runs.imports)
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()

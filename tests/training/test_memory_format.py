@@ -1,6 +1,7 @@
 """Channels last in memory: the same training but for the last bits, and nothing of it is left outside."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -12,19 +13,25 @@ from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.strategies import make_plan
-from layergraft.training.fit import Backend, Recipe, fit
+from layergraft.training.checkpoints import Checkpoints
+from layergraft.training.fit import Backend, Recipe, Saving, fit
 from layergraft.training.module import norm_paths
 
 PLAIN, LAST, AUTO = (Backend("cpu", "float32", channels_last=way) for way in (False, True, None))
 
 
-def trained(network, data, backend, optim):
+def trained(network, data, backend, optim, saving=None):
     network = copy.deepcopy(network)
     names = [name for name, _ in network.named_parameters()]
     strategy = StrategySpec("s", groups={"all": [".*"]}, phases={"only": PhaseSpec(0, train={"all": 1.0})})
     plan = make_plan(strategy, names, norm_paths(network), {}, 2)
     fitted = fit(
-        network, plan, Batches.of(data, BatchSpec(10), 0, "cpu"), Recipe(optim, ScheduleSpec(epochs=2)), backend
+        network,
+        plan,
+        Batches.of(data, BatchSpec(10), 0, "cpu"),
+        Recipe(optim, ScheduleSpec(epochs=2)),
+        backend,
+        saving=saving,
     )
     return fitted, network
 
@@ -89,3 +96,28 @@ def test_where_it_was_measured_to_be_faster(host, last):
         module.weight for module in network.modules() if isinstance(module, nn.Conv2d) and module.in_channels > 8
     ]
     assert {weight.stride(1) == 1 for weight in kernels if weight.shape[2] > 1} == {last}
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adam"])
+@pytest.mark.parametrize(("first", "then"), [(PLAIN, LAST), (LAST, PLAIN)], ids=["to last", "to first"])
+def test_a_checkpoint_of_the_other_order_is_gone_on_from(images, tmp_path, optim, first, then):
+    """The optimizer's state is put in the weights' order: fused kernels go through both as they lie."""
+    data, spec = images(), OptimSpec(optim, 1e-3, batch_size=10)
+    start = CifarResNet("resnet8", width=4).build(data.shape, data.num_classes, seed=0)
+    _, whole = trained(start, data, first, spec, Saving(tmp_path, 0, {}))
+    kept = sorted(tmp_path.glob("*.kept"))
+    assert len(kept) == 8
+    _, resumed = trained(start, data, then, spec, Saving(tmp_path, 1e9, {}, kept[3]))
+    moved = apart(whole.parameters(), start.parameters())
+    assert 0 < apart(resumed.parameters(), whole.parameters()) < 0.01 * moved
+
+
+@pytest.fixture(autouse=True)
+def every_checkpoint_is_kept(monkeypatch):
+    plain = Checkpoints._save
+
+    def save(callback, trainer, module):
+        plain(callback, trainer, module)
+        shutil.copy(callback.path, callback.path.with_name(f"{trainer.global_step:02d}.kept"))
+
+    monkeypatch.setattr(Checkpoints, "_save", save)

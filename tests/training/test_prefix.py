@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -17,8 +18,8 @@ from layergraft.runs.compose import conf_dir
 from layergraft.specs import SurgerySpec
 from layergraft.strategies import make_plan
 from layergraft.surgery import graft, place_of
-from layergraft.training.fit import Backend, Recipe, Saving, fit
-from layergraft.training.module import norm_paths
+from layergraft.training.fit import Backend, Recipe, Saving, _keeps_features, fit
+from layergraft.training.module import Diverged, norm_paths
 from layergraft.training.prefix import chain, prefix_of, without
 
 KEPT = Backend("cpu", "float32", features_gib=None)
@@ -151,7 +152,8 @@ def test_a_run_that_is_cut_off_in_a_phase_goes_on(images, tmp_path, monkeypatch)
         middle = tmp_path / f"{number}.ckpt"
         middle.write_bytes(saved[number])
         again, same, _ = trained(f"from {number}", middle)
-        assert again.curves == whole.curves and again.prefixes
+        assert again.curves == whole.curves
+        assert [prefix["epoch"] for prefix in again.prefixes] == [0, number // 4]
         assert all(torch.equal(tensor, same[name]) for name, tensor in state.items())
 
 
@@ -193,6 +195,18 @@ class UsedTwice(nn.Module):
         return self.head((self.second(self.first(x)) + x).mean((2, 3)))
 
 
+class Flattens(nn.Module):
+    """What lies between its modules is no module: without the first ones it is given what it cannot take."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(2)
+        self.first, self.head = nn.Linear(16, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.first(self.pool(self.conv(x)).flatten(1)))
+
+
 class OwnParameter(nn.Module):
     def __init__(self):
         super().__init__()
@@ -213,8 +227,9 @@ class OwnParameter(nn.Module):
         (OutOfOrder(), ["second"]),
         (UsedTwice(), ["first"]),
         (OwnParameter(), ["first", "second"]),
+        (Flattens(), ["conv", "first"]),
     ],
-    ids=["dropout", "of the batch", "no statistics", "first", "second", "used twice", "own parameter"],
+    ids=["dropout", "of the batch", "no statistics", "first", "second", "used twice", "own parameter", "flattens"],
 )
 def test_is_let_alone_where_it_would_be_another_training(images, network, still):
     fitted = both_ways(network, *frozen(*still), images())
@@ -231,9 +246,10 @@ def test_is_let_alone_where_it_would_be_another_training(images, network, still)
         ({}, 1, {}),
         ({}, 3, {"statistics": ["still", "rest"]}),
         ({"kept": Backend("cpu", "float32", features_gib=1e-6)}, 3, {}),
+        ({"kept": Backend("cpu", "float32", features_gib=None, beside=10**9)}, 3, {}),
         ({"ema": True}, 3, {}),
     ],
-    ids=["moved", "mirrored", "mixed", "one epoch", "statistics move", "no room", "moving average"],
+    ids=["moved", "mirrored", "mixed", "one epoch", "statistics move", "no room", "many beside it", "moving average"],
 )
 def test_when_nothing_is_kept(images, options, epochs, phase):
     data, options = images(), dict(options)
@@ -254,6 +270,36 @@ def test_averages_over_epochs_see_images_again(images):
     network = CifarResNet("resnet8", width=4).build(data.shape, data.num_classes, seed=0)
     recipe = Recipe(OptimSpec("adam", 1e-2, batch_size=10), ScheduleSpec(epochs=4), RegularizerSpec(swa=0.5))
     assert both_ways(network, *frozen(*STEM, "layer1", epochs=4), data, recipe=recipe).prefixes
+
+
+class Stop(pl.Callback):
+    def __init__(self):
+        self.dataloaders = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.module, self.dataloaders = pl_module, [trainer.train_dataloader, trainer.val_dataloaders]
+        assert pl_module.behind_prefix is not None and all(each.features is not None for each in self.dataloaders)
+        raise Diverged("now")
+
+
+def test_nothing_is_left_of_it_where_training_breaks_off(images):
+    data, stop = images(), Stop()
+    network = CifarResNet("resnet8", width=4).build(data.shape, data.num_classes, seed=0)
+    strategy, epochs = frozen(*STEM)
+    plan = make_plan(strategy, [n for n, _ in network.named_parameters()], norm_paths(network), {}, epochs)
+    recipe = Recipe(OptimSpec(batch_size=10), ScheduleSpec(epochs=epochs))
+    kept = replace(KEPT, channels_last=True)
+    with pytest.raises(Diverged):
+        fit(network, plan, Batches.of(data, BatchSpec(10), 0, "cpu"), recipe, kept, callbacks=[stop])
+    assert stop.module.behind_prefix is None and [each.features for each in stop.dataloaders] == [None, None]
+    assert all(tensor.is_contiguous() for tensor in network.state_dict().values())
+
+
+def test_what_is_compiled_is_compiled_as_a_whole():
+    recipe = Recipe(OptimSpec(), ScheduleSpec(epochs=3))
+    assert _keeps_features(KEPT, recipe)
+    assert not _keeps_features(replace(KEPT, compile=True), recipe)
+    assert not _keeps_features(replace(KEPT, devices=2), recipe)
 
 
 def test_the_rest_of_a_network_shares_its_modules():

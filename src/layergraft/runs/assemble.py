@@ -74,7 +74,7 @@ def backend_of(config: Config) -> Backend:
     """Where and how to train the run itself; its donors are always trained on one device, as they are written."""
     backend = Backend.resolve(config.exec.device, config.precision)
     names = ("devices", "compile", "channels_last", "features_gib")
-    return replace(backend, **{name: getattr(config.exec, name) for name in names})
+    return replace(backend, beside=config.exec.workers or 1, **{name: getattr(config.exec, name) for name in names})
 
 
 def for_gpus(config: Config) -> Config:

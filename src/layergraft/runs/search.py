@@ -142,6 +142,7 @@ class Search:
             number = min(len(where), self._left())
             if number <= 0:
                 return
+            self.beside = max(Counter(where[:number]).values())
             with Pool(where[:number], crew) as pool:
                 for _ in range(number):
                     pool.add(self._task(distributions, job_of))
@@ -182,7 +183,7 @@ class Search:
         job = job_of(overrides)
         trial.set_user_attr("key", job.key)
         callback = Reporting(self.folder, trial._trial_id, self.metric, self.pruner)
-        config = sweep.for_a_worker(job.config)
+        config = sweep.for_a_worker(job.config, self.beside)
         return Task(attempt, Attempt(config, job.key, callbacks=(callback,)), (trial.number, job))
 
     def _tell(self, number: int, job: sweep.Job, status: str, error: str) -> None:

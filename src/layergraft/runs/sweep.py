@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -63,10 +63,11 @@ def distinct(jobs: Iterable[Job]) -> list[Job]:
     return list(different.values())
 
 
-def for_a_worker(config: Config) -> Config:
-    """The config of one run among others: on one thread, since not the number of workers may change its last bits; what
-    is to be done again is told by its age."""
-    return replace(config, exec=replace(config.exec, threads=config.exec.threads or 1, rerun=False))
+def for_a_worker(config: Config, beside: int = 1) -> Config:
+    """The config of one run among others, so many where it is: on one thread, since not the number of workers may change
+    its last bits; what is to be done again is told by its age."""
+    settings = replace(config.exec, threads=config.exec.threads or 1, workers=beside, rerun=False)
+    return replace(config, exec=settings)
 
 
 def places(settings: ExecSpec, num_jobs: int) -> list[str]:
@@ -123,6 +124,7 @@ class _Sweep:
                 self.held[job.donor_keys].append(job)
 
     def work(self, console: Console, where: Sequence[str], crew: Crew | None) -> None:
+        self.beside = max(Counter(where).values())
         with Pool(where, crew) as pool, _Bar(console, len(where), len(self.held), len(self.todo)) as bar:
             for keys, jobs in self.held.items():
                 pool.add(Task(make_donors, for_a_worker(jobs[0].config), keys))
@@ -148,7 +150,7 @@ class _Sweep:
                             record_failure(job, outcome, self.newer_than)
 
     def _task(self, job: Job, wait: bool = False, crowd: int | None = None) -> Task:
-        return Task(attempt, Attempt(for_a_worker(job.config), job.key, wait, self.newer_than), job, crowd)
+        return Task(attempt, Attempt(for_a_worker(job.config, self.beside), job.key, wait, self.newer_than), job, crowd)
 
     def _again(self, task: Task, outcome: Outcome, pool: Pool) -> Task | None:
         """The task for another try; None where it is settled.

@@ -38,7 +38,7 @@ class Batches(Protocol):
     """What `fit` asks of data: iterables of `(x_NCHW float, y_N)` that lie on the device already, with their `task`.
 
     `train` has a length, `of_epoch(epoch)`, which gives the batches of any epoch, and, for more than one device,
-    `share_out(rank, num_ranks)`.
+    `share_out(rank, num_ranks)`; what `training.prefix` asks is asked where `backend.features_gib` is not 0.
     """
 
     train: Any
@@ -58,7 +58,9 @@ class Backend:
     channels_last: bool | None = False
     """Whether a pixel's channels lie side by side in memory; None: where that was measured to be faster."""
     features_gib: float | None = 0.0
-    """What may be kept of what a frozen prefix gives; None: a quarter of what is free on the device."""
+    """What may be kept of what a frozen prefix gives; None: a tenth of what is free on the device."""
+    beside: int = 1
+    """Runs that share the device, or the machine's memory."""
 
     @classmethod
     def resolve(cls, device: Device, precision: Precision) -> Backend:
@@ -102,8 +104,7 @@ class Backend:
         elif last is None:
             large = (m for m in network.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1)
             last = all(min(conv.in_channels, conv.out_channels) < WIDEST for conv in large)
-        if last:
-            network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ def fit(
     averages = None
     if recipe.regularizer.ema is not None or recipe.regularizer.swa is not None:
         averages = Averages(network, recipe.regularizer, schedule.epochs)
-    prefix = FrozenPrefix(backend.features_gib) if _keeps_features(backend, recipe) else None
+    prefix = FrozenPrefix(backend.features_gib, backend.beside) if _keeps_features(backend, recipe) else None
     checkpoints = Checkpoints(saving.folder / CHECKPOINT, saving.every, saving.facts) if saving else None
     logger = EventsLogger(folder, purge_step=_resumed_epoch(saving)) if folder is not None else None
     # The order matters: phases first; what is saved at the end of an epoch is what all others have left.
@@ -291,9 +292,9 @@ def fit(
     try:
         val = _trained(trainer, module, batches, backend, averages, probe, saving.resume if saving else None)
     finally:
+        network.to(memory_format=torch.contiguous_format)
         if logger is not None:
             logger.close()
-    network.to(memory_format=torch.contiguous_format)
     test = module.evaluated()
     if not math.isfinite(test["loss"]):
         raise Diverged(f"the test loss is {test['loss']}")
@@ -301,8 +302,10 @@ def fit(
 
 
 def _keeps_features(backend: Backend, recipe: Recipe) -> bool:
-    """Not where a moving average is validated, whose prefix is another, and not for several devices."""
-    return backend.features_gib != 0 and backend.devices == 1 and recipe.regularizer.ema is None
+    """Not where a moving average is validated, whose prefix is another; not for several devices; not compiled, since what is
+    compiled as a whole has other last bits than its parts."""
+    plain = backend.devices == 1 and not backend.compile
+    return backend.features_gib != 0 and plain and recipe.regularizer.ema is None
 
 
 def _trained(
@@ -328,6 +331,7 @@ def _trained(
         if averages is not None:
             averages.finish(module, batches.train.of_epoch(module.schedule.epochs))
             trainer.validate(module, batches.val, verbose=False)
+            module.network.to(backend.device)
             val = module.evaluated()
         if probe is not None:
             probe.look(module, -1)

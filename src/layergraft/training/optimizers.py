@@ -93,3 +93,13 @@ def initial_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], pa
     taken = inspect.signature(type(optimizer)).parameters
     own = {name: value for name, value in group.items() if name in taken and name != "params"}
     return type(optimizer)([parameter], **own).state[parameter]
+
+
+def lay_out_state(optimizer: torch.optim.Optimizer) -> None:
+    """Put the state of each parameter in its order in memory: a checkpoint may be of another (`exec.channels_last`), and
+    torch's fused kernels on a CPU go through both as they lie, without a look."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            of_its_shape = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            if of_its_shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()

@@ -26,13 +26,20 @@ class FrozenPrefix(pl.Callback):
     """In each phase of two epochs or more, keeps what the prefix gives for the training and validation images and has the
     module and its batches go on from there. After `UnfreezeByPhase`; `used` says what was kept, from which epoch on.
 
-    `limit_gib` is what may be kept on the device; None: a quarter of what is free there.
+    `limit_gib` is what may be kept on the device; None: a tenth of what is free there, shared by so many runs as are
+    `beside` one another.
     """
 
-    def __init__(self, limit_gib: float | None) -> None:
-        self.limit_gib = limit_gib
+    def __init__(self, limit_gib: float | None, beside: int = 1) -> None:
+        self.limit_gib, self.beside = limit_gib, beside
         self.used: list[dict[str, Any]] = []
         self.phase: Phase | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"used": self.used}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.used = state_dict["used"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
         self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out where it resumes in mid-epoch
@@ -57,8 +64,14 @@ class FrozenPrefix(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
         self._let_go(trainer, pl_module)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: PlannedModule, exception: BaseException) -> None:
+        self._let_go(trainer, pl_module)
+
     def _let_go(self, trainer: pl.Trainer, module: PlannedModule) -> None:
-        trainer.train_dataloader.features = trainer.val_dataloaders.features = module.behind_prefix = None
+        module.behind_prefix = None
+        for batches in (trainer.train_dataloader, trainer.val_dataloaders):
+            if batches is not None:  # an exception may come before there are any
+                batches.features = None
 
     def _keep(self, trainer: pl.Trainer, module: PlannedModule) -> None:
         train, val = trainer.train_dataloader, trainer.val_dataloaders
@@ -74,7 +87,7 @@ class FrozenPrefix(pl.Callback):
             return
         number = [len(train.y_N), len(val.images.y_N)]
         size = sum(number) * prefix(first)[0].nbytes
-        limit = train.free_bytes() / 4 if self.limit_gib is None else self.limit_gib * 2**30
+        limit = train.free_bytes() / 10 / self.beside if self.limit_gib is None else self.limit_gib * 2**30
         if size > limit:
             return
         kept = [Features.like(prefix(first), n) for n in number]
@@ -87,8 +100,6 @@ class FrozenPrefix(pl.Callback):
         if not torch.equal(drawn, random_state(module.device)):
             return  # it draws random numbers, such as a dropout's
         train.features, val.features = kept
-        if module.compiles:
-            tail.compile()
         module.behind_prefix = tail.__call__
         self.used.append({"epoch": trainer.current_epoch, "through": paths[-1], "bytes": size})
 
@@ -146,7 +157,6 @@ def prefix_of(network: nn.Module) -> list[str]:
 def without(network: nn.Module, paths: Sequence[str], at: str = "") -> nn.Module:
     """`network`, its modules and parameters, but for the links at `paths`, which give on what they are given."""
     tail = copy.copy(network)
-    tail._compiled_call_impl = None  # it would call the whole
     tail._modules = dict(network._modules)
     for name, module in network._modules.items():
         if at + name in paths:
@@ -168,27 +178,29 @@ def is_exact(
     prefix gives that for an image wherever in a batch, and beside whichever others, it is, image after image in memory. Of
     two batches of one size."""
     half = len(first_NCHW) // 2
-    features = prefix(first_NCHW)
-    others = prefix(torch.cat([second_NCHW[:half], first_NCHW[: len(first_NCHW) - half]]))
     ran: list[str] = []
     handles = [link.register_forward_pre_hook(lambda *_, path=path: ran.append(path)) for path, link in chain(network)]
-    with evaluating(network):
-        whole = network(first_NCHW)
+    try:
+        with evaluating(network):
+            whole = network(first_NCHW)
+            order = list(ran)
+            features = prefix(first_NCHW)
+            parted = tail(features.clone())
+        others = prefix(torch.cat([second_NCHW[:half], first_NCHW[: len(first_NCHW) - half]]))
+        one_after_another = (
+            features.stride(0)
+            == features[0].numel()
+            == 1
+            + sum((size - 1) * stride for size, stride in zip(features.shape[1:], features.stride()[1:], strict=True))
+        )
+    except (RuntimeError, TypeError, AttributeError):  # it is no chain, or there is no memory for the trial
+        return False
+    finally:
         for handle in handles:
             handle.remove()
-        parted = tail(features.clone())
-    one_after_another = (
-        features.stride(0)
-        == features[0].numel()
-        == 1 + sum((size - 1) * stride for size, stride in zip(features.shape[1:], features.stride()[1:], strict=True))
-    )
-    in_order = ran[: len(paths)] == list(paths) and not set(ran[len(paths) :]) & set(paths)
-    return (
-        one_after_another
-        and in_order
-        and torch.equal(others[half:], features[: len(first_NCHW) - half])
-        and torch.equal(whole, parted)
-    )
+    in_order = order[: len(paths)] == list(paths) and not set(order[len(paths) :]) & set(paths)
+    alike = torch.equal(others[half:], features[: len(first_NCHW) - half])
+    return one_after_another and in_order and alike and torch.equal(whole, parted)
 
 
 def random_state(device: torch.device) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytorch_lightning as pl
 
 from layergraft.training.module import PlannedModule
+from layergraft.training.optimizers import lay_out_state
 
 
 class UnfreezeByPhase(pl.Callback):
@@ -15,6 +16,7 @@ class UnfreezeByPhase(pl.Callback):
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        lay_out_state(trainer.optimizers[0])
         self.on_train_epoch_start(trainer, pl_module)
         trainer.should_stop = pl_module.is_to_stop()  # stopped early, then resumed: there is nothing left to do
 
