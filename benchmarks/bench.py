@@ -38,7 +38,8 @@ def main() -> None:
         every += figures
     if not CUDA:
         print("There is no GPU here: matmul_rate, packed and the others' figures on CUDA were not measured.\n")
-    print(table(every))
+    if len(args.topics) != 1:
+        print(table(every))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def child(*arguments: str | Path, **options: object) -> subprocess.CompletedProc
     return done
 
 
-def peak_mb(*arguments: str | Path) -> float:
+def peak_mb(*arguments: str | Path | int) -> float:
     """The most memory that a Python program had, MiB."""
     with subprocess.Popen(
         [sys.executable, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

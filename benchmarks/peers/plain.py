@@ -1,6 +1,6 @@
 """Training as one writes it without a framework: the plain PyTorch loop. It imports nothing of layergraft.
 
-    python benchmarks/peers/plain.py FILE.npz       # the whole program, of {train,val}_images (N, H, W, C) uint8 and _labels
+    python benchmarks/peers/plain.py FILE.npz BATCH     # the whole program, of {train,val}_images (N, H, W, C) uint8 and _labels
 
 What it is compared with has the same network, batches, optimizer and number of threads.
 """
@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-BATCH = 128
 
 
 def train(
@@ -58,7 +56,7 @@ def evaluated(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], bf16
     return total.item() / count, right.item() / count
 
 
-def main(file: str) -> None:
+def main(file: str, batch: int) -> None:
     import numpy as np
     from torchvision.models import resnet18
 
@@ -74,7 +72,7 @@ def main(file: str) -> None:
 
     def batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(y["train"]))
-        return (normalised(index, "train") for index in order.split(BATCH) if len(index) == BATCH)
+        return (normalised(index, "train") for index in order.split(batch) if len(index) == batch)
 
     def whole(part: str) -> Iterable[tuple[Tensor, Tensor]]:
         return (normalised(slice(start, start + 512), part) for start in range(0, len(y[part]), 512))
@@ -83,4 +81,4 @@ def main(file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -123,12 +123,15 @@ class Probes:
         groups = {g: [p for p in ps if p.requires_grad] for g, ps in module.parameters_of.items() if phase.trains(g)}
         groups = {group: parameters for group, parameters in groups.items() if parameters}
         every = [parameter for parameters in groups.values() for parameter in parameters]
-        total = [torch.zeros_like(parameter) for parameter in every]
+        total: list[Tensor] = []
         with mode(module.network), torch.enable_grad():
             for x, y in zip(self.x_NCHW.split(BATCH), self.y_N.split(BATCH), strict=True):
                 loss = module.task.loss(module.network(x), y, reduction="sum") / len(self.y_N)
                 grads = torch.autograd.grad(loss, every, allow_unused=True, materialize_grads=True)
-                torch._foreach_add_(total, grads)
+                if total:
+                    torch._foreach_add_(total, grads)
+                else:
+                    total = list(grads)
         of = dict(zip(map(id, every), total, strict=True))
         return {
             group: _norm([of[id(p)] for p in parameters]) / max(_norm(parameters), 1e-30)
