@@ -12,6 +12,7 @@ from layergraft.recipes import ScheduleSpec
 from layergraft.strategies import Curves, Plan
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy import ndarray
 
@@ -100,21 +101,33 @@ def figure(line: dict[str, Any]) -> Figure:
     shown = np.ma.masked_equal(rates, 0)
     high = rates.max()
     low = min(shown.min(), high / 10)
-    drawing = Figure(figsize=(6.5, 1.4 + 0.3 * len(groups)), layout="constrained")
-    axis = drawing.subplots()
+    labels = [f"{name}, {group['parameters']:,}" for name, group in groups.items()]
+    # Laid out by hand, in inches: matplotlib's own layout takes longer than the drawing, and each run is drawn.
+    width, height, left, bottom, bar = (
+        6.5,
+        max(1.7, 0.85 + 0.3 * len(groups)),
+        0.3 + 0.085 * max(map(len, labels)),
+        0.6,
+        0.15,
+    )
+    drawing = Figure(figsize=(width, height))
+
+    def at(x: float, y: float, w: float, h: float) -> Axes:
+        return drawing.add_axes((x / width, y / height, w / width, h / height))
+
+    axis = at(left, bottom, width - left - 1.2, height - bottom - 0.1)
     axis.set_facecolor("0.85")
     axis.pcolormesh(
         np.arange(line["epochs"] + 1), np.arange(len(groups) + 1), shown, cmap="viridis", norm=LogNorm(low, high)
     )
-    axis.set_yticks(
-        np.arange(len(groups)) + 0.5, [f"{name}, {group['parameters']:,}" for name, group in groups.items()]
-    )
+    axis.set_yticks(np.arange(len(groups)) + 0.5, labels)
     axis.invert_yaxis()
     for phase in line["phases"][1:]:
         axis.axvline(phase["epoch"], color="white", linestyle="--", linewidth=1)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("epoch; grey: frozen")
-    drawing.colorbar(ScalarMappable(LogNorm(low, high), "viridis"), ax=axis, label="learning rate", pad=0.01)
+    scale = at(width - 1.1, bottom, bar, height - bottom - 0.1)
+    drawing.colorbar(ScalarMappable(LogNorm(low, high), "viridis"), cax=scale, label="learning rate")
     return drawing
 
 

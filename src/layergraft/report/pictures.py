@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ FONT = {"font.size": 10, "svg.fonttype": "path"}
 MAX_FILTERS = 8
 MAX_RUNS = 8  # whose filters are drawn
 MAX_PLANS = 16
+SIDE, GAP = 42, 4  # pixels of a filter, and between two
 
 
 def plans(records: dict[str, dict[str, Any]], folder: Path) -> dict[str, str]:
@@ -79,15 +81,27 @@ def _filters(before: np.ndarray, after: np.ndarray) -> Figure:
     limit = max(float(np.abs(weights).max()) for weights in pair) or 1.0
     times = limit / (float(np.abs(change).max()) or limit)
     rows = {"before": pair[0], "after": pair[1], f"change × {times:.2g}": change * times}
-    figure = Figure(figsize=(1.0 + 0.8 * number, 2.6), layout="constrained")
-    axes = figure.subplots(len(rows), number, squeeze=False)
-    for line, (name, weights) in zip(axes, rows.items(), strict=True):
-        for axis, weight in zip(line, weights, strict=True):
-            axis.imshow(weight, cmap="RdBu", vmin=-limit, vmax=limit)
-            axis.set_xticks([])
-            axis.set_yticks([])
-        line[0].set_ylabel(name)
+    figure = Figure(figsize=(1.4 + 0.8 * number, 2.6))
+    axis = figure.add_axes((1.2 / (1.4 + 0.8 * number), 0.04, 0.8 * number / (1.4 + 0.8 * number), 0.92))
+    # One picture of all of them: an axis for each filter takes matplotlib ten times as long.
+    axis.imshow(_tiled(list(rows.values())), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+    axis.set_yticks([SIDE / 2 + row * (SIDE + GAP) for row in range(len(rows))], list(rows))
+    axis.set_xticks([])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
     return figure
+
+
+def _tiled(rows: Sequence[np.ndarray]) -> np.ma.MaskedArray:
+    """Filters (N, H, W) of each row, every one SIDE pixels a side, with gaps between them that are masked."""
+    number, height, width = rows[0].shape
+    of = np.arange(SIDE)
+    picture = np.full((len(rows) * (SIDE + GAP) - GAP, number * (SIDE + GAP) - GAP), np.nan)
+    for (row, weights), column in itertools.product(enumerate(rows), range(number)):
+        top, left = row * (SIDE + GAP), column * (SIDE + GAP)
+        large = weights[column][np.ix_(of * height // SIDE, of * width // SIDE)]
+        picture[top : top + SIDE, left : left + SIDE] = large
+    return np.ma.masked_invalid(picture)
 
 
 def save(figure: Figure, folder: Path, name: str) -> str:
