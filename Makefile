@@ -21,7 +21,7 @@ test: setup  ## the tests, as CI runs them
 test-slow: setup  ## the tests that `make test` leaves out: minutes each
 	$(BIN)/python -m pytest -m slow
 
-bench: setup  ## speed, beside what people would use instead: most of an hour; TOPICS='prefix start' takes some of it
+bench: setup  ## speed, beside what people would use instead: long; TOPICS='prefix start' takes some of it
 	$(BIN)/python benchmarks/bench.py $(TOPICS)
 
 lint: setup  ## ruff: rules and format

@@ -2,8 +2,8 @@
 
     python benchmarks/bench.py [TOPIC ...] [--seeds 5] [--to FOLDER]
 
-Topics: run_time, memory, prefix, memory_format, sweeps, start, report_size, loading; where there is a GPU, matmul_rate and packed too. Each
-writes benchmarks/results/TOPIC_HARDWARE_DATE.md. Nothing else should run on the machine meanwhile.
+Topics: run_time, memory, prefix, memory_format, sweeps, start, report_size, loading; where there is a GPU, matmul_rate and
+packed too. Each writes benchmarks/results/TOPIC_HARDWARE_DATE.md. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations

@@ -86,11 +86,12 @@ class FrozenPrefix(pl.Callback):
         if not is_exact(module.network, paths, prefix, tail, first, second):
             return
         number = [len(train.y_N), len(val.images.y_N)]
-        size = sum(number) * prefix(first)[0].nbytes
+        sample = prefix(first)
+        size = sum(number) * sample[0].nbytes
         limit = train.free_bytes() / 10 / self.beside if self.limit_gib is None else self.limit_gib * 2**30
         if size > limit:
             return
-        kept = [Features.like(prefix(first), n) for n in number]
+        kept = [Features.like(sample, n) for n in number]
         for window in windows:
             kept[0].put(window.start, prefix(train.at(window)))
         start = 0
