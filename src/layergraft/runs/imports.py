@@ -1,4 +1,4 @@
-"""All that a run takes, imported: torch, Lightning and what they bring along, without the garbage collector's looks.
+"""All that any run takes, imported: torch, Lightning and what they bring along, without the garbage collector's looks.
 
 Of the million objects that these imports make hardly one is garbage, and each of its looks goes through all of them: a
 sixth of the time.
@@ -9,8 +9,6 @@ import gc
 _collects = gc.isenabled()
 gc.disable()
 try:
-    import sklearn.datasets  # noqa: F401
-    import sklearn.model_selection  # noqa: F401
     import torchvision.models.resnet  # noqa: F401
 
     import layergraft.runs.single  # noqa: F401

@@ -16,8 +16,8 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-# Imported once, in the server that the workers are forked from.
-PRELOAD = ["layergraft.runs.imports"]
+# Imported once, in the server that the workers are forked from: what any run takes, and what some do.
+PRELOAD = ["layergraft.runs.imports", "sklearn.datasets", "sklearn.linear_model", "sklearn.model_selection"]
 GRACE_SECONDS = 20.0  # for a worker to write down where it was
 _context = multiprocessing.get_context("forkserver")
 

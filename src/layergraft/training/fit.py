@@ -327,7 +327,9 @@ def _trained(
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen is
         trainer.fit(module, batches.train, Kept(batches.val), ckpt_path=resume, weights_only=True if resume else None)
         module.network.to(backend.device)  # Lightning takes it to the CPU when it is done
-        module.network.zero_grad()  # nobody wants the last step's any more
+        # Nobody wants the last step's gradients any more, nor the optimizer's state: as much as two networks.
+        module.network.zero_grad()
+        trainer.strategy.optimizers = []
         val = {name[4:]: value for name, value in module.curves[-1].items() if name.startswith("val/")}
         if averages is not None:
             averages.finish(module, batches.train.of_epoch(module.schedule.epochs))

@@ -123,9 +123,11 @@ class Probes:
         groups = {g: [p for p in ps if p.requires_grad] for g, ps in module.parameters_of.items() if phase.trains(g)}
         groups = {group: parameters for group, parameters in groups.items() if parameters}
         every = [parameter for parameters in groups.values() for parameter in parameters]
+        # No more memory than a step takes; but a batch norm that measures does so on as many images as everywhere.
+        size = BATCH if mode is measuring else BATCH // 4
         total: list[Tensor] = []
         with mode(module.network), torch.enable_grad():
-            for x, y in zip(self.x_NCHW.split(BATCH), self.y_N.split(BATCH), strict=True):
+            for x, y in zip(self.x_NCHW.split(size), self.y_N.split(size), strict=True):
                 loss = module.task.loss(module.network(x), y, reduction="sum") / len(self.y_N)
                 grads = torch.autograd.grad(loss, every, allow_unused=True, materialize_grads=True)
                 if total:
