@@ -16,7 +16,7 @@ from measure import Figure, at_most, peak_mb
 PLAIN = Path(__file__).parent / "peers" / "plain.py"
 
 
-def figures(repeats: int = 3) -> list[Figure]:
+def figures(repeats: int = 5) -> list[Figure]:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         file, arrays = Path(folder) / "noise.npz", {}
@@ -35,7 +35,7 @@ def figures(repeats: int = 3) -> list[Figure]:
             what = f"a whole `layergraft train` over the plain program, batch {batch}"
             found.append(at_most(what, ours, theirs, 1.1, f"{ours[0]:.0f} MiB over {theirs[0]:.0f} MiB"))
         libraries = [peak_mb("-c", f"import {name}") for name in ("layergraft.runs.imports", "torch, torchvision")]
-    more = "what Lightning, Hydra, scikit-learn and the rest take, whatever the run"
+    more = "what Lightning, Hydra and the rest take, whatever the run"
     return [
         *found,
         Figure(

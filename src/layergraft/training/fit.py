@@ -327,9 +327,7 @@ def _trained(
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen is
         trainer.fit(module, batches.train, Kept(batches.val), ckpt_path=resume, weights_only=True if resume else None)
         module.network.to(backend.device)  # Lightning takes it to the CPU when it is done
-        # Nobody wants the last step's gradients any more, nor the optimizer's state: as much as two networks.
-        module.network.zero_grad()
-        trainer.strategy.optimizers = []
+        module.network.zero_grad()  # nobody wants the last step's any more
         val = {name[4:]: value for name, value in module.curves[-1].items() if name.startswith("val/")}
         if averages is not None:
             averages.finish(module, batches.train.of_epoch(module.schedule.epochs))
@@ -337,6 +335,7 @@ def _trained(
             module.network.to(backend.device)
             val = module.evaluated()
         if probe is not None:
+            trainer.strategy.optimizers = []  # their state takes as much as two networks, beside the look's own
             probe.look(module, -1)
         trainer.test(module, batches.test, verbose=False)
     return val
