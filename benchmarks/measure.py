@@ -40,9 +40,7 @@ class Figure:
         return [self.what, self.value, self.goal, {True: "yes", False: "no", None: ""}[self.met], self.more]
 
 
-def by_turns(
-    ways: Mapping[str, Callable[[], float | None]], repeats: int, warm_up: bool = True
-) -> dict[str, list[float]]:
+def by_turns(ways: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
     """Seconds that each way took, one for each repeat, in which each runs once, another first each time. A way that gives a
     number is measured by that. With `warm_up` there is a repeat before, which does not count."""
     found: dict[str, list[float]] = {name: [] for name in ways}
@@ -56,7 +54,7 @@ def by_turns(
             if CUDA:
                 torch.cuda.synchronize()
             if repeat >= warm_up:
-                found[name].append(time.perf_counter() - start if given is None else given)
+                found[name].append(given if isinstance(given, float) else time.perf_counter() - start)
     return found
 
 
