@@ -32,8 +32,10 @@ def main() -> None:
     every = []
     for topic in args.topics or (TOPICS + ON_CUDA if CUDA else TOPICS):
         module, start = importlib.import_module(topic), time.perf_counter()
-        figures = module.figures(**({"seeds": args.seeds} if topic == "sweeps" and args.seeds else {}))
-        path = write(args.to, topic, module.__doc__.strip(), figures, time.perf_counter() - start)
+        seeds = {"seeds": args.seeds} if topic == "sweeps" and args.seeds else {}
+        figures = module.figures(**seeds)
+        asked = " ".join([topic, *(f"--{name} {number}" for name, number in seeds.items())])
+        path = write(args.to, asked, module.__doc__.strip(), figures, time.perf_counter() - start)
         print(f"{table(figures)}\n\nin {path}\n", flush=True)
         every += figures
     if not CUDA:

@@ -42,7 +42,7 @@ class Figure:
 
 def by_turns(ways: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
     """Seconds that each way took, one for each repeat, in which each runs once, another first each time. A way that gives a
-    number is measured by that. With `warm_up` there is a repeat before, which does not count."""
+    float is measured by that. With `warm_up` there is a repeat before, which does not count."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for repeat in range(repeats + warm_up):
@@ -88,13 +88,13 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def write(folder: Path, topic: str, about: str, figures: Sequence[Figure], took: float) -> Path:
-    """TOPIC_HARDWARE_DATE.md in `folder`."""
+def write(folder: Path, asked: str, about: str, figures: Sequence[Figure], took: float) -> Path:
+    """TOPIC_HARDWARE_DATE.md in `folder`; `asked` is the topic, with options where it had some: `sweeps --seeds 5`."""
     kind = torch.cuda.get_device_name().replace(" ", "-") if CUDA else "cpu"
-    path = folder / f"{topic.replace('_', '-')}_{kind}_{date.today()}.md"
+    path = folder / f"{asked.replace('_', '-').replace(' --', '-').replace(' ', '-')}_{kind}_{date.today()}.md"
     lines = [
         f"# {about.splitlines()[0]}",
-        f"`python benchmarks/bench.py {topic}`, {date.today()}: {hardware()}, torch {torch.__version__}, {took:.0f} s. Of repeats "
+        f"`python benchmarks/bench.py {asked}`, {date.today()}: {hardware()}, torch {torch.__version__}, {took:.0f} s. Of repeats "
         "the median, with the quartiles (of fewer than four the smallest and largest).",
         table(figures),
         "\n".join(about.splitlines()[1:]).strip(),

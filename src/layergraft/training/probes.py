@@ -123,7 +123,7 @@ class Probes:
         groups = {g: [p for p in ps if p.requires_grad] for g, ps in module.parameters_of.items() if phase.trains(g)}
         groups = {group: parameters for group, parameters in groups.items() if parameters}
         every = [parameter for parameters in groups.values() for parameter in parameters]
-        # No more memory than a step takes; but a batch norm that measures does so on as many images as everywhere.
+        # In small parts, for no more memory than a step takes; a batch norm that measures does so on as many as everywhere.
         size = BATCH if mode is measuring else BATCH // 4
         total: list[Tensor] = []
         with mode(module.network), torch.enable_grad():
