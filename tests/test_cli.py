@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import TINY
-from layergraft.cli import COMMANDS
+from layergraft.cli import COMMANDS, main
 from layergraft.runs.compose import conf_dir
 
 BAD = {
@@ -364,3 +364,16 @@ def test_a_strategys_key_in_a_sweep_is_about_that_strategy(tmp_path, command):
     assert "What learned when" in page and "hybrid, resnet8, donor at early" in page
     assert {path.name for path in (tmp_path / "sweeps" / "thaws" / "figures").glob("plan.*.png")} == {
         "plan.freeze.png", "plan.hybrid.png", "plan.scratch.png"}  # fmt: skip
+
+
+def test_error_on_the_way_up_of_an_interrupt_is_an_interrupt(monkeypatch, capsys):
+    def half_done(arguments):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("left half made")
+
+    monkeypatch.setitem(COMMANDS, "status", half_done)
+    with pytest.raises(SystemExit) as ended:
+        main(["status"])
+    assert ended.value.code == 130 and "interrupted" in capsys.readouterr().err

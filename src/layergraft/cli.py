@@ -60,9 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on with the runs that are left", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _end_interrupted()
     except Exception as error:
+        if _of_an_interrupt(error):
+            _end_interrupted()
         from layergraft.explain import explain
 
         line = explain(error)
@@ -70,6 +71,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {line}", file=sys.stderr)
         sys.exit(FAILED if isinstance(error, RunFailed) else BAD_INPUT)
+
+
+def _end_interrupted() -> None:
+    print("interrupted; the same command goes on with the runs that are left", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
+def _of_an_interrupt(error: BaseException | None) -> bool:
+    """Whether it was raised while Ctrl-C was on its way up, by what a library cleans up half done."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def train(arguments: list[str]) -> None:
