@@ -186,7 +186,7 @@ def _config(
     from hydra import compose, initialize_config_dir
 
     from layergraft.explain import explain
-    from layergraft.runs.compose import conf_dir, spelled, to_config
+    from layergraft.runs.compose import conf_dir, to_config, understood
 
     settings = given.get("exec")
     outputs = Path((settings if isinstance(settings, Mapping) else {}).get("outputs", "outputs"))
@@ -196,7 +196,7 @@ def _config(
         asked.append(f"hydra.searchpath=[{_text(f'file://{Path(config_dir).resolve()}')}]")
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="layergraft"):
-            return to_config(compose("config", [*map(spelled, asked), *map(spelled, overrides)]))
+            return to_config(compose("config", understood([*asked, *overrides])))
     except Exception as error:
         line = explain(error)
         if line is None:

@@ -32,7 +32,7 @@ Keys within a group, some of them (--cfg job prints all):
             probe.epochs=[0,5,-1]  probe.thresholds=[80]  traceback=true
   data.     train_size=50  train_per_class=10  classes=[0,1]  half=A|B  halves=semantic  shift=4  flip=true
             corrupt.noise=3 (blur, contrast)  corrupt.labels=0.2  corrupt.blocks=8  dial=0.5 (of textures)
-            root=DIR (of folder, dicom)  path=FILE (of npz)  set=pathmnist (of medmnist)
+            path=FILE (of npz) or DIR (of folder, dicom)  set=pathmnist (of medmnist)
 """
 
 

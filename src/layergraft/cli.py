@@ -1,4 +1,4 @@
-"""The command line: `layergraft train | plan | donate | surgery | similarity | sites | status | report | compare | export`.
+"""The command line: `layergraft train | plan | donate | surgery | similarity | advise | sites | status | report | compare | export`.
 
 Arguments only; what they do is in `runs` and `report`.
 """
@@ -20,6 +20,7 @@ USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet
   layergraft donate [KEY=VALUE ...]     train or cut the donor of such a run, store it, print its key
   layergraft surgery [KEY=VALUE ...]    what such a run's surgery does, before any training
   layergraft similarity [KEY=VALUE ...] how alike donor.data and data are, on fixed features and at the graft site
+  layergraft advise [KEY=VALUE ...]     at which site and by which strategy to load a donor, from few short runs
   layergraft sites [KEY=VALUE ...]      the places in a host where a donor can go: layergraft sites host=resnet50
   layergraft status DIR [--watch]       how far the sweep in DIR (outputs/sweeps/NAME) is: done, running, failed, waiting
   layergraft report DIR ...             write the report of a sweep anew, or of several, or of outputs/runs: --where, --to
@@ -106,6 +107,27 @@ def _of_one_run(command: str, what: str) -> Callable[[list[str]], None]:
         _hydra(arguments, lambda composed: _on_config(composed, SINGLE[command]))
 
     return run
+
+
+def advise(arguments: list[str]) -> None:
+    if _asks_for_help(arguments):
+        print(ADVISE_HELP, end="")
+        return
+    if "-m" in arguments or "--multirun" in arguments:
+        raise UserError("advise takes no -m; lists of values are what it chooses from")
+    numbers = {f"--{name}": f"hydra.sweeper.{name}" for name in ("epochs", "seeds", "finalists")}
+    rest, chosen, left = [], [], list(arguments)
+    while left:
+        argument = left.pop(0)
+        name, equals, value = argument.partition("=")
+        if name not in numbers:
+            rest.append(argument)  # Hydra's affair
+            continue
+        value = value if equals else left.pop(0) if left else ""
+        if not value.isdecimal():
+            raise UserError(f"advise: {name} takes a number{f', not {value}' if value else ''}")
+        chosen.append(f"{numbers[name]}={value}")
+    _hydra(["-m", "hydra/sweeper=advise", *chosen, *rest], lambda composed: None)
 
 
 def status(arguments: list[str]) -> None:
@@ -210,12 +232,22 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
         "similarity", "prints how alike source and target are, on fixed features and at the site"
     ),
     "sites": _of_one_run("sites", "prints every site of the host; only host and data matter"),
+    "advise": advise,
     "status": status,
     "report": report,
     "compare": compare,
     "export": export,
 }
 FOLDERS = ("status", "report", "compare", "export")  # take no keys of a run
+ADVISE_HELP = """layergraft advise [KEY=VALUE ...] [--epochs N] [--seeds 5] [--finalists 3]
+
+At which site and by which strategy to load this donor into this host for these data: all of them run briefly, the better third
+goes on for longer, and the finalists run on seeds that the choice has not seen, beside the host without a donor. Ends with the
+advice, how sure it is, and the command for the whole run. It takes what `layergraft train` takes; lists of values
+(site=layer1.0,layer3.0 surgery=replace,parallel) are what it chooses from, in place of three sites and six strategies.
+--epochs: of the longest runs, by default half of schedule.epochs; --seeds: of the finalists. The runs are in the store like
+any other: the same command goes on where it was.
+"""
 CONDITIONS = """
 A condition is AXIS=VALUE, several joined by commas: strategy=freeze,site=early|late,seed<3. Axes are strategy, site, host,
 donor, data, seed and whatever else was swept, by its key (host.width=8); with = and != a value or several (a|b), with <, >,
@@ -247,7 +279,7 @@ def _hydra(arguments: list[str], task: Callable) -> None:
     """Run `task(composed config)` under Hydra. Errors come up as exceptions, for `main` to word."""
     import hydra
 
-    from layergraft.runs.compose import conf_dir, spelled
+    from layergraft.runs.compose import conf_dir, understood
 
     raised: list[BaseException] = []
 
@@ -257,7 +289,7 @@ def _hydra(arguments: list[str], task: Callable) -> None:
         except (Exception, KeyboardInterrupt) as error:  # kept from Hydra, which would print lines of its own
             raised.append(error)
 
-    sys.argv = [sys.argv[0], *map(spelled, arguments)]
+    sys.argv = [sys.argv[0], *understood(arguments)]
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

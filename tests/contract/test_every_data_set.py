@@ -63,8 +63,8 @@ WANTED = {
     "flowers102": "102flowers.tgz",
     "medmnist": "pathmnist.npz is not in .* put it there, from https://",
     "npz": "there is no file .*; set data.path=FILE.npz",
-    "folder": "there is no folder .*; set data.root=FOLDER",
-    "dicom": "there is no folder .*; set data.root=FOLDER",
+    "folder": "there is no folder .*; set data.path=FOLDER",
+    "dicom": "there is no folder .*; set data.path=FOLDER",
 }
 
 
@@ -75,7 +75,7 @@ def no_network(*args, **kwargs):
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"digits", "digits_0_to_4", "digits_5_to_9", "textures"}))
 def test_without_its_files_and_a_network_the_error_says_what_to_put_where(name, config, tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    needed = {"npz": ["data.path=nowhere.npz"], "folder": ["data.root=nowhere"], "dicom": ["data.root=nowhere"]}
+    needed = {"npz": ["data.path=nowhere.npz"], "folder": ["data.path=nowhere"], "dicom": ["data.path=nowhere"]}
     run = config(f"data={name}", f"exec.data={tmp_path}", *needed.get(name, []))
     with pytest.raises(UserError, match=WANTED[name]):
         run.data.load(0)

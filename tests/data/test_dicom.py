@@ -41,7 +41,7 @@ def test_a_slope_below_zero_turns_the_values(tmp_path):
 
 def test_the_splits_keep_patients_together(tmp_path, monkeypatch):
     dicom(tmp_path, monkeypatch)
-    data = Dicom(root=str(tmp_path), cache=str(tmp_path / "cache"), size=12).load(0)
+    data = Dicom(path=str(tmp_path), cache=str(tmp_path / "cache"), size=12).load(0)
     patients = [set((split.rows // 2).tolist()) for split in data.splits.values()]
     assert not patients[0] & patients[1] and not patients[0] & patients[2] and not patients[1] & patients[2]
     assert data.class_names == ("sick", "well") and data.shape == (1, 12, 12)
@@ -64,11 +64,11 @@ def test_a_table_that_cannot_be(table, message, tmp_path):
         dicom_file(tmp_path / f"{i}.dcm", STORED)
     (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(UserError, match=message):
-        Dicom(root=str(tmp_path), cache=str(tmp_path / "cache")).load(0)
+        Dicom(path=str(tmp_path), cache=str(tmp_path / "cache")).load(0)
 
 
 def test_several_frames_are_refused_by_name(tmp_path):
     dicom_file(tmp_path / "0.dcm", np.zeros((4, 4), np.uint16), NumberOfFrames=2, Rows=2)
     (tmp_path / "labels.csv").write_text("file,label\n0.dcm,a")
     with pytest.raises(UserError, match="0.dcm: 2 frames; only single images are read"):
-        Dicom(root=str(tmp_path), cache=str(tmp_path / "cache")).load(0)
+        Dicom(path=str(tmp_path), cache=str(tmp_path / "cache")).load(0)

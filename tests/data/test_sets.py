@@ -215,7 +215,7 @@ def cats_and_dogs(tmp_path):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for i in range(20):
             Image.fromarray(pictures(1, 3, 24, 100 * c + i)[0][:20]).save(tmp_path / "pets" / name / f"{i}.png")
-    return lambda **fields: Folder(root=str(tmp_path / "pets"), cache=str(tmp_path / "cache"), size=20, **fields)
+    return lambda **fields: Folder(path=str(tmp_path / "pets"), cache=str(tmp_path / "cache"), size=20, **fields)
 
 
 def test_pictures_are_cut_in_the_middle_and_decoded_once(cats_and_dogs, tmp_path):

@@ -39,7 +39,7 @@ class Decoded:
 class FileSet(DataSet):
     """A set of image files in a folder."""
 
-    root: str = MISSING
+    path: str = MISSING
     """The folder that the files lie in."""
     cache: str = "outputs/data"
     """Where decoded images are kept."""
@@ -50,7 +50,7 @@ class FileSet(DataSet):
     skip_corrupt: bool = False
     """Leave files out that cannot be read, and count them; else the first of them is an error."""
 
-    places: ClassVar[tuple[str, ...]] = ("root", "cache")
+    places: ClassVar[tuple[str, ...]] = ("path", "cache")
 
     def check(self, at: str) -> None:
         super().check(at)
@@ -58,9 +58,9 @@ class FileSet(DataSet):
         require(self.channels in (1, 3), f"{at}.channels is {self.channels}; it must be 1 or 3")
 
     def folder(self) -> Path:
-        """`root`. Raises UserError where it is not there."""
-        folder = Path(self.root)
-        require(folder.is_dir(), f"data={self.name}: there is no folder {folder}; set data.root=FOLDER")
+        """`path`. Raises UserError where it is not there."""
+        folder = Path(self.path)
+        require(folder.is_dir(), f"data={self.name}: there is no folder {folder}; set data.path=FOLDER")
         return folder
 
     def decoded(self, files: Sequence[Path], read: Callable[[Path], Image], options: Any = None) -> Decoded:

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 @register("data", "dicom")
 @dataclass
 class Dicom(FileSet):
-    """`labels` is a CSV with the columns `file` (below `root`) and `label`, and perhaps `split` (train, val, test) and
+    """`labels` is a CSV with the columns `file` (below `path`) and `label`, and perhaps `split` (train, val, test) and
     `patient`, whose images then stay in one split. Needs pydicom, which is in the extra `layergraft[medical]`."""
 
     name: str = "dicom"
     labels: str = "labels.csv"
-    """The table, below `root`."""
+    """The table, below `path`."""
     window: list[float] = field(default_factory=list)
     """Centre and width in the modality's units, such as [40,400] in Hounsfield units; empty: the file's own window, or
     all of its values where it has none."""

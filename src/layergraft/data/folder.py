@@ -19,7 +19,7 @@ SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "
 @register("data", "folder")
 @dataclass
 class Folder(FileSet):
-    """`root/CLASS/*.jpg`, or `root/train/CLASS/*.jpg` and `root/test/...`, and perhaps `root/val/...`."""
+    """`path/CLASS/*.jpg`, or `path/train/CLASS/*.jpg` and `path/test/...`, and perhaps `path/val/...`."""
 
     name: str = "folder"
 

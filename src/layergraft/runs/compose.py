@@ -42,6 +42,13 @@ def spelled(override: str) -> str:
     return re.sub(r"^(\+*)donor\.data=(?=[\w,.-]+$)", r"\1data@donor.data=", override)
 
 
+def understood(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra spells them. A donor's file without a choice of donor means the one that is cut from a file."""
+    named = any(re.match(r"[+~]*donor=", argument) for argument in arguments)
+    from_file = any(re.match(r"\+*donor\.path=", argument) for argument in arguments)
+    return [*map(spelled, arguments), *(["donor=extracted"] if from_file and not named else [])]
+
+
 def to_config(composed: DictConfig) -> Config:
     """The run that a composed config describes. Raises UserError for values that no run can have."""
     if "hydra" not in composed:  # Hydra has taken it out, and set it itself
