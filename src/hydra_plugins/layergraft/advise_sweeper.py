@@ -9,8 +9,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from hydra_plugins.layergraft.launcher import LayergraftLauncher
-from hydra_plugins.layergraft.sweeper import LayergraftSweeper, finish, key_of
+from hydra_plugins.layergraft.sweeper import LayergraftSweeper, finish, is_ours, key_of
 
 STRATEGIES = "freeze,low_lr,hybrid,full,gradual,l2_sp"
 SITES = "early,middle,late"
@@ -49,26 +48,32 @@ class AdviseSweeper(LayergraftSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from layergraft.runs import pool
 
+        self._require()
         pool.warm()
         from layergraft.errors import counted
         from layergraft.report import advice
         from layergraft.runs.compose import Composer
 
         self.composer = Composer(self.hydra_context.config_loader, self.config)
-        arms, left_out, fixed = self._arms(arguments)
-        config = self.composer(fixed)
-        self._require(config)
+        arms, left_out, own = self._arms(arguments)
+        config = self.composer(own)
         whole = config.schedule.epochs
         epochs = self.epochs or -(-whole // 2)
         planned = advice.rounds(len(arms), self.finalists, epochs, self.seeds, config.seed)
-        without = [o for o in fixed if key_of(o) not in ("site", "strategy")] + ["strategy=scratch"]
+        without = [o for o in own if key_of(o) not in ("site", "strategy")] + ["strategy=scratch"]
         for at in planned:  # all that can be wrong is told before anything is trained
             for cell in [*arms.values(), without]:
                 self._jobs([cell], at)
         for why, names in left_out.items():
             print(f"left out: {', '.join(names)}: {why}", file=sys.stderr)
-        rounds = ", ".join(f"{r.num_arms} x {counted(len(r.seeds), 'seed')} of {counted(r.epochs, 'epoch')}" for r in planned)
-        print(f"{counted(len(arms), 'arm')}: {rounds}: as much as {advice.cost(planned, whole):.0f} runs of {whole}", file=sys.stderr)
+        rounds = ", ".join(
+            f"{r.num_arms} x {counted(len(r.seeds), 'seed')} of {counted(r.epochs, 'epoch')}" for r in planned
+        )
+        cost = advice.cost(planned, whole)
+        print(
+            f"{counted(len(arms), 'arm')}: {rounds}: as much as {cost:.{1 if cost < 10 else 0}f} runs of {whole}",
+            file=sys.stderr,
+        )
 
         folder, told = self.folder(arguments), []
         for at in planned[:-1]:
@@ -77,7 +82,7 @@ class AdviseSweeper(LayergraftSweeper):
             told.append({"epochs": at.epochs, "seeds": list(at.seeds), "arms": rows})
             arms = {list(arms)[arm]: list(arms.values())[arm] for arm in kept}
             print(f"after {counted(at.epochs, 'epoch')} there are left: {'; '.join(arms)}", file=sys.stderr)
-        return self._conclude(arguments, fixed, arms, without, planned[-1], told, left_out, folder)
+        return self._conclude(arguments, own, arms, without, planned[-1], told, left_out, folder)
 
     def _arms(self, arguments: list[str]) -> tuple[dict[str, list[str]], dict[str, list[str]], list[str]]:
         """Name -> overrides of each arm that can be run; why others cannot -> their names; what is the same for all.
@@ -88,41 +93,42 @@ class AdviseSweeper(LayergraftSweeper):
         from layergraft.runs.compose import spelled
 
         given = {key_of(a) for a in map(spelled, arguments)}
+        own = [o.input_line for o in self.asked(arguments) if not o.is_sweep_override()]
         asked = [*arguments, *([] if "strategy" in given else [f"strategy={STRATEGIES}"])]
         sites = [SITES] if "site" not in given else []
-        arms, left_out, fixed = self._fitting([*asked, *(f"site={names}" for names in sites)])
+        arms, left_out = self._fitting([*asked, *(f"site={names}" for names in sites)], own)
         if not arms and sites:  # a layer from a file fits where it fits
-            every = self._every_site([*fixed, "strategy=full"])
-            fits, _, _ = self._fitting([*fixed, "strategy=full", f"site={','.join(every)}"])
-            there = [name.partition("=")[2] for name in fits]
-            chosen = list(dict.fromkeys([there[0], there[len(there) // 2], there[-1]] if there else []))
-            if chosen:
-                arms, more, fixed = self._fitting([*asked, f"site={','.join(chosen)}"])
+            every = ",".join(self._every_site(own))
+            there = list(self._fitting([*own, "strategy=full", f"site={every}"], [*own, "strategy=full"])[0])
+            if there:
+                chosen = dict.fromkeys([there[0], there[len(there) // 2], there[-1]])
+                arms, more = self._fitting([*asked, f"site={','.join(o.partition('=')[2] for o in chosen)}"], own)
                 left_out |= more
         if not arms:
             why, names = next(iter(left_out.items()))
-            raise UserError(f"{why} [{names[0]}]; no site and strategy takes this donor: `layergraft sites` lists sites, surgery.fit=project adapts its channels")
-        require(not {"seed", "schedule.epochs"} & {key_of(o) for cell in arms.values() for o in cell} - {key_of(o) for o in fixed},
+            raise UserError(
+                f"{why} [{names[0]}]; no site and strategy takes this donor: `layergraft sites` lists sites, surgery.fit=project adapts its channels"
+            )
+        swept = {key_of(o) for cell in arms.values() for o in cell if o not in own}
+        require(not {"seed", "schedule.epochs"} & swept,
                 "advise has seeds and lengths of its own (--seeds, --epochs); neither can be swept")  # fmt: skip
-        return arms, left_out, [o for o in fixed]
+        return arms, left_out, own
 
-    def _fitting(self, arguments: list[str]) -> tuple[dict[str, list[str]], dict[str, list[str]], list[str]]:
+    def _fitting(self, arguments: list[str], own: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """As `_arms`, of what `arguments` ask for; an arm's name is what it has beside `own`."""
         from layergraft.errors import UserError
 
-        asked = self.asked(arguments)
-        swept = [override.get_key_element() for override in asked if override.is_sweep_override()]
-        fixed = [override.input_line for override in asked if not override.is_sweep_override()]
-        (product,) = self.split_arguments(asked, None)
+        (product,) = self.split_arguments(self.asked(arguments), None)
         arms: dict[str, list[str]] = {}
         left_out: dict[str, list[str]] = {}
         for cell in self.composer.without_foreign([list(cell) for cell in product]):
-            name = " ".join(o for o in cell if o.partition("=")[0] in swept) or "as given"
+            name = " ".join(o for o in cell if o not in own) or "as given"
             try:
                 self.plan(self.composer, [cell])
                 arms[name] = cell
             except UserError as error:
                 left_out.setdefault(str(error).partition(" [in the run")[0], []).append(name)
-        return arms, left_out, fixed
+        return arms, left_out
 
     def _every_site(self, overrides: list[str]) -> list[str]:
         """The sites of the host that are of the donor's kind."""
@@ -134,14 +140,14 @@ class AdviseSweeper(LayergraftSweeper):
         kind = sites.BLOCK if config.donor.kind == "block" else sites.CONV
         return [site.path for site in sites_of(config, data).values() if site.kind == kind]
 
-    def _require(self, config: Any) -> None:
+    def _require(self) -> None:
         from layergraft.errors import require
 
-        require(isinstance(self.launcher, LayergraftLauncher), "advise runs with hydra/launcher=layergraft, ray or slurm")
+        require(is_ours(self.launcher), "advise runs with hydra/launcher=layergraft, ray or slurm")
         require(self.seeds > 1, f"--seeds is {self.seeds}; one seed tells nothing, it must be 2 or more")
         require(self.finalists > 0, f"--finalists is {self.finalists}; it must be 1 or more")
         require(self.epochs is None or self.epochs > 0, f"--epochs is {self.epochs}; it must be 1 or more")
-        require(not config.exec.rerun, "advise takes what the store has; exec.rerun=true is of train")
+        require(not self.config.exec.rerun, "advise takes what the store has; exec.rerun=true is of train")
 
     def _jobs(self, cells: Sequence[Sequence[str]], at: Any) -> list:
         """The runs of `cells` in a round, cell by cell, a job for each seed."""
@@ -149,7 +155,9 @@ class AdviseSweeper(LayergraftSweeper):
         asked = [[*cell, f"schedule.epochs={at.epochs}", f"seed={seed}"] for cell in kept for seed in at.seeds]
         return [job for cell in asked for job in self.plan(self.composer, [cell])]
 
-    def _measured(self, names: Sequence[str], cells: Sequence[Sequence[str]], at: Any, folder: Path) -> tuple[Any, Any, list]:
+    def _measured(
+        self, names: Sequence[str], cells: Sequence[Sequence[str]], at: Any, folder: Path
+    ) -> tuple[Any, Any, list]:
         """Do the runs of a round: validation and test accuracies, (A, S), nan for what failed, and all of it as plain data."""
         import numpy as np
 
@@ -165,19 +173,21 @@ class AdviseSweeper(LayergraftSweeper):
         self.launcher.work(different)
         metrics = [(read_record(sweep.folder_of(job)) or {}).get("metrics", {}) for job in jobs]
         val, test = (
-            np.array([m.get(name, np.nan) for m in metrics], float).reshape(len(cells), -1) for name in ("val/acc", "test/acc")
+            np.array([m.get(name, np.nan) for m in metrics], float).reshape(len(cells), -1)
+            for name in ("val/acc", "test/acc")
         )
         keys = np.array([job.key for job in jobs]).reshape(len(cells), -1)
         plain = lambda row: [None if np.isnan(value) else float(value) for value in row]  # noqa: E731
         rows = [
-            {"arm": name, "val/acc": plain(val[number]), "runs": keys[number].tolist()} for number, name in enumerate(names)
+            {"arm": name, "val/acc": plain(val[number]), "runs": keys[number].tolist()}
+            for number, name in enumerate(names)
         ]
         return val, test, rows
 
     def _conclude(
         self,
         arguments: list[str],
-        fixed: list[str],
+        own: list[str],
         arms: dict[str, list[str]],
         without: list[str],
         last: Any,
@@ -192,22 +202,27 @@ class AdviseSweeper(LayergraftSweeper):
         from layergraft.files import write_json
         from layergraft.report import advice
         from layergraft.runs import sweep
+        from layergraft.runs.compose import as_typed
 
         names = list(arms)
         val, test, rows = self._measured([*names, "strategy=scratch"], [*arms.values(), without], last, folder)
         if np.isnan(val[:-1]).any(1).all():
             raise RunFailed(f"no finalist was completed; {folder} has the runs")
         found = advice.advise(val[:-1], test[:-1], test[-1])
-        chosen = [o for o in arms[names[found.arm]] if o not in fixed]
-        own = [a for a in arguments if key_of(a) not in {key_of(o) for o in chosen}]
+        chosen = [o for o in arms[names[found.arm]] if o not in own]
+        one = [*(as_typed(a) for a in arguments if key_of(a) not in {key_of(o) for o in chosen}), *chosen]
+        strategy = next(o for o in reversed(arms[names[found.arm]]) if key_of(o) == "strategy")
+        beside = [*(o for o in one if key_of(o) not in ("strategy", "seed")), f"{strategy},scratch", "seed=range(5)"]
         commands = [
-            shlex.join(["layergraft", "train", *own, *chosen]),
-            shlex.join(["layergraft", "train", "-m", *own, *(o for o in chosen if key_of(o) != "strategy"),
-                        f"strategy={next((o.partition('=')[2] for o in [*chosen, *fixed] if key_of(o) == 'strategy'), 'full')},scratch", "seed=range(5)"]),
-        ]  # fmt: skip
+            shlex.join(["layergraft", "train", *one]),
+            shlex.join(["layergraft", "train", "-m", *beside]),
+        ]
         lines = advice.in_lines(found, names, len(last.seeds), last.epochs)
         finish(folder, [job.key for job in sweep.distinct(self._jobs([*arms.values(), without], last))], 0.0)
         print(*lines, "", *commands, sep="\n")
         told = [*told, {"epochs": last.epochs, "seeds": list(last.seeds), "arms": rows}]
-        write_json(folder / ADVICE, {"advice": lines, "commands": commands, "take": chosen, "rounds": told, "left out": left_out})
+        write_json(
+            folder / ADVICE,
+            {"advice": lines, "commands": commands, "take": chosen, "rounds": told, "left out": left_out},
+        )
         return chosen

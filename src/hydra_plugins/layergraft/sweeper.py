@@ -17,7 +17,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf, open_dict
 
-from hydra_plugins.layergraft.launcher import LayergraftLauncher
 from layergraft.errors import UserError, counted, unknown
 
 TENSORBOARD_DRAWS = 40  # runs; of more it selects none by itself
@@ -56,6 +55,11 @@ def key_of(override: str) -> str:
 def within(key: str, parent: str) -> bool:
     """Whether `key` is `parent` or a part of it: what was said of a donor is void where a control has another."""
     return key == parent or key.startswith(parent + ".")
+
+
+def is_ours(launcher: Any) -> bool:
+    """Whether it is a LayergraftLauncher, by what it can do: Hydra executes the modules of plugins anew, so that a class is there twice."""
+    return hasattr(launcher, "work")
 
 
 class LayergraftSweeper(BasicSweeper):
@@ -107,7 +111,7 @@ class LayergraftSweeper(BasicSweeper):
         """The jobs of the different runs among `cells`, checked, as the machines that the launcher has will do them."""
         from layergraft.runs import sweep
 
-        resolved = self.launcher.resolved if isinstance(self.launcher, LayergraftLauncher) else lambda config: config
+        resolved = self.launcher.resolved if is_ours(self.launcher) else lambda config: config
         planned = ((overrides, resolved(config)) for overrides, config in composer.each(cells))
         return sweep.distinct(sweep.plan(planned))
 
@@ -159,7 +163,7 @@ class LayergraftSweeper(BasicSweeper):
             )
         command = shlex.join(["layergraft", "train", *sys.argv[1:]])
         since = write_plan(folder, keys, command, signed, (job.config for job in jobs), settings.rerun, self.contrasts)
-        if isinstance(self.launcher, LayergraftLauncher):  # it need not plan them again; others compose by themselves
+        if is_ours(self.launcher):  # it need not plan them again; others compose by themselves
             self.launcher.planned = jobs
             self.launcher.newer_than = since
         returns = self.launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)

@@ -83,7 +83,9 @@ def advise(val_AS: np.ndarray, test_AS: np.ndarray, without_S: np.ndarray) -> Ad
 
 def in_lines(advice: Advice, names: Sequence[str], seeds: int, epochs: int) -> list[str]:
     """The advice for a reader, the arms by `names`."""
-    lines = [f"take {names[advice.arm]}: test accuracy {advice.test:.1f}% after {counted(epochs, 'epoch')} (mean of {counted(seeds, 'seed')})"]
+    lines = [
+        f"take {names[advice.arm]}: test accuracy {advice.test:.1f}% after {counted(epochs, 'epoch')} (mean of {counted(seeds, 'seed')})"
+    ]
     if advice.gain is None:
         lines.append("whether the donor helps is not known: no run without it was completed")
     elif not advice.gain.resolved:

@@ -42,6 +42,11 @@ def spelled(override: str) -> str:
     return re.sub(r"^(\+*)donor\.data=(?=[\w,.-]+$)", r"\1data@donor.data=", override)
 
 
+def as_typed(override: str) -> str:
+    """The inverse of `spelled`."""
+    return re.sub(r"^(\+*)data@donor\.data=", r"\1donor.data=", override)
+
+
 def understood(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra spells them. A donor's file without a choice of donor means the one that is cut from a file."""
     named = any(re.match(r"[+~]*donor=", argument) for argument in arguments)

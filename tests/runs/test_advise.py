@@ -1,0 +1,106 @@
+"""`layergraft advise` on tiny runs: what is tried, what is left out, what is printed and kept."""
+
+import json
+import re
+import shlex
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conftest import TINY
+
+SMALL = ["host=resnet8", *TINY, "data.train_size=50"]
+ASKED = ["site=early,late", "strategy=freeze,low_lr,full", "--epochs=2", "--seeds=2", "--finalists=2", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def advised(tmp_path_factory):
+    """Function: arguments -> what `layergraft advise` prints; its outputs folder."""
+    import contextlib
+    import io
+
+    from layergraft.cli import main
+
+    outputs = tmp_path_factory.mktemp("advice") / "outputs"
+
+    def ask(*arguments):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main(["advise", *arguments, f"exec.outputs={outputs}"])
+        return out.getvalue(), err.getvalue()
+
+    return ask, outputs
+
+
+@pytest.fixture(scope="module")
+def first(advised):
+    ask, outputs = advised
+    return *ask(*ASKED, "exec.sweep=first"), json.loads((outputs / "sweeps" / "first" / "advice.json").read_text())
+
+
+def test_the_rounds_are_those_that_were_announced(first, advised):
+    _, err, advice = first
+    assert "6 arms: 6 x 1 seed of 1 epoch, 2 x 2 seeds of 2 epochs: as much as 9.0 runs of 2" in err
+    short, long = advice["rounds"]
+    assert (short["epochs"], short["seeds"], len(short["arms"])) == (1, [2], 6)
+    assert (long["epochs"], long["seeds"], len(long["arms"])) == (2, [0, 1], 3)
+    assert long["arms"][-1]["arm"] == "strategy=scratch"
+    record = json.loads((advised[1] / "runs" / long["arms"][0]["runs"][1] / "record.json").read_text())
+    assert record["config"]["seed"] == 1 and record["config"]["schedule"]["epochs"] == 2
+    assert record["metrics"]["val/acc"] == long["arms"][0]["val/acc"][1]
+
+
+def test_the_best_of_a_round_go_on(first):
+    short, long = first[2]["rounds"]
+    ranked = sorted(short["arms"], key=lambda row: -row["val/acc"][0])
+    assert {row["arm"] for row in long["arms"][:-1]} == {row["arm"] for row in ranked[:2]}
+
+
+def test_the_command_it_prints_is_the_run_it_advises(first, command, advised):
+    out, _, advice = first
+    line = next(line for line in out.splitlines() if re.match("layergraft train (?!-m)", line))
+    assert all(choice in shlex.split(line) for choice in advice["take"])
+    code, plan, _ = command("plan", *shlex.split(line)[2:])
+    assert code == 0 and plan
+    sweep = next(line for line in out.splitlines() if line.startswith("layergraft train -m"))
+    (strategy,) = (o for o in advice["take"] if o.startswith("strategy="))
+    assert f"{strategy},scratch" in shlex.split(sweep) and sweep.count("strategy=") == 1
+    assert out.startswith(f"take {' '.join(advice['take'])}: test accuracy")
+
+
+def test_asked_again_nothing_is_trained(advised, first):
+    ask, outputs = advised
+    before = {path: path.stat().st_mtime_ns for path in outputs.rglob("record.json")}
+    out, err = ask(*ASKED, "exec.sweep=first")
+    assert out == first[0] and "in the store already" in err
+    assert {path: path.stat().st_mtime_ns for path in outputs.rglob("record.json")} == before
+
+
+def test_a_layer_from_a_file_goes_where_it_fits(advised, tmp_path):
+    """8 -> 16 channels at stride 2: one convolution of this host, none of early, middle, late."""
+    save_file({"weight": torch.randn(16, 8, 3, 3)}, tmp_path / "mine.safetensors")
+    ask, _ = advised
+    out, _ = ask(f"donor.path={tmp_path / 'mine.safetensors'}", "strategy=freeze", "--epochs=1", "--seeds=2", *SMALL)
+    assert re.match(r"take site=layer3\.0\.conv1", out), out
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["--seeds=1"], "--seeds is 1; one seed tells nothing, it must be 2 or more"),
+        (["--finalists", "0"], "--finalists is 0; it must be 1 or more"),
+        (["--epochs=0"], "--epochs is 0; it must be 1 or more"),
+        (["--epochs=many"], "advise: --epochs takes a number, not many"),
+        (["--seeds"], "advise: --seeds takes a number"),
+        (["-m"], "advise takes no -m; lists of values are what it chooses from"),
+        (["seed=0,1"], "neither can be swept"),
+        (["strategy=hybird"], "unknown strategy 'hybird'; did you mean 'hybrid'?"),
+        (["site=layer9"], "unknown site in resnet8: 'layer9'"),
+        (["exec.rerun=true"], "advise takes what the store has"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, line, command, tmp_path):
+    code, out, err = command("advise", *SMALL, *arguments, f"exec.outputs={tmp_path / 'outputs'}")
+    assert (code, out) == (2, "") and err.startswith("error: ") and line in err and err.count("\n") == 1
+    assert not (tmp_path / "outputs" / "runs").exists()
