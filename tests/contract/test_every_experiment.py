@@ -28,7 +28,11 @@ def outputs(tmp_path_factory):
     return tmp_path_factory.mktemp("experiments")
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The rest by `make test-slow`: every one of them is planned below.
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("quickstart", "controls", "yosinski") else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+)
 def test_runs_small_and_has_what_it_asks(name, outputs, command, monkeypatch):
     text = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
     assert len(line_of(conf_dir() / "experiment" / f"{name}.yaml")) > 20
