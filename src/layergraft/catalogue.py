@@ -61,13 +61,14 @@ def line_of(path: Path) -> str:
 def train_help(arguments: Sequence[str]) -> str:
     """The text of `layergraft train --help`."""
     from layergraft.hosts.sites import RELATIVE
+    from layergraft.packages import added
     from layergraft.runs.compose import conf_dir
 
-    added = [
+    given = [
         Path(after) for name, after in zip(arguments, arguments[1:], strict=False) if name in ("--config-dir", "-cd")
     ]
-    added += [Path(name.partition("=")[2]) for name in arguments if name.startswith("--config-dir=")]
-    sections = groups([conf_dir(), *added])
+    given += [Path(name.partition("=")[2]) for name in arguments if name.startswith("--config-dir=")]
+    sections = groups([conf_dir(), *filter(None, added().values()), *given])
     experiments, sizes = sections.pop("experiment", {}), sections.pop("size", {})
     sections["site"] = {name: line for name, (_, line) in RELATIVE.items()}
     sections["site"]["0.0 to 1.0"] = "the one at this relative depth"

@@ -24,9 +24,11 @@ import layergraft.hosts  # noqa: F401
 from layergraft.donors import NoDonor
 from layergraft.errors import unknown
 from layergraft.explain import of_the_run
+from layergraft.packages import added
 from layergraft.schema import validate
 from layergraft.specs import Config
 
+added()  # before a config is composed, as the kinds above
 SOURCE = "data@donor.data"
 MAX_PATTERNS = 256  # kept at a time, a sixth of a megabyte each
 

@@ -31,6 +31,7 @@ from layergraft.data.batches import Batches
 from layergraft.donors import NoDonor
 from layergraft.errors import UserError, require
 from layergraft.files import write_atomic, write_json
+from layergraft.packages import added
 from layergraft.runs.assemble import (
     Assembled,
     assemble,
@@ -273,7 +274,7 @@ def _curves(fitted: Fitted) -> str:
 
 def environment(backend: Backend) -> dict[str, Any]:
     """What ran it: versions and hardware."""
-    packages = ("layergraft", "torch", "torchvision", "pytorch-lightning", "hydra-core")
+    packages = ("layergraft", "torch", "torchvision", "pytorch-lightning", "hydra-core", *added())
     return {
         "device": torch.cuda.get_device_name() if backend.device == "cuda" else f"CPU {platform.machine()}",
         "precision": backend.precision,

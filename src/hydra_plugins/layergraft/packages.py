@@ -1,0 +1,19 @@
+"""Hydra searches the folders of choices of the packages that add to layergraft."""
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+
+class AddedPackages(SearchPathPlugin):
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        from layergraft.runs.compose import conf_dir
+
+        if not any(
+            item.path and item.path.removeprefix("file://") == str(conf_dir()) for item in search_path.get_path()
+        ):
+            return  # another program of Hydra's
+        from layergraft.packages import added
+
+        for name, folder in added().items():
+            if folder:
+                search_path.append(name, f"file://{folder}")

@@ -1,0 +1,69 @@
+"""docs/extend.md, to the letter: its files are written, its package is installed, its commands are run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
+TITLED = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMANDS = [line[2:] for block in CONSOLE.findall(PAGE.read_text()) for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """Function: a command of the page -> what became of it, in a folder with the page's files and its package installed."""
+    folder = tmp_path_factory.mktemp("extend")
+    for name, content in TITLED.findall(PAGE.read_text()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    # --no-deps and --no-build-isolation: what it depends on is here, and tests have no network.
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(folder / "site")]
+    subprocess.run([sys.executable, *install, "./my_layers"], cwd=folder, check=True)
+    path = os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+
+    def run(command):
+        words = shlex.split(command)
+        assert words[0] == "layergraft"
+        arguments = [sys.executable, "-m", "layergraft", *words[1:]]
+        return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("pip")])
+def test_every_command_of_the_page_does_what_it_is_there_for(command, there):
+    done = there(command)
+    assert done.returncode == 0, done.stderr
+    if " train " in command:
+        assert re.search(r"completed|outputs/runs/", done.stderr + done.stdout)
+
+
+def test_what_is_added_is_in_help_and_checked(there):
+    text = there("layergraft train --help").stdout
+    for line in ("two_stages       a stem and two stages of basic blocks", "cosines          kernels of the discrete",
+                 "stripes          stripes that lie", "first_third      the one a third"):  # fmt: skip
+        assert line in text
+    done = there("layergraft plan host=two_stages host.blocks=0")
+    assert (done.returncode, done.stderr) == (2, "error: host.blocks is 0; it must be 1 or more\n")
+    assert "did you mean 'stripes'?" in there("layergraft plan data=stripe").stderr
+
+
+def test_a_package_that_cannot_be_imported_is_named(tmp_path):
+    (tmp_path / "broken-1.dist-info").mkdir()
+    (tmp_path / "broken-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (tmp_path / "broken-1.dist-info" / "entry_points.txt").write_text("[layergraft]\nbroken = not_there\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "layergraft", "plan"], env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "error: the package broken, which adds to layergraft, cannot be imported: ModuleNotFoundError: No module named 'not_there'\n"
+    )
