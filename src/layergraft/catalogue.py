@@ -1,10 +1,19 @@
-"""What there is to choose from, read off conf/: each YAML's first comment is its line. Imports nothing heavy."""
+"""What there is to choose from and to set: choices read off conf/, whose first comments are their lines, keys off the dataclasses.
+Imports nothing heavy."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
 import re
+import typing
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+
+from omegaconf import MISSING, OmegaConf
 
 HEAD = """layergraft train [KEY=VALUE ...]        one run
 layergraft train -m KEY=A,B ...         a sweep over every combination
@@ -85,3 +94,72 @@ def train_help(arguments: Sequence[str]) -> str:
 
 def _section(title: str, choices: dict[str, str]) -> str:
     return title + "\n" + "".join(f"  {name:<16} {line}\n" for name, line in choices.items())
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a run's config."""
+
+    path: str
+    """optim.lr; PHASE, GROUP and the like where a name is the user's."""
+    default: str
+    meaning: str
+
+
+NAMED = {"phases": "PHASE", "split": "GROUP"}  # keys of dictionaries whose values are specs
+
+
+def keys() -> dict[str, list[Key]]:
+    """Kind of spec, such as `donor: trained` -> its keys, read off the dataclasses and the docstrings of their fields.
+
+    What kinds of one group share stands once, under the group's name.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    from layergraft import specs
+    from layergraft.runs.compose import conf_dir  # noqa: F401  which has registered every kind
+
+    bases: dict[str, type] = {"data": specs.DataSpec, "host": specs.HostSpec, "donor": specs.DonorSpec}
+    found = {"": _keys_of(specs.Config, "", tuple(bases))} | {group: _keys_of(base, group) for group, base in bases.items()}
+    for group, kinds in ConfigStore.instance().repo["schema"].items():
+        shared = {key.path: key for key in found[group]}
+        for file, kind in kinds.items():
+            own = [key for key in _keys_of(OmegaConf.get_type(kind.node), group) if shared.get(key.path) != key]
+            found[f"{group}: {file.removesuffix('.yaml')}"] = [key for key in own if not key.path.endswith(".name")]
+    return {title: every for title, every in found.items() if every}
+
+
+def _keys_of(spec: type, at: str, left_out: Sequence[str] = ()) -> list[Key]:
+    meanings: dict[str, str] = {}
+    for kind in reversed(spec.__mro__):
+        if dataclasses.is_dataclass(kind):
+            meanings |= _field_docstrings(kind)
+    found = []
+    for field in dataclasses.fields(spec):
+        if field.name in left_out:
+            continue
+        path = f"{at}.{field.name}" if at else field.name
+        hint = typing.get_type_hints(spec)[field.name]
+        inner = next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+        if inner is None:
+            found.append(Key(path, _default(field), meanings.get(field.name, "")))
+        elif not (field.default is MISSING or (at == "donor" and field.name in ("optim", "schedule"))):  # said elsewhere
+            found += _keys_of(inner, f"{path}.{NAMED[field.name]}" if field.name in NAMED else path)
+    return found
+
+
+def _field_docstrings(kind: type) -> dict[str, str]:
+    """Field -> the string that stands after it in the class."""
+    body = ast.parse(inspect.getsource(kind)).body[0].body
+    return {
+        line.target.id: " ".join(inspect.cleandoc(after.value.value).split())
+        for line, after in zip(body, body[1:], strict=False)
+        if isinstance(line, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }
+
+
+def _default(field: dataclasses.Field) -> str:
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "" if value == MISSING else value.name if isinstance(value, Enum) else str(value)

@@ -24,6 +24,7 @@ class PlateauSpec:
     patience: int | None = None
     """Epochs; null: it is not watched."""
     min_delta: float = 0.0
+    """By how much it must be better to count."""
 
     def check(self, at: str) -> None:
         if self.metric not in METRICS:
@@ -43,11 +44,13 @@ class OptimSpec:
     momentum: float = 0.9
     """Of sgd alone."""
     weight_decay: float = 0.0
+    """As the optimizer has it: adamw's is decoupled, sgd's and adam's is added to the gradient."""
     decay_1d: bool = True
     """Whether tensors of one dimension (biases, norm parameters) and gates have weight decay too."""
     options: dict[str, Any] = field(default_factory=dict)
     """What else the class takes: {betas: [0.9, 0.95]}, {nesterov: true}."""
     batch_size: int = 32
+    """Images; the last, smaller batch of an epoch is left out."""
     accumulate: int = 1
     """Batches whose mean gradient makes one step."""
     clip_norm: float | None = None
@@ -75,6 +78,7 @@ class ScheduleSpec:
     name: str = "constant"
     """constant, step, cosine (to 0 at the end) or one_cycle (up, then down to nearly 0)."""
     epochs: int = 30
+    """Over the training split."""
     warmup: float = 0.0
     """Epochs, or a part of one, over which the rate first climbs in a line; the schedule itself comes after."""
     step_epochs: int | None = None
@@ -173,11 +177,13 @@ class StrategySpec:
     """What learns, when and how fast (see `layergraft.strategies`)."""
 
     name: str = MISSING
+    """Its name in keys and reports."""
     graft: bool = True
     """Whether there is a graft at all; false: the host is trained as it is, whatever donor, site and surgery say."""
     groups: dict[str, list[str]] = field(default_factory=dict)
     """Ordered: group -> patterns; a parameter belongs to the first group that matches it."""
     split: dict[str, SplitSpec] = field(default_factory=dict)
+    """Groups that are taken apart by depth."""
     weight_decay: dict[str, float] = field(default_factory=dict)
     """Group -> weight decay in place of optim.weight_decay."""
     anchor: dict[str, float] = field(default_factory=dict)

@@ -56,6 +56,7 @@ class CorruptionSpec:
     blur: int = 0
     """Gaussian."""
     contrast: int = 0
+    """Less of it."""
     blocks: int | None = None
     """Each image is cut into blocks of this many pixels a side, which are shuffled; null: it is not."""
     channels: list[int] = field(default_factory=list)
@@ -80,6 +81,7 @@ class DataSpec:
     """A data set and the part of it that is used. Kinds: `layergraft.data`."""
 
     name: str = MISSING
+    """Its name in keys and reports; of kinds that have several, which."""
     classes: list[int] = field(default_factory=list)
     """The classes to keep, relabelled 0, 1, ... in this order; empty: all. Of a multi-label set: the labels."""
     half: str | None = None
@@ -139,6 +141,7 @@ class HostSpec:
     """The multi-layer network that receives the donor. Kinds: `layergraft.hosts`."""
 
     name: str = MISSING
+    """Which network of its kind."""
     width: int = MISSING
     """Channels of the stem; what multiplies the width of all that follows. Kinds give the network's own."""
     norm: str = "batch"
@@ -170,6 +173,7 @@ class DonorSpec:
     """The layer that was trained on its own, or a control in its place. Kinds: `layergraft.donors`."""
 
     name: str = MISSING
+    """Its name in keys and reports; of kinds that have several, which."""
     kind: str | None = None
     """conv, stem (convolution, norm, ReLU) or block; null: what the site is."""
 
@@ -195,6 +199,7 @@ class LearnedDonorSpec(DonorSpec):
     """A donor whose weights hold something learnt, which a control can take away."""
 
     control: Control = Control.none
+    """none, moments, permuted or covariance."""
     seed: int = 0
     """Of all that is drawn for it; the YAMLs make it the run's seed."""
 
@@ -282,6 +287,7 @@ class ExecSpec:
     probes add to a record."""
 
     device: Device = Device.auto
+    """auto, cuda or cpu."""
     outputs: str = "outputs"
     """The folder of runs/, donors/, data/ and sweeps/."""
     data: str = "data"
@@ -298,6 +304,7 @@ class ExecSpec:
     """Runs at a time in a sweep; null: one a core, or `jobs_per_gpu` on each GPU. A run of a sweep is told how many there are
     where it is."""
     jobs_per_gpu: int = 1
+    """Runs of a sweep side by side on each GPU."""
     threads: int | None = None
     """Threads of one run; null: one in a sweep, all cores for a single run. It changes the last bits of a sum."""
     devices: int = 1
@@ -359,7 +366,9 @@ class Config:
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     regularizer: RegularizerSpec = field(default_factory=RegularizerSpec)
     seed: int = 0
+    """Of everything drawn by chance, each from a stream of its own."""
     precision: Precision = Precision.auto
+    """auto, float32 or bf16_mixed."""
     exec: ExecSpec = field(default_factory=ExecSpec)
 
     @property

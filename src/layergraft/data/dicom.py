@@ -34,6 +34,7 @@ class Dicom(FileSet):
     """Centre and width in the modality's units, such as [40,400] in Hounsfield units; empty: the file's own window, or
     all of its values where it has none."""
     channels: int = 1
+    """1 or 3."""
 
     def check(self, at: str) -> None:
         super().check(at)

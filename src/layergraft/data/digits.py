@@ -20,7 +20,9 @@ class Digits(DataSet):
 
     name: str = "digits"
     val_share: float = 1 / 3
+    """Of what is not test."""
     test_share: float = 1 / 2
+    """Of all."""
 
     def read(self) -> Whole:
         from sklearn.datasets import load_digits

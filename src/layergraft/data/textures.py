@@ -41,6 +41,7 @@ class Textures(DataSet):
 
     name: str = "textures"
     num_classes: int = 8
+    """2 or more."""
     size: int = 32
     """Pixels a side."""
     channels: int = 3

@@ -34,6 +34,7 @@ class GaborDonor(LearnedDonorSpec):
 
     name: str = "gabor"
     kernel_size: int | None = None
+    """Pixels a side; null: the site's."""
 
     def check(self, at: str) -> None:
         super().check(at)
@@ -69,6 +70,7 @@ class PatchDonor(LearnedDonorSpec):
     """pca: scaled to the deviation of the usual random start; whitening: to unit variance of the source's responses."""
     data: DataSpec = MISSING
     kernel_size: int | None = None
+    """Pixels a side; null: the site's."""
 
     def check(self, at: str) -> None:
         super().check(at)

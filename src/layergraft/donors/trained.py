@@ -36,17 +36,23 @@ class TrainedDonor(LearnedDonorSpec):
     data: DataSpec = MISSING
     """The source task."""
     optim: OptimSpec = field(default_factory=OptimSpec)
+    """Of its own training."""
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    """Likewise."""
     k: int = 2
     """Depth of the auxiliary head: k - 1 convolutions, then the classifier."""
     in_channels: int | None = None
+    """null: as many as the site takes."""
     out_channels: int | None = None
+    """null: as many as the site gives."""
     kernel_size: int | None = None
     """Of a convolution or a stem; a block's are 3."""
     stride: int | None = None
+    """null: the site's."""
     padding: int | None = None
     """null: such that images keep the size that the site gives them."""
     bias: bool = False
+    """Of a convolution or a stem's; surgery.bias says what becomes of it."""
 
     def check(self, at: str) -> None:
         super().check(at)
