@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow bench lint sweep report tensorboard lock
+.PHONY: help setup test test-slow bench lint docs sweep report tensorboard lock
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -24,9 +24,11 @@ test-slow: setup  ## the tests that `make test` leaves out: minutes each
 bench: setup  ## speed, beside what people would use instead: long; TOPICS='prefix start' takes some of it
 	$(BIN)/python benchmarks/bench.py $(TOPICS)
 
-lint: setup  ## ruff: rules and format
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+lint: setup  ## ruff (rules, format), mypy (strict) and the hooks of pre-commit
+	$(BIN)/pre-commit run --all-files
+
+docs: setup  ## the documentation as a site in dist/site, strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 sweep: setup  ## the default sweep (a few minutes on 2 cores), with its report
 	$(BIN)/layergraft train -m +experiment=quickstart

@@ -1,0 +1,239 @@
+"""What README and docs show: every command is understood (and, slowly, run), every key has its line and is read, the notebook runs,
+pages name each strategy and surgery. docs/extend.md has tests of its own."""
+
+import ast
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from layergraft.catalogue import groups, keys
+from layergraft.cli import COMMANDS
+from layergraft.runs.compose import conf_dir
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "extend.md")]
+BLOCK = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`((?:layergraft [a-z]|make |pip install |python benchmarks)[^`\n]*)`")
+STANDS_FOR = {"NAME": "controls", "DIR": "data"}
+TRAINS = ("train", "advise", "donate", "similarity", "surgery")
+
+
+def shown():
+    """Page -> commands, in order, without comments; those with a part left out (...) are no commands."""
+    for page in PAGES:
+        text = page.read_text()
+        lines = [
+            line
+            for kind, block in BLOCK.findall(text)
+            if kind in ("", "console", "bash")
+            for line in re.sub(r"\\\n\s*", " ", block).splitlines()
+        ]
+        for line in [*lines, *INLINE.findall(text)]:
+            line = line.removeprefix("$ ")
+            if re.match(r"(layergraft|make|pip|python|tensorboard) ", line) and "..." not in line.partition("#")[0]:
+                yield pytest.param(page, line, id=f"{page.stem}: {line.partition('  ')[0][:90]}")
+
+
+SHOWN = list(shown())
+OURS = [p for p in SHOWN if p.values[1].startswith("layergraft")]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A folder with what the commands speak of: sweeps and runs, a layer, images, weights of torchvision's."""
+    from layergraft.cli import main
+
+    folder = tmp_path_factory.mktemp("docs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["train", "-m", "strategy=freeze,hybrid", "donor=trained,random", "site=late", "host=resnet20", "host.width=4", "seed=0,1",
+              "schedule.epochs=2", "donor.schedule.epochs=1", 'hydra.sweeper.controls=[["strategy=scratch"]]', "exec.sweep=quickstart"])  # fmt: skip
+    for name in ("eight_seeds", "location", "controls"):
+        shutil.copytree(folder / "outputs/sweeps/quickstart", folder / "outputs/sweeps" / name)
+    torch.save(torch.nn.Conv2d(3, 64, 7).state_dict(), folder / "conv.pt")
+    torch.save({"conv1.weight": torch.randn(64, 3, 7, 7)}, folder / "my.pt")
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (folder / "my_images" / name).mkdir(parents=True)
+        for number in range(40):
+            Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(
+                folder / "my_images" / name / f"{number}.png"
+            )
+    (folder / "mine/experiment").mkdir(parents=True)
+    (experiment,) = re.findall(
+        r'^```yaml title="mine/experiment/early_or_late.yaml"\n(.*?)^```$',
+        (ROOT / "docs/experiments.md").read_text(),
+        re.M | re.S,
+    )
+    (folder / "mine/experiment/early_or_late.yaml").write_text(experiment)
+    shutil.copytree(folder / "outputs/sweeps", folder / "sweeps")
+    return folder
+
+
+@pytest.fixture
+def there(store, monkeypatch):
+    monkeypatch.chdir(store)
+    cache = store / "hub"
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(cache))
+    file = cache / "checkpoints" / torchvision.models.ResNet50_Weights.IMAGENET1K_V2.url.rsplit("/", 1)[-1]
+    if not file.exists():
+        file.parent.mkdir(parents=True)
+        torch.save(torchvision.models.resnet50().state_dict(), file)
+    return store
+
+
+@pytest.fixture
+def without_training(there, monkeypatch):
+    """Runs, sweeps, searches and advice go as far as to what they would train."""
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # imports them anew, once
+    from hydra_plugins.layergraft import advise_sweeper, launcher, optuna_sweeper, sweeper
+
+    import layergraft.runs.imports  # noqa: F401
+    from layergraft.runs import assemble, search, single
+
+    shutil.rmtree(there / "outputs/sweeps")  # where a sweep of the same name was planned and not run
+    shutil.copytree(there / "sweeps", there / "outputs/sweeps")
+    planned = []
+    for name in ("train_one", "donate_one"):
+        monkeypatch.setattr(single, name, lambda config: planned.append(assemble.checked(config)))
+    monkeypatch.setattr(launcher.LayergraftLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
+    for module in (sweeper, advise_sweeper):
+        monkeypatch.setattr(module, "finish", lambda *_: None)
+    monkeypatch.setattr(search.Search, "run", lambda self, space, job_of, *_: planned.append(space))
+    monkeypatch.setattr(optuna_sweeper.OptunaSweeper, "show", lambda *_: None)
+
+    def measured(self, names, cells, at, folder):
+        planned.extend(self._jobs(cells, at))
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = np.arange(len(cells) * len(at.seeds)).reshape(len(cells), -1) * 1.0
+        return figures, figures, []
+
+    monkeypatch.setattr(advise_sweeper.AdviseSweeper, "_measured", measured)
+    monkeypatch.setattr(single, "print_similarity", lambda config: planned.append(assemble.checked(config)))
+    return planned
+
+
+def arguments_of(line):
+    words = shlex.split(line, comments=True)[1:]
+    return [STANDS_FOR.get(w, re.sub(r"\b(NAME|DIR)$", lambda m: STANDS_FOR[m[0]], w)) for w in words]
+
+
+@pytest.mark.parametrize("page, line", OURS)
+def test_every_command_is_understood(page, line, there, command, without_training, request):
+    if "optuna" in line:
+        pytest.importorskip("optuna")
+    if "experiment=" in line and "digits" not in line and "quickstart" not in line:
+        pytest.importorskip("medmnist")
+    arguments = arguments_of(line)
+    name = "NAME" if "strategy=NAME" in line else None
+    arguments = [a.replace("strategy=controls", "strategy=freeze") if name else a for a in arguments]
+    if any(a in ("+experiment=controls", "size=cifar10_subset") for a in arguments) and "size=digits" not in arguments:
+        arguments.append("size=digits")  # its data are not here; tests/contract has every size
+    code, out, err = command(*arguments)
+    if "strategy=hybird" in line:
+        said = re.search(r"^error: unknown strategy.*$", page.read_text(), re.M)[0].removesuffix("...")
+        assert code == 2 and err.startswith(said)
+        return
+    assert code == 0, err
+    assert out or without_training or (there / "outputs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page, line", [p for p in OURS if p.values[0].stem not in ("slurm", "ray", "results")])
+def test_every_command_does_what_it_is_shown_for(page, line, there, command, monkeypatch):
+    """For real, in the order of the pages; shorter where it trains."""
+    arguments = arguments_of(line)
+    if arguments[0] in TRAINS and not {"--help", "--cfg"} & set(arguments) and "strategy=hybird" not in line:
+        donor = [] if any(a.startswith("donor.path") for a in arguments) else ["donor.schedule.epochs=1"]
+        arguments += ["schedule.epochs=2", *donor] if "experiment" not in line else ["size=smoke"]
+        arguments = [a for a in arguments if a not in ("size=cifar10_subset", "size=digits")]
+    arguments = [
+        a.replace("strategy=controls", "strategy=freeze").replace("num_trials=50", "num_trials=4") for a in arguments
+    ]
+    code, out, err = command(*arguments)
+    assert code == (2 if "strategy=hybird" in line else 0), err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("page, line", [p for p in SHOWN if not p.values[1].startswith("layergraft")])
+def test_every_other_command_is_there(page, line):
+    words = shlex.split(line, comments=True)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+    elif words[0] == "pip":
+        assert (
+            words[2].startswith("layergraft-")
+            or words[2].partition("[")[2].rstrip("]") in project["optional-dependencies"]
+        )
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+    else:
+        assert words[:2] == ["tensorboard", "--logdir"] and words[2] == "outputs/runs"
+
+
+def test_every_command_of_the_program_is_shown():
+    text = " ".join(p.values[1] for p in OURS)
+    assert [name for name in COMMANDS if f"layergraft {name} " not in text] == []
+
+
+def test_every_strategy_and_surgery_has_its_section_and_picture():
+    for group, page in {"strategy": "strategies", "surgery": "surgeries"}.items():
+        text = (ROOT / "docs" / f"{page}.md").read_text()
+        for name in groups([conf_dir()])[group]:
+            assert re.search(rf"^##+ {name}$", text, re.M) and f"<!-- picture: {group} {name} -->" in text
+
+
+def test_every_choice_is_named_in_the_docs():
+    text = " ".join(page.read_text() for page in PAGES)
+    for group, names in groups([conf_dir()]).items():
+        for name in names:
+            short = re.sub(r"^resnet(\d+)$", r"\1", name)
+            assert re.search(rf"\b{name}\b", text) or re.search(rf"resnet[\d/]*\b{short}\b", text), f"{group}={name}"
+
+
+def test_every_key_has_a_line_and_is_read():
+    """A key that no code looks at would be an option that does nothing."""
+    read = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                read.add(node.value)  # getattr(spec, "train_size")
+    every = [key for found in keys().values() for key in found]
+    assert len(every) > 100
+    assert [key.path for key in every if len(key.meaning) < 5] == []
+    assert [key.path for key in every if key.path.rpartition(".")[2] not in read] == []
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    import nbclient
+    import nbformat
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", 4)
+    kept = [cell.get("outputs") for cell in notebook.cells]
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()  # raises
+    for before, cell in zip(kept, notebook.cells, strict=True):  # the same kind of answer in each
+        assert [o.output_type for o in before or []] == [o.output_type for o in cell.get("outputs") or []]
+    assert len(list((tmp_path / "outputs" / "runs").iterdir())) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [ROOT / "README.md"], ids=lambda page: page.name)
+def test_python_of_the_readme_runs(page, there, capsys):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+    names: dict = {}
+    exec(compile(code, page.name, "exec"), names)
+    assert "layer3.2.conv2" in capsys.readouterr().out and names["run"].key in set(names["load_runs"]().key)
