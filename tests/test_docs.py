@@ -96,9 +96,8 @@ def without_training(there, monkeypatch):
     from hydra.core.plugins import Plugins
 
     Plugins.instance()  # imports them anew, once
-    from hydra_plugins.layergraft import advise_sweeper, launcher, optuna_sweeper, sweeper
-
     import layergraft.runs.imports  # noqa: F401
+    from hydra_plugins.layergraft import advise_sweeper, launcher, optuna_sweeper, sweeper
     from layergraft.runs import assemble, search, single
 
     shutil.rmtree(there / "outputs/sweeps")  # where a sweep of the same name was planned and not run
