@@ -44,7 +44,8 @@ def measuring(network: nn.Module, anew: bool = False) -> Iterator[None]:
     """
     tracking = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     norms = [norm for norm in tracking if anew or _is_new(norm)]
-    before = [(norm.momentum, norm.num_batches_tracked.clone(), type(norm)) for norm in norms]
+    counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]  # all of them have one
+    before = [(norm.momentum, count.clone(), type(norm)) for norm, count in zip(norms, counts, strict=True)]
     with evaluating(network):
         for norm in norms:
             # One process looks by itself: what waits for the others' batches would wait for ever.
@@ -53,13 +54,14 @@ def measuring(network: nn.Module, anew: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            for norm, (momentum, count, kind) in zip(norms, before, strict=True):
+            for norm, now, (momentum, count, kind) in zip(norms, counts, before, strict=True):
                 norm.momentum, norm.__class__ = momentum, kind
-                norm.num_batches_tracked.copy_(count)
+                now.copy_(count)
 
 
 def _is_new(norm: nn.Module) -> bool:
-    return not norm.running_mean.any() and bool((norm.running_var == 1).all())
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    return not mean.any() and bool((variance == 1).all())
 
 
 @dataclass
@@ -96,6 +98,7 @@ class Statistics:
     @property
     def share_dead(self) -> float:
         """Of the channels: those that are 0 for every image, everywhere."""
+        assert self.active_C is not None  # something was added
         return 1 - self.active_C.double().mean().item()
 
 
@@ -121,7 +124,7 @@ def see(
     """Run `network` on these images, as `mode` has it, and look at what the modules at `paths` give."""
     result = Seen({path: Statistics() for path in paths})
 
-    def record(path: str):
+    def record(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
         return lambda module, args, output: result.activations[path].add(output)
 
     handles = [network.get_submodule(path).register_forward_hook(record(path)) for path in paths]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layergraft.errors import UserError, listing
 from layergraft.files import digest
@@ -95,7 +95,7 @@ def _safetensors(path: str) -> Mapping[str, Tensor]:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
 
 
-def _torch(path: str):
+def _torch(path: str) -> Any:
     import pickle
 
     import torch

@@ -23,7 +23,7 @@ def frechet_distance(x_NC: Tensor, y_MC: Tensor) -> float:
         return math.nan
     a, b = (torch.linalg.qr(z, mode="r").R if len(z) > z.shape[1] else z for z in (a, b))  # the same C x C matrix
     cross = torch.linalg.matrix_norm(a @ b.T, ord="nuc")
-    return (mean + a.square().sum() + b.square().sum() - 2 * cross).item()
+    return float(mean + a.square().sum() + b.square().sum() - 2 * cross)
 
 
 def centred_gram(x_ND: Tensor) -> Tensor:

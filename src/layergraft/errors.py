@@ -20,9 +20,9 @@ class RunFailed(RuntimeError):
 
 def listing(names: Iterable[object]) -> str:
     """`a, b, c`, cut after `MAX_LISTED` names with a count of the rest."""
-    names = [str(name) for name in names]
-    rest = len(names) - MAX_LISTED
-    return ", ".join(names[:MAX_LISTED]) + (f", ... ({rest} more)" if rest > 0 else "")
+    words = [str(name) for name in names]
+    rest = len(words) - MAX_LISTED
+    return ", ".join(words[:MAX_LISTED]) + (f", ... ({rest} more)" if rest > 0 else "")
 
 
 def counted(number: int, noun: str) -> str:
@@ -30,12 +30,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def unknown(what: str, name: str, known: Iterable[object]) -> UserError:
+def unknown(what: str, name: object, known: Iterable[object]) -> UserError:
     """The error for a `name` that is not among `known`; `what` says what it should have named."""
-    known = [str(item) for item in known]
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    there = [str(item) for item in known]
+    close = difflib.get_close_matches(str(name), there, n=1, cutoff=0.5)
     guess = f"; did you mean '{close[0]}'?" if close else "."
-    return UserError(f"unknown {what} '{name}'{guess} There are: {listing(known) or 'none'}")
+    return UserError(f"unknown {what} '{name}'{guess} There are: {listing(there) or 'none'}")
 
 
 def require(holds: bool, message: str) -> None:

@@ -34,9 +34,11 @@ def _after_warmup(spec: ScheduleSpec, step: int, total: int, steps_per_epoch: in
     if spec.name == "constant":
         return 1.0
     if spec.name == "step":
+        assert spec.gamma is not None and spec.step_epochs is not None  # by its check
         return spec.gamma ** (step // (spec.step_epochs * steps_per_epoch))
     if spec.name == "cosine":
         return (1 + math.cos(math.pi * step / total)) / 2
+    assert spec.pct_start is not None  # by its check
     return _one_cycle(step, total, spec.pct_start)
 
 

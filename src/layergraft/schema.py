@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from layergraft.errors import require
 
+Kind = TypeVar("Kind")
 PLAIN = {str, int, float, bool, type(None)}
 
 
-def register(group: str, name: str):
+def register(group: str, name: str) -> Callable[[type[Kind]], type[Kind]]:
     """Class decorator: `conf/GROUP/NAME.yaml` may start from this dataclass as `/schema/GROUP@_here_: NAME`."""
 
-    def store(cls):
+    def store(cls: type[Kind]) -> type[Kind]:
         ConfigStore.instance().store(group=f"schema/{group}", name=name, node=cls, provider="layergraft")
         return cls
 
@@ -29,7 +31,8 @@ def register(group: str, name: str):
 
 def validate(spec: Any, at: str = "") -> None:
     """Have each dataclass in `spec` check its own values, told its key for the message. Raises UserError."""
-    for key in _names(type(spec)):
+    kind: type = type(spec)
+    for key in _names(kind):
         value, path = getattr(spec, key), f"{at}.{key}" if at else key
         require(value != MISSING, f"{path} is not set; `layergraft train --cfg job` shows all keys")
         for name, part in value.items() if isinstance(value, dict) else [(None, value)]:
@@ -44,10 +47,11 @@ def canonical(spec: Any) -> Any:
 
     The kind of a spec is kept in its `name`, dictionaries keep their order (groups and phases are ordered).
     """
-    if type(spec) in PLAIN:
+    kind: type = type(spec)
+    if kind in PLAIN:
         return spec
     if dataclasses.is_dataclass(spec):
-        return {name: canonical(getattr(spec, name)) for name in _names(type(spec))}
+        return {name: canonical(getattr(spec, name)) for name in _names(kind)}
     if isinstance(spec, Enum):
         return spec.name
     if isinstance(spec, dict):

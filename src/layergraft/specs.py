@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -21,6 +21,9 @@ from omegaconf import MISSING
 from layergraft.errors import require, unknown
 from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.schema import canonical
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FITS = ("strict", "project", "slice", "tile", "sum", "average")
 RESULT_VERSION = 6  # raise it when the code changes so that the same config gives other numbers
@@ -109,6 +112,10 @@ class DataSpec:
     # Fields that say where files are and how many cores decode them: they change no result.
     places: ClassVar[tuple[str, ...]] = ()
 
+    def load(self, seed: int) -> Any:
+        """An `ImageData`, which is no part of the config: `layergraft.data.sets` makes it."""
+        raise NotImplementedError
+
     def identity(self) -> dict[str, Any]:
         """What of it decides a run's numbers, beside the content of its files."""
         return {name: value for name, value in canonical(self).items() if name not in self.places}
@@ -155,6 +162,10 @@ class HostSpec:
 
     # Facts about the network that strategies refer to by role: role -> module paths.
     roles = {"stem": ["conv1", "bn1"], "head": ["fc"]}
+
+    def build(self, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
+        """The network with the initial weights of `seed`, for images of shape `image` (channels, height, width)."""
+        raise NotImplementedError
 
     def weights_name(self) -> str | None:
         """Torchvision's name in `weights`; None where there is none or it is a file."""

@@ -80,7 +80,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file; raises UserError where it is not whole."""
     try:
-        return json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
 

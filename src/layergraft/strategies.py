@@ -58,8 +58,9 @@ class Plan:
 
     groups: Mapping[str, Sequence[str]]
     """Group -> parameter names; a group that is named by roles alone may have none here."""
-    norms: Mapping[str, str]
-    """Module path of a norm layer -> the group that holds its parameters, whose freezing stops its statistics too."""
+    norms: Mapping[str, str | None]
+    """Module path of a norm layer -> the group that holds its parameters, whose freezing stops its statistics too; None:
+    it is in no group, and its statistics stand."""
     phases: Sequence[Phase]
     weight_decay: Mapping[str, float] = field(default_factory=dict)
     """Group -> weight decay in place of the optimizer's."""
@@ -73,7 +74,7 @@ class Plan:
         for phase in self.phases[1:]:
             first = phase.epoch
             if phase.plateau.patience is not None:
-                first = min(first, starts[-1] + epochs_to_plateau(phase.plateau, curves[starts[-1] :]))
+                first = int(min(first, starts[-1] + epochs_to_plateau(phase.plateau, curves[starts[-1] :])))
             starts.append(first)
         return starts
 
@@ -167,10 +168,10 @@ def make_plan(
         return next(found, None)
 
     for name in parameters:
-        group = group_of(name)
-        if group is None:
+        found = group_of(name)
+        if found is None:
             raise UserError(f"{what}: parameter '{name}' is in no group; its groups: {listing(spec.groups)}")
-        members[group].append(name)
+        members[found].append(name)
     for group, names in members.items():
         matched = [name for name in parameters if any(matches(p, name, roles) for p in spec.groups[group])]
         of_surgery = [path for role in ("graft", "adapter") for path in roles.get(role, [])]
@@ -348,7 +349,7 @@ def _begins(
     """Group of the plan -> the epoch at which it begins to train, for parts that do so from the top down, spread evenly."""
     begins = {f"{group}.{part}": phase.epoch - (-index * length // len(parts[group]))
               for group, length in phase.top_down.items()
-              for index, part in enumerate(reversed(parts[group]))}  # fmt: skip
+              for index, part in enumerate(reversed(list(parts[group])))}  # fmt: skip
     for of, epoch in begins.items():
         warm = phase.warmup.get(of.partition(".")[0], 0)
         require(

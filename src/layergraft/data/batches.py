@@ -135,11 +135,12 @@ class TrainBatches:
                 else torch.cat([offsets, offsets.gather(1, partners[:, :, None].expand(-1, -1, 2))], 1)
             )
             mirrored = mirrored if mirrored is None else torch.cat([mirrored, mirrored.gather(1, partners)], 1)
+        def here(drawn_SN: Tensor) -> Tensor:
+            return drawn_SN[first:, self.rank :: self.num_ranks].contiguous().to(self.y_N.device)
+
         # To the device at once: a copy for each batch would make every step wait for the one before.
-        index, offsets, mirrored = (
-            drawn if drawn is None else drawn[first:, self.rank :: self.num_ranks].contiguous().to(self.y_N.device)
-            for drawn in (index, offsets, mirrored)
-        )
+        index = here(index)
+        offsets, mirrored = (drawn if drawn is None else here(drawn) for drawn in (offsets, mirrored))
         for step, x in enumerate(self.pixels.batches(index)):
             if offsets is not None:
                 x = shifted(x, offsets[step], shift)

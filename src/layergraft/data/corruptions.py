@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -46,14 +47,16 @@ def corrupted(x_NCHW: np.ndarray, spec: CorruptionSpec, name: str) -> np.ndarray
     )
     if not isinstance(x_NCHW, np.memmap):
         return _filled(np.empty_like(x_NCHW), x_NCHW, what)
-    folder = Path(x_NCHW.filename).with_name(f"corrupted-{digest(canonical(what))}")
+    folder = Path(cast(str, x_NCHW.filename)).with_name(f"corrupted-{digest(canonical(what))}")
 
     def make(unfinished: Path) -> None:
         file = np.lib.format.open_memmap(unfinished / "images.npy", "w+", np.uint8, x_NCHW.shape)
-        _filled(file, x_NCHW, what).flush()
+        _filled(file, x_NCHW, what)
+        file.flush()
 
     once(folder, make)
-    return np.load(folder / "images.npy", mmap_mode="r")
+    images: np.ndarray = np.load(folder / "images.npy", mmap_mode="r")
+    return images
 
 
 def _filled(out: np.ndarray, x_NCHW: np.ndarray, spec: CorruptionSpec) -> np.ndarray:

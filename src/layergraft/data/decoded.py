@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from omegaconf import MISSING
 
 from layergraft.data.sets import DataSet, hash_of_pixels
 from layergraft.errors import require
 from layergraft.files import digest, label, once, write_json
-from layergraft.specs import MISSING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,7 +85,9 @@ class FileSet(DataSet):
                 return f"{file}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
         shape = (len(files), self.channels, self.size, self.size)
-        kept, skipped, whole = [], [], folder / "all.npy"
+        kept: list[int] = []
+        skipped: list[str] = []
+        whole = folder / "all.npy"
         out = np.lib.format.open_memmap(whole, "w+", np.uint8, shape)
         with ThreadPoolExecutor() as pool:  # decoders give up the interpreter's lock
             for start in range(0, len(files), CHUNK):

@@ -101,7 +101,7 @@ def windowed(file: Path, window: list[float]) -> np.ndarray:
     from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
     image = pydicom.dcmread(file)
-    x = image.pixel_array
+    x: np.ndarray = image.pixel_array
     if getattr(image, "SamplesPerPixel", 1) == 3:
         require(x.ndim == 3, f"{x.shape[0]} frames; only single images are read")
         return x.astype(np.uint8)
@@ -123,4 +123,4 @@ def windowed(file: Path, window: list[float]) -> np.ndarray:
     x = (x - low) / (high - low) if high != low else np.zeros_like(x)
     if image.PhotometricInterpretation == "MONOCHROME1":
         x = 1 - x
-    return np.round(np.clip(x, 0, 1) * 255).astype(np.uint8)
+    return np.asarray(np.round(np.clip(x, 0, 1) * 255), np.uint8)

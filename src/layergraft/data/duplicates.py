@@ -49,7 +49,7 @@ def _closest(train: Split, test: Split) -> np.ndarray:
     def thumbnails(split: Split) -> torch.Tensor:
         parts = []
         for x in map(torch.from_numpy, _chunks(split)):
-            size = [min(SIDE, side) for side in x.shape[2:]]
+            size = min(SIDE, x.shape[2]), min(SIDE, x.shape[3])
             small = F.adaptive_avg_pool2d(x.float().mean(1, keepdim=True), size).flatten(1)
             small = small - small.mean(1, keepdim=True)
             norm = small.norm(dim=1, keepdim=True)

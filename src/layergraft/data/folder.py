@@ -29,6 +29,7 @@ class Folder(FileSet):
         splits = {name: SPLITS[name] for name in inside if name in SPLITS}
         if splits and len(splits) < len(inside):
             raise unknown(f"split folder in {root}", (set(inside) - set(splits)).pop(), [*PARTS])
+        found: list[tuple[str | None, list[str], list[tuple[Path, int]]]]
         found = [(part, *_listed(root / name)) for name, part in splits.items()] or [(None, *_listed(root))]
         classes = found[0][1]
         for part, others, _ in found:

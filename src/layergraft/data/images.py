@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Split:
         """What is mapped from a file goes to another process as the file's name."""
         state = {name: getattr(self, name) for name in ("source_NCHW", "y_N", "rows_N", "channels")}
         if isinstance(self.source_NCHW, np.memmap):
-            state["source_NCHW"] = Path(self.source_NCHW.filename)
+            state["source_NCHW"] = Path(cast(str, self.source_NCHW.filename))  # np.load maps files by name
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -58,11 +58,12 @@ class Split:
 
     def images(self, index: Any = slice(None)) -> np.ndarray:
         """Those at `index`, uint8."""
-        x_NCHW = np.take(self.source_NCHW, self.rows[index], axis=0)  # which lets other threads run
+        x_NCHW: np.ndarray = np.take(self.source_NCHW, self.rows[index], axis=0)  # which lets other threads run
         if self.channels in (None, x_NCHW.shape[1]):
             return x_NCHW
         if self.channels == 1:
-            return x_NCHW.mean(1, keepdims=True).round().astype(np.uint8)
+            grey: np.ndarray = x_NCHW.mean(1, keepdims=True).round().astype(np.uint8)
+            return grey
         return np.repeat(x_NCHW, self.channels, axis=1)
 
     @cached_property
@@ -107,4 +108,5 @@ class ImageData:
             return self
         if 1 not in (channels, self.channels):
             raise UserError(f"host.in_channels is {channels}, but the images have {self.channels} channels")
-        return replace(self, **{name: replace(split, channels=channels) for name, split in self.splits.items()})
+        train, val, test = (replace(split, channels=channels) for split in self.splits.values())
+        return replace(self, train=train, val=val, test=test)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from layergraft.data.npz import whole_of
 from layergraft.data.sets import PARTS, DataSet, Whole
@@ -54,11 +56,11 @@ class MedMnist(DataSet):
         facts = medmnist.INFO[self.set]
         root = Path(self.root)
         file = f"{self.set}{'' if self.size == 28 else f'_{self.size}'}.npz"
-        options = {"root": str(root), "size": None if self.size == 28 else self.size}
+        options: dict[str, Any] = {"root": str(root), "size": None if self.size == 28 else self.size}
         if not (root / file).is_file():
             root.mkdir(parents=True, exist_ok=True)
             options["download"] = True
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for part in PARTS:
             try:
                 split = getattr(medmnist, facts["python_class"])(split=part, **options)

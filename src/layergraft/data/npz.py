@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from omegaconf import MISSING
 
 from layergraft.data.sets import PARTS, DataSet, Whole
 from layergraft.errors import UserError, require
 from layergraft.schema import register
-from layergraft.specs import MISSING
 from layergraft.tasks import Task
 
 
@@ -57,14 +57,16 @@ def whole_of(
     arrays: Mapping[str, np.ndarray], where: str, task: Task | None = None, class_names: tuple[str, ...] | None = None
 ) -> Whole:
     """The set of these arrays. Raises UserError, naming `where`, for one that is missing or misshapen."""
-    images, labels, parts = [], [], []
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     for number, part in enumerate(PARTS):
-        pair = [arrays.get(f"{part}_{what}") for what in ("images", "labels")]
-        if pair[0] is None and pair[1] is None:
+        x, y = (arrays.get(f"{part}_{what}") for what in ("images", "labels"))
+        if x is None and y is None:
             continue
-        require(pair[0] is not None, f"{where} has {part}_labels but no {part}_images")
-        require(pair[1] is not None, f"{where} has {part}_images but no {part}_labels")
-        x, y = pair
+        if x is None or y is None:
+            there, missing = ("labels", "images") if x is None else ("images", "labels")
+            raise UserError(f"{where} has {part}_{there} but no {part}_{missing}")
         require(x.ndim in (3, 4), f"{where}: {part}_images has shape {x.shape}; it must be (N, H, W) or (N, H, W, C)")
         require(
             len(x) == len(y) and y.ndim in (1, 2),

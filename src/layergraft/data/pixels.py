@@ -80,8 +80,9 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     facts = Path("/proc/meminfo")
-    if facts.exists():  # in KiB
-        return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", facts.read_text())[1])
+    found = re.search(r"MemAvailable:\s+(\d+)", facts.read_text()) if facts.exists() else None
+    if found:  # in KiB
+        return 1024 * int(found[1])
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

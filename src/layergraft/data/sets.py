@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +48,9 @@ class Whole:
 class DataSet(DataSpec):
     """What kinds of data sets share: they say how to `read` theirs, and which halves of the classes have a meaning."""
 
-    semantic: ClassVar[dict[str, list[int]]] = {}
+    @property
+    def semantic(self) -> dict[str, list[int]]:
+        return {}
 
     def read(self) -> Whole:
         """The set as it is in its files. Raises UserError where it is not there or cannot be read."""
@@ -70,7 +72,7 @@ class DataSet(DataSpec):
 
 @lru_cache(maxsize=8)
 def _whole(keyed: Keyed) -> Whole:
-    whole = keyed.spec.read()
+    whole: Whole = keyed.spec.read()
     require_sound(whole, keyed.spec.name)
     return whole
 
@@ -129,7 +131,7 @@ def fingerprint(whole: Whole) -> str:
     content.update((whole.pixels or hash_of_pixels(whole.x_NCHW)).encode())
     groups = None if whole.group_N is None else np.unique(whole.group_N, return_inverse=True)[1]
     for array in (whole.y_N, whole.part_N, groups):
-        content.update(b"" if array is None else np.ascontiguousarray(array))
+        content.update(b"" if array is None else np.ascontiguousarray(array).data)
     return digest(content.digest())
 
 
@@ -138,7 +140,7 @@ def hash_of_pixels(x_NCHW: np.ndarray) -> str:
 
     content = hashlib.sha256()
     for start in range(0, len(x_NCHW), 4096):
-        content.update(np.ascontiguousarray(x_NCHW[start : start + 4096]))
+        content.update(np.ascontiguousarray(x_NCHW[start : start + 4096]).data)
     return content.hexdigest()
 
 

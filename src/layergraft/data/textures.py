@@ -121,7 +121,8 @@ def _drawn(family: str, p: dict[str, float], spec: Textures, rng: np.random.Gene
     level = p["brightness"] + rng.normal(0, 0.03, n)[:, None, None]
     grey = level[:, None] + p["contrast"] * z[:, None] * _tint(p["hue"], spec.channels)[None, :, None, None]
     grey = grey + rng.normal(0, 0.02, (n, spec.channels, size, size))
-    return np.round(np.clip(grey, 0, 1) * 255).astype(np.uint8)
+    pixels: np.ndarray = np.round(np.clip(grey, 0, 1) * 255).astype(np.uint8)
+    return pixels
 
 
 def _tint(hue: float, channels: int) -> np.ndarray:

@@ -93,7 +93,7 @@ class TorchvisionFiles(FileSet):
         kind, layout = FILES[self.name]
         parts = {"train": TRAIN, "test": TEST} if self.name == "food101" else {"train": TRAIN, "val": VAL, "test": TEST}
         found = {
-            part: _of_torchvision(kind, self.name, layout, self.root, split=split) for split, part in parts.items()
+            part: _of_torchvision(kind, self.name, layout, self.path, split=split) for split, part in parts.items()
         }
         files = [Path(path) for split in found.values() for path in split._image_files]
         images = self.decoded(files, open_image)

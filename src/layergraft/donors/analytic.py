@@ -6,13 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from layergraft.donors.forms import Conv, Form, Place
+from omegaconf import MISSING
+
+from layergraft.donors.forms import Conv, Place
 from layergraft.donors.random import require_conv
 from layergraft.errors import require
 from layergraft.gabor import gabor_bank
 from layergraft.schema import register
 from layergraft.seeds import stream
-from layergraft.specs import MISSING, DataSpec, LearnedDonorSpec
+from layergraft.specs import DataSpec, LearnedDonorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,7 +45,7 @@ class GaborDonor(LearnedDonorSpec):
     def source(self) -> str:
         return "gabor"
 
-    def form(self, place: Place) -> Form:
+    def form(self, place: Place) -> Conv:
         conv = place.conv(kernel_size=self.kernel_size)
         require(
             conv.kernel_size >= 3,
@@ -80,7 +82,7 @@ class PatchDonor(LearnedDonorSpec):
     def source(self) -> str:
         return f"{self.name}-{self.data.name}"
 
-    def form(self, place: Place) -> Form:
+    def form(self, place: Place) -> Conv:
         """Raises UserError where the patches have too few components."""
         data = self.images(place)
         conv = place.conv(in_channels=data.channels, kernel_size=self.kernel_size)
@@ -94,7 +96,7 @@ class PatchDonor(LearnedDonorSpec):
 
     def images(self, place: Place) -> ImageData:
         """With the channels of the host's images."""
-        data = self.data.load(self.seed)
+        data: ImageData = self.data.load(self.seed)
         return data.with_channels(place.image[0]) if 1 in (data.channels, place.image[0]) else data
 
     def make(self, place: Place) -> nn.Module:

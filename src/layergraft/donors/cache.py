@@ -22,7 +22,7 @@ from layergraft.hosts import weights
 from layergraft.recipes import OptimSpec, PhaseSpec, StrategySpec
 from layergraft.schema import canonical
 from layergraft.seeds import stream
-from layergraft.specs import RESULT_VERSION, Control
+from layergraft.specs import RESULT_VERSION, Control, LearnedDonorSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,24 +56,27 @@ def require_batch(where: str, optim: OptimSpec, data: ImageData) -> None:
 
 
 def source_data(spec: AnyDonor, place: Place) -> ImageData | None:
-    """The images that `spec` learns from; None where it needs none. Raises UserError where it cannot learn from them.
+    """The images that `spec` learns from, None where it needs none; else as `images_of`."""
+    return images_of(spec, place) if isinstance(spec, TrainedDonor | EndToEndDonor | PatchDonor) else None
+
+
+def images_of(spec: TrainedDonor | EndToEndDonor | PatchDonor, place: Place) -> ImageData:
+    """The images that `spec` learns from. Raises UserError where it cannot.
 
     They have the channels of the host's images (grey repeated, colours averaged) unless `spec` names its own.
     """
-    if not hasattr(spec, "data"):
-        return None
     try:
-        data = spec.data.load(spec.seed)
+        data: ImageData = spec.data.load(spec.seed)
     except UserError as error:
         raise UserError(f"donor: {error}") from error
-    if hasattr(spec, "optim"):
+    if not isinstance(spec, PatchDonor):
         from layergraft.training.optimizers import class_of
 
         class_of(spec.optim)
         require_batch("donor.optim", spec.optim, data)
     if isinstance(spec, EndToEndDonor):
         return data.with_channels(spec.host.in_channels)
-    own = getattr(spec, "in_channels", None)
+    own = spec.in_channels if isinstance(spec, TrainedDonor) else None
     return data if own is not None or 1 not in (data.channels, place.image[0]) else data.with_channels(place.image[0])
 
 
@@ -94,14 +97,16 @@ def _dry_run(form: Form, k: int, image: tuple[int, int, int], num_classes: int) 
 
 
 def _fields(spec: AnyDonor) -> dict[str, Any]:
-    fields = canonical(spec)
-    return fields | {"data": spec.data.identity()} if hasattr(spec, "data") else fields
+    fields: dict[str, Any] = canonical(spec)
+    if isinstance(spec, TrainedDonor | EndToEndDonor | PatchDonor):
+        fields["data"] = spec.data.identity()
+    return fields
 
 
 def identity(spec: AnyDonor, place: Place, backend: Backend) -> dict[str, Any]:
     """All that decides a donor's weights. Raises UserError where it cannot be made."""
     data = source_data(spec, place)
-    if isinstance(spec, TrainedDonor):
+    if isinstance(spec, TrainedDonor) and data is not None:
         _dry_run(spec.form(place), spec.k, data.shape, data.num_classes)
     fields = _fields(spec)
     if isinstance(spec, TrainedDonor):
@@ -173,11 +178,11 @@ def _made(
     spec: AnyDonor, place: Place, backend: Backend, outputs: Path, folder: Path
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The layer and what else is known of it; what its training writes goes to `folder`."""
-    if getattr(spec, "control", Control.none) is not Control.none:
+    if isinstance(spec, LearnedDonorSpec) and spec.control is not Control.none:
         plain = obtain(replace(spec, control=Control.none), place, backend, outputs)
         return controlled(plain.layer, spec.control, spec.seed), {"control_of": plain.provenance["key"]}
     if isinstance(spec, TrainedDonor):
-        data = source_data(spec, place)
+        data = images_of(spec, place)
         network, layer = spec.network(spec.form(place), data.channels, data.num_classes)
         metrics = _fit(network, data, spec, backend, folder, key_of(spec, place, backend))
         _save(network, folder / NETWORK)  # what the layer saw in training can be seen again
@@ -192,7 +197,7 @@ def _end_to_end(spec: EndToEndDonor, place: Place, backend: Backend, outputs: Pa
     """The network is kept beside the donors under a key of its own, so that every site cuts from the same."""
     from safetensors.torch import load_file
 
-    data = source_data(spec, place)
+    data = images_of(spec, place)
     network = spec.network(data.shape, data.num_classes)
     if not spec.is_trained:
         return spec.cut(network, data, place), {"network": spec.host.weights}

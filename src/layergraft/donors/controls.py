@@ -59,7 +59,8 @@ def covariance(w_OIHW: Tensor, generator: Generator) -> Tensor:
     values, vectors = torch.linalg.eigh(spread)
     root = vectors * values.clamp_min(0).sqrt()
     noise = torch.randn(kernels.shape, generator=generator, dtype=torch.float64)
-    return (mean + noise @ root.T).to(w_OIHW.dtype).view_as(w_OIHW)
+    drawn: Tensor = mean + noise @ root.T
+    return drawn.to(w_OIHW.dtype).view_as(w_OIHW)
 
 
 CONTROLS = {Control.moments: moments, Control.permuted: permuted, Control.covariance: covariance}

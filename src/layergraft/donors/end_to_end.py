@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from omegaconf import MISSING
+
 from layergraft.donors.forms import Conv, Form, Place, Stem, form_of
 from layergraft.errors import UserError, unknown
 from layergraft.recipes import OptimSpec, ScheduleSpec
 from layergraft.schema import register
 from layergraft.seeds import stream
-from layergraft.specs import MISSING, DataSpec, HostSpec, LearnedDonorSpec
+from layergraft.specs import DataSpec, HostSpec, LearnedDonorSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +59,7 @@ class EndToEndDonor(LearnedDonorSpec):
         """Raises UserError where the network has no such layer."""
         from layergraft.hosts.skeletons import skeleton
 
-        data = self.data.load(self.seed).with_channels(self.host.in_channels)
+        data: ImageData = self.data.load(self.seed).with_channels(self.host.in_channels)
         network = skeleton(self.host, data.shape, data.num_classes)
         site = self.site(data, place)
         own = form_of(network.get_submodule(site.path))
@@ -86,6 +88,7 @@ class EndToEndDonor(LearnedDonorSpec):
         if self.kind != Stem.kind:
             return layer
         stem = self.form(place).build()
-        stem.conv.load_state_dict(layer.state_dict())
-        stem.norm.load_state_dict(network.get_submodule(site.norm).state_dict())
+        stem.get_submodule("conv").load_state_dict(layer.state_dict())
+        assert site.norm is not None  # else `form` would have refused
+        stem.get_submodule("norm").load_state_dict(network.get_submodule(site.norm).state_dict())
         return stem

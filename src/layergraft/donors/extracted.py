@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from omegaconf import MISSING
+
 from layergraft import checkpoints
 from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem
 from layergraft.errors import UserError, listing, unknown
 from layergraft.schema import register
-from layergraft.specs import MISSING, LearnedDonorSpec
+from layergraft.specs import LearnedDonorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -125,11 +127,11 @@ def infer(where: str, tensors: Mapping[str, Tensor], place: Place) -> Form:
         return _block(tensors, place.site.stride, place)
     if "0.conv1.weight" in tensors:
         number = 1 + max(int(name.split(".")[0]) for name in tensors if name.split(".")[0].isdigit())
-        parts = [
+        blocks = [
             {name[len(f"{i}.") :]: t for name, t in tensors.items() if name.startswith(f"{i}.")} for i in range(number)
         ]
-        if all({"conv1.weight", "conv2.weight"} <= part.keys() for part in parts):
-            return Stage(tuple(_block(part, 1 if i else place.site.stride, place) for i, part in enumerate(parts)))
+        if all({"conv1.weight", "conv2.weight"} <= block.keys() for block in blocks):
+            return Stage(tuple(_block(block, 1 if i else place.site.stride, place) for i, block in enumerate(blocks)))
     raise UserError(f"{where} is no convolution, stem, block or stage of blocks; its tensors: {listing(tensors)}")
 
 

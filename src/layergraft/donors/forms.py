@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from layergraft.errors import UserError
 
@@ -31,7 +31,8 @@ class Conv:
     @classmethod
     def of(cls, layer: nn.Conv2d) -> Conv:
         return cls(
-            layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0], layer.padding[0],
+            layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0],
+            cast(int, layer.padding[0]),  # no layer here pads by a name ("same")
             layer.bias is not None, layer.groups,
         )  # fmt: skip
 
@@ -58,17 +59,26 @@ class Stem:
     conv: Conv
     norm: str
 
-    in_channels = property(lambda self: self.conv.in_channels)
-    out_channels = property(lambda self: self.conv.out_channels)
-    stride = property(lambda self: self.conv.stride)
+    @property
+    def in_channels(self) -> int:
+        return self.conv.in_channels
 
-    def build(self) -> nn.Module:
+    @property
+    def out_channels(self) -> int:
+        return self.conv.out_channels
+
+    @property
+    def stride(self) -> int:
+        return self.conv.stride
+
+    def build(self) -> nn.Sequential:
         from collections import OrderedDict
 
         from torch import nn
 
         from layergraft.hosts.blocks import NORM_LAYERS
 
+        parts: dict[str, nn.Module]
         parts = {"conv": self.conv.build(), "norm": NORM_LAYERS[self.norm](self.out_channels), "relu": nn.ReLU()}
         return nn.Sequential(OrderedDict(parts))
 
@@ -94,8 +104,8 @@ class Block:
     groups: int = 1
 
     @classmethod
-    def of(cls, block: nn.Module) -> Block:
-        """The form of one of the hosts' blocks."""
+    def of(cls, block: Any) -> Block:
+        """The form of one of the hosts' blocks: torchvision's classes, which have no types."""
         from torch import nn
 
         from layergraft.hosts.blocks import PadShortcut, PlainBasicBlock, PlainBottleneck
@@ -117,7 +127,7 @@ class Block:
         from layergraft.hosts.blocks import BLOCKS, NORM_LAYERS, PadShortcut, conv_shortcut, initialise
 
         block = BLOCKS[self.type, self.shortcut != "none"]
-        shortcut = None
+        shortcut: nn.Module | None = None
         if self.shortcut == "conv":
             shortcut = conv_shortcut(self.in_channels, self.out_channels, self.stride, self.norm)
         elif self.shortcut == "pad":
@@ -125,7 +135,7 @@ class Block:
         planes = self.out_channels // block.expansion
         # torchvision has int(planes * (base_width / 64)) * groups channels inside; the half keeps int() from rounding down
         per_group = (self.width // self.groups + 0.5) * 64 / planes if self.type == "bottleneck" else 64
-        built = block(
+        built: nn.Module = block(
             self.in_channels, planes, self.stride, shortcut, self.groups, per_group, 1, NORM_LAYERS[self.norm]
         )
         initialise(built)
@@ -143,8 +153,13 @@ class Stage:
     kind: ClassVar[str] = "stage"
     blocks: tuple[Block, ...]
 
-    in_channels = property(lambda self: self.blocks[0].in_channels)
-    out_channels = property(lambda self: self.blocks[-1].out_channels)
+    @property
+    def in_channels(self) -> int:
+        return self.blocks[0].in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.blocks[-1].out_channels
 
     @property
     def stride(self) -> int:
@@ -182,14 +197,13 @@ def form_of(module: nn.Module) -> Form:
     if isinstance(module, (BasicBlock, Bottleneck)):
         return Block.of(module)
     parts = list(module) if isinstance(module, nn.Sequential) else []
-    is_stem = len(parts) > 1 and isinstance(parts[0], nn.Conv2d)
-    if not parts or not (is_stem or all(isinstance(part, (BasicBlock, Bottleneck)) for part in parts)):
+    if len(parts) > 1 and isinstance(parts[0], nn.Conv2d):
+        return Stem(Conv.of(parts[0]), "batch" if isinstance(parts[1], nn.BatchNorm2d) else "group")
+    if not parts or not all(isinstance(part, (BasicBlock, Bottleneck)) for part in parts):
         raise UserError(
             f"a donor that is a {type(module).__name__}: it must be a convolution, stem (convolution, norm, ReLU), block or stage of blocks"
         )
-    if is_stem:
-        return Stem(Conv.of(module[0]), "batch" if isinstance(module[1], nn.BatchNorm2d) else "group")
-    return Stage(tuple(Block.of(block) for block in module))
+    return Stage(tuple(Block.of(block) for block in parts))
 
 
 def to_json(form: Form) -> dict[str, Any]:
@@ -203,7 +217,7 @@ def from_json(fields: dict[str, Any]) -> Form:
         return Stem(Conv(**fields["conv"]), fields["norm"])
     if kind == "stage":
         return Stage(tuple(Block(**block) for block in fields["blocks"]))
-    return {"conv": Conv, "block": Block}[kind](**fields)
+    return Conv(**fields) if kind == Conv.kind else Block(**fields)
 
 
 @dataclass(frozen=True)

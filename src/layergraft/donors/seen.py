@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layergraft.donors.analytic import PatchDonor
-from layergraft.donors.cache import NETWORK, AnyDonor, Donor, source_data
+from layergraft.donors.cache import NETWORK, AnyDonor, Donor, images_of, source_data
 from layergraft.donors.end_to_end import EndToEndDonor
 from layergraft.donors.forms import Place
 from layergraft.donors.trained import TrainedDonor
@@ -32,12 +32,12 @@ def single_layer_network(spec: AnyDonor, place: Place, donor: Donor, outputs: Pa
 
     known = donor.provenance
     if isinstance(spec, TrainedDonor):
-        data = source_data(spec, place)
+        data = images_of(spec, place)
         network, layer = spec.network(spec.form(place), data.channels, data.num_classes)
         network.load_state_dict(load_file(outputs / "donors" / known.get("control_of", known["key"]) / NETWORK))
         return network, layer
     if isinstance(spec, EndToEndDonor):
-        data = source_data(spec, place)
+        data = images_of(spec, place)
         network = spec.network(data.shape, data.num_classes)
         if spec.is_trained:
             network.load_state_dict(load_file(outputs / "donors" / _network_of(known, outputs) / NETWORK))
@@ -45,7 +45,7 @@ def single_layer_network(spec: AnyDonor, place: Place, donor: Donor, outputs: Pa
     return nn.Sequential(donor.layer), donor.layer
 
 
-def _network_of(known: dict, outputs: Path) -> str:
+def _network_of(known: dict[str, Any], outputs: Path) -> str:
     """The folder of the network that a donor was cut out of."""
     import json
 
@@ -53,4 +53,4 @@ def _network_of(known: dict, outputs: Path) -> str:
 
     if "control_of" in known:
         known = json.loads((outputs / "donors" / known["control_of"] / PROVENANCE).read_text())
-    return known["network"]
+    return str(known["network"])

@@ -13,13 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from omegaconf import MISSING
+
 from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem
 from layergraft.donors.random import chosen_form, initial
 from layergraft.errors import UserError, require
 from layergraft.recipes import OptimSpec, ScheduleSpec
 from layergraft.schema import register
 from layergraft.seeds import stream
-from layergraft.specs import MISSING, DataSpec, LearnedDonorSpec
+from layergraft.specs import DataSpec, LearnedDonorSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,7 +96,8 @@ class TrainedDonor(LearnedDonorSpec):
         layer = initial(form, self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.seed, "donor", "rest"))
-            lift, body = [], [layer]
+            lift: list[nn.Module] = []
+            body = [layer]
             if form.in_channels != image_channels or isinstance(form, Block):
                 lift = conv_bn_relu(image_channels, form.in_channels)
             if isinstance(form, Conv):

@@ -6,6 +6,7 @@ The blocks are torchvision's own classes, so that its weights fit them name by n
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,23 +28,29 @@ NORM_LAYERS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "
 class PlainBasicBlock(BasicBlock):
     """A basic block without its skip (He et al. 2016, the plain networks of section 4.1)."""
 
-    def __init__(self, inplanes, planes, stride=1, downsample=None, *rest, **named) -> None:
+    def __init__(
+        self, inplanes: int, planes: int, stride: int = 1, downsample: Any = None, *rest: Any, **named: Any
+    ) -> None:
         super().__init__(inplanes, planes, stride, None, *rest, **named)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        y: Tensor = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        return y
 
 
 class PlainBottleneck(Bottleneck):
     """A bottleneck without its skip."""
 
-    def __init__(self, inplanes, planes, stride=1, downsample=None, *rest, **named) -> None:
+    def __init__(
+        self, inplanes: int, planes: int, stride: int = 1, downsample: Any = None, *rest: Any, **named: Any
+    ) -> None:
         super().__init__(inplanes, planes, stride, None, *rest, **named)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return self.relu(self.bn3(self.conv3(x)))
+        y: Tensor = self.relu(self.bn3(self.conv3(x)))
+        return y
 
 
 class PadShortcut(nn.Module):
@@ -58,7 +65,7 @@ class PadShortcut(nn.Module):
         return F.pad(x_NCHW[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.added - half))
 
 
-BLOCKS = {
+BLOCKS: dict[tuple[str, bool], Any] = {  # torchvision's classes have no types
     ("basic", True): BasicBlock,
     ("basic", False): PlainBasicBlock,
     ("bottleneck", True): Bottleneck,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
@@ -33,10 +34,11 @@ class ScaledResNet(ResNet):
             self.maxpool = nn.Identity()
         self.fc = nn.Linear(8 * width * kind.expansion, num_classes)
 
-    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+    def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Module:
         if planes == 64:  # layer1, which follows the stem
             self.inplanes = self.width
-        return super()._make_layer(block, planes * self.width // 64, blocks, stride, dilate)
+        layer: nn.Module = super()._make_layer(block, planes * self.width // 64, blocks, stride, dilate)
+        return layer
 
 
 class CifarResNet(nn.Module):
@@ -44,6 +46,10 @@ class CifarResNet(nn.Module):
 
     Takes `x_NCHW` float, gives logits (N, `num_classes`). Names are torchvision's: conv1, bn1, layer1 to layer3, fc.
     """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
 
     def __init__(
         self, blocks: int, width: int, *, norm: str, skips: bool, in_channels: int, num_classes: int
@@ -68,4 +74,5 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.avgpool(x).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from layergraft.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 RELATIVE = {
@@ -65,23 +67,23 @@ def survey(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Site]:
         children = list(module.children()) if isinstance(module, nn.Sequential) else []
         return STAGE if children and all(isinstance(child, (BasicBlock, Bottleneck)) for child in children) else None
 
-    def record(path: str):
-        def hook(module, args, output):
+    def record(path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             shapes[path] = (args[0].shape, output.shape)
             if isinstance(module, nn.Conv2d):
                 given.append((output, path))
 
         return hook
 
-    def look(path: str):
-        def hook(module, args):
+    def look(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             norms.update({conv: path for output, conv in given if output is args[0]})
 
         return hook
 
-    kinds = {path: kind_of(module) for path, module in probe.named_modules()}
+    kinds = {path: kind for path, module in probe.named_modules() if (kind := kind_of(module))}
     for path, module in probe.named_modules():
-        if kinds[path]:
+        if path in kinds:
             module.register_forward_hook(record(path))
         elif isinstance(module, norm_layers()):
             module.register_forward_pre_hook(look(path))
@@ -95,11 +97,16 @@ def survey(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Site]:
         depths |= {path: index / max(1, len(paths) - 1) for index, path in enumerate(paths)}
     found = {}
     for path in acting:
-        before, after = (tuple(shape[1:]) for shape in shapes[path])
+        before, after = (_image(shape) for shape in shapes[path])
         number = sum(parameter.numel() for parameter in probe.get_submodule(path).parameters())
         stride = stride_of(probe.get_submodule(path))
         found[path] = Site(path, kinds[path], before, after, stride, number, depths.get(path), norms.get(path))
     return found
+
+
+def _image(shape: torch.Size) -> tuple[int, int, int]:
+    _, channels, height, width = shape
+    return channels, height, width
 
 
 def dry(network: nn.Module) -> nn.Module:
@@ -128,7 +135,7 @@ def stride_of(module: nn.Module) -> int:
         return module.stride[0]
     if isinstance(module, nn.Sequential):
         return math.prod(stride_of(block) for block in module)
-    return module.stride
+    return cast(int, module.stride)  # torchvision's blocks keep it
 
 
 def resolve(sites: dict[str, Site], wanted: str | float, host: str, kind: str = CONV) -> Site:

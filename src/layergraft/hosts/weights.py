@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layergraft import checkpoints
 from layergraft.errors import UserError, unknown
@@ -85,7 +85,7 @@ def _require_kind(where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str
         raise UserError(f"{where} is of a network with {norm} norm; host.norm={norm}")
 
 
-def _torchvision(spec: HostSpec):
+def _torchvision(spec: HostSpec) -> Any:
     from torchvision.models import get_model_weights
 
     known = get_model_weights(spec.name)
@@ -100,6 +100,7 @@ def _torchvision(spec: HostSpec):
 
 def _file(spec: HostSpec) -> checkpoints.Checkpoint:
     """The file of weights, torchvision's downloaded first. Whatever lies there is read as data, never as code."""
+    assert spec.weights is not None  # who asks has some
     if spec.weights_name() is None:
         return checkpoints.read(spec.weights)
     import torch

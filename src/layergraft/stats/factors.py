@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +57,7 @@ class Shares:
     """How many factors at most interact in a term."""
 
 
-def shares(values: Sequence[float], factors: Mapping[str, Sequence], seeds: Sequence[int]) -> Shares | None:
+def shares(values: Sequence[float], factors: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> Shares | None:
     """The shares of `factors` (name -> a level for each value) and of `seeds`; runs alike in all of it count as their mean.
 
     Factors with one level are left out. None where nothing varies, or no seed has every cell.
@@ -107,6 +108,7 @@ def _terms(y_SC: np.ndarray, codes: Mapping[str, np.ndarray], up_to: int, insepa
     """Names of terms that have no degree of freedom of their own are put into `inseparable`."""
     num_seeds, num_cells = y_SC.shape
     total = float(((y_SC - y_SC.mean()) ** 2).sum())
+    columns: dict[tuple[str, ...], np.ndarray]
     columns = {(name,): _dummies(column) for name, column in codes.items()}
     for a, b in itertools.combinations(codes, 2) if up_to > 1 else ():
         columns[(a, b)] = (columns[(a,)][:, :, None] * columns[(b,)][:, None, :]).reshape(num_cells, -1)
@@ -132,7 +134,7 @@ def _terms(y_SC: np.ndarray, codes: Mapping[str, np.ndarray], up_to: int, insepa
 
 
 def _dummies(column: np.ndarray) -> np.ndarray:
-    return (column[:, None] == np.arange(1, column.max() + 1)).astype(float)
+    return np.asarray(column[:, None] == np.arange(1, column.max() + 1), float)
 
 
 def _beyond(columns: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:

@@ -86,8 +86,8 @@ class Checkpoints(pl.Callback):
 def facts_of(path: Path) -> dict[str, Any]:
     """What the run was that wrote this checkpoint. Raises UserError for a file that is no checkpoint of a run."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return content[FACTS]
+        facts: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[FACTS]
+        return facts
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
     except Exception:  # whatever a folder, or a file of another kind or cut short, makes torch raise

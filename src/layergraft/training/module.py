@@ -52,7 +52,7 @@ class PlannedModule(pl.LightningModule):
         self.parameters_of = {
             group: [network.get_parameter(name) for name in names] for group, names in plan.groups.items()
         }
-        self.norms_of: dict[str, list[nn.Module]] = {}
+        self.norms_of: dict[str | None, list[nn.Module]] = {}
         for path, group in plan.norms.items():
             self.norms_of.setdefault(group, []).append(network.get_submodule(path))
         anchored = [(group, p) for group in plan.anchor for p in self.parameters_of[group] if optimizers.is_anchored(p)]
