@@ -44,7 +44,9 @@ def measuring(network: nn.Module, anew: bool = False) -> Iterator[None]:
     """
     tracking = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     norms = [norm for norm in tracking if anew or _is_new(norm)]
-    counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]  # all of them have one
+    counts = [
+        norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None
+    ]  # all of them have one
     before = [(norm.momentum, count.clone(), type(norm)) for norm, count in zip(norms, counts, strict=True)]
     with evaluating(network):
         for norm in norms:

@@ -10,8 +10,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from layergraft.errors import RunFailed, UserError, unknown
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet, and measure what that does.
 
@@ -38,12 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exits with 0, with 1 where runs failed, 2 for bad input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["-sc"]:  # Hydra's completion calls the bare program; the command is in COMP_LINE
-        program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
-        command, _, line = rest.lstrip().partition(" ")
-        if command not in COMMANDS or command in FOLDERS or rest == command:
+        program, _, typed = os.environ.get("COMP_LINE", "").partition(" ")
+        command, _, more = typed.lstrip().partition(" ")
+        if command not in COMMANDS or command in FOLDERS or typed == command:
             print(" ".join(name for name in COMMANDS if name.startswith(command)))
             return
-        os.environ["COMP_LINE"] = f"{program} {line}"
+        os.environ["COMP_LINE"] = f"{program} {more}"
         arguments = ["train", *arguments]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -174,8 +178,8 @@ def compare(arguments: list[str]) -> None:
         )
     from layergraft import report as pages
 
-    metric = options.get("--metric", "test/acc")
-    print(pages.compare(*conditions, [Path(f) for f in folders or ["outputs/runs"]], metric, options.get("--where")))
+    (one, other), metric = conditions, options.get("--metric", "test/acc")
+    print(pages.compare(one, other, [Path(f) for f in folders or ["outputs/runs"]], metric, options.get("--where")))
 
 
 def export(arguments: list[str]) -> None:
@@ -190,7 +194,10 @@ def export(arguments: list[str]) -> None:
     to = options.get("--to")
     print(
         write(
-            Path(options.get("--outputs", "outputs")), keys[0], options.get("--format", "safetensors"), to and Path(to)
+            Path(options.get("--outputs", "outputs")),
+            keys[0],
+            options.get("--format", "safetensors"),
+            Path(to) if to else None,
         )
     )
 
@@ -275,7 +282,7 @@ def _asks_for_help(arguments: Sequence[str]) -> bool:
     return "--help" in arguments or "-h" in arguments
 
 
-def _hydra(arguments: list[str], task: Callable) -> None:
+def _hydra(arguments: list[str], task: Callable[[DictConfig], object]) -> None:
     """Run `task(composed config)` under Hydra. Errors come up as exceptions, for `main` to word."""
     import hydra
 
@@ -283,7 +290,7 @@ def _hydra(arguments: list[str], task: Callable) -> None:
 
     raised: list[BaseException] = []
 
-    def guarded(composed):
+    def guarded(composed: DictConfig) -> Any:
         try:
             return task(composed)
         except (Exception, KeyboardInterrupt) as error:  # kept from Hydra, which would print lines of its own
@@ -302,7 +309,7 @@ def _hydra(arguments: list[str], task: Callable) -> None:
         raise raised[0]
 
 
-def _on_config(composed, function: str):
+def _on_config(composed: DictConfig, function: str) -> Any:
     from layergraft.runs.compose import to_config
 
     config = to_config(composed)

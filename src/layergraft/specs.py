@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -21,9 +21,6 @@ from omegaconf import MISSING
 from layergraft.errors import require, unknown
 from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.schema import canonical
-
-if TYPE_CHECKING:
-    from torch import nn
 
 FITS = ("strict", "project", "slice", "tile", "sum", "average")
 RESULT_VERSION = 6  # raise it when the code changes so that the same config gives other numbers
@@ -163,8 +160,8 @@ class HostSpec:
     # Facts about the network that strategies refer to by role: role -> module paths.
     roles = {"stem": ["conv1", "bn1"], "head": ["fc"]}
 
-    def build(self, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
-        """The network with the initial weights of `seed`, for images of shape `image` (channels, height, width)."""
+    def build(self, image: tuple[int, int, int], num_classes: int, seed: int) -> Any:
+        """The network, an `nn.Module` with the initial weights of `seed`, for images of shape `image` (channels, height, width)."""
         raise NotImplementedError
 
     def weights_name(self) -> str | None:

@@ -25,11 +25,13 @@ ConfigStore.instance().store(group="hydra/launcher", name="layergraft", node=Lau
 
 
 class LayergraftLauncher(Launcher):
+    hydra_context: HydraContext
+    config: DictConfig
     gives_workers = True  # by `crew`, to whom a search gives its trials
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
-        self.planned = None  # the jobs of the next launch, where the sweeper has planned them already
+        self.planned: list[Any] | None = None  # the jobs of the next launch, where the sweeper has planned them already
         self.newer_than = 0.0
 
     def resolved(self, config: Any) -> Any:
@@ -42,7 +44,7 @@ class LayergraftLauncher(Launcher):
         `settings` are the ExecSpec."""
         yield None, []
 
-    def work(self, jobs: Sequence) -> None:
+    def work(self, jobs: Sequence[Any]) -> None:
         """Do the jobs that the store does not have."""
         from layergraft.runs import sweep
 
@@ -56,9 +58,9 @@ class LayergraftLauncher(Launcher):
         from layergraft.runs.compose import Composer
         from layergraft.store import read_record, run_folder, status_of
 
-        if self.planned is None:
-            self.planned = sweep.plan(Composer(self.hydra_context.config_loader, self.config).each(job_overrides))
         jobs, self.planned = self.planned, None
+        if jobs is None:
+            jobs = sweep.plan(Composer(self.hydra_context.config_loader, self.config).each(job_overrides))
         self.work(sweep.distinct(jobs))
         returns = []
         for job in jobs:

@@ -6,6 +6,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from hydra_plugins.layergraft.launcher import LayergraftLauncher
 from hydra_plugins.layergraft.sweeper import LayergraftSweeper
 
 
@@ -25,6 +26,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaCo
 
 
 class OptunaSweeper(LayergraftSweeper):
+    launcher: LayergraftLauncher
     kind = "search"
 
     def __init__(self, params: dict[str, str] | None, num_trials: int, **options: Any) -> None:
@@ -50,10 +52,11 @@ class OptunaSweeper(LayergraftSweeper):
         folder = self.folder(arguments)
         asked = self.asked(arguments)
         distributions = search.space(asked)
-        fixed = [override.input_line for override in asked if not override.is_sweep_override()]
+        fixed = [str(override.input_line) for override in asked if not override.is_sweep_override()]
         composer = Composer(self.hydra_context.config_loader, self.config)
 
         def job_of(overrides: list[str]) -> sweep.Job:
+            job: sweep.Job
             (job,) = self.plan(composer, composer.without_foreign([[*fixed, *overrides]]))
             return job
 

@@ -44,7 +44,7 @@ class SlurmLauncher(LayergraftLauncher):
 
         return for_gpus(config) if self.parameters.get("gpus_per_node") else config
 
-    def work(self, jobs: Sequence) -> None:
+    def work(self, jobs: Sequence[Any]) -> None:
         from pathlib import Path
 
         from layergraft.runs.slurm import Array

@@ -15,7 +15,9 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from omegaconf import OmegaConf, open_dict
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from layergraft.errors import UserError, counted, unknown
 
@@ -44,7 +46,7 @@ def _contrast(name: str, given: Any) -> dict[str, Any]:
         )
     for key in plain.keys() - known:
         raise unknown(f"key of contrast {name}:", key, known)
-    return known | plain
+    return {**known, **{str(key): value for key, value in plain.items()}}
 
 
 def key_of(override: str) -> str:
@@ -63,6 +65,9 @@ def is_ours(launcher: Any) -> bool:
 
 
 class LayergraftSweeper(BasicSweeper):
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
     kind = "sweep"
 
     def __init__(
@@ -107,7 +112,7 @@ class LayergraftSweeper(BasicSweeper):
                 cells.append(kept + list(control))
         return [list(cell) for cell in dict.fromkeys(map(tuple, cells))]
 
-    def plan(self, composer: Any, cells: list[list[str]]) -> list:
+    def plan(self, composer: Any, cells: list[list[str]]) -> list[Any]:
         """The jobs of the different runs among `cells`, checked, as the machines that the launcher has will do them."""
         from layergraft.runs import sweep
 
@@ -170,7 +175,7 @@ class LayergraftSweeper(BasicSweeper):
         finish(folder, keys, since)
         return returns
 
-    def _require_contrasts(self, jobs: list) -> None:
+    def _require_contrasts(self, jobs: list[Any]) -> None:
         """Raise UserError for a contrast that the report of these jobs will not have."""
         from layergraft.report.contrasts import require_contrasts
         from layergraft.runs.assemble import axes

@@ -135,6 +135,7 @@ class TrainBatches:
                 else torch.cat([offsets, offsets.gather(1, partners[:, :, None].expand(-1, -1, 2))], 1)
             )
             mirrored = mirrored if mirrored is None else torch.cat([mirrored, mirrored.gather(1, partners)], 1)
+
         def here(drawn_SN: Tensor) -> Tensor:
             return drawn_SN[first:, self.rank :: self.num_ranks].contiguous().to(self.y_N.device)
 

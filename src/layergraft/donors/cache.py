@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, PROVENANCE, NETWORK = "donor.safetensors", "donor.json", "network.safetensors"
 ALL_TRAINS = StrategySpec("all", groups={"all": [".*"]}, phases={"start": PhaseSpec(0, {"all": 1.0})})
+Learner = TrainedDonor | EndToEndDonor | PatchDonor  # from images of its own
 AnyDonor = RandomDonor | TrainedDonor | EndToEndDonor | ExtractedDonor | GaborDonor | PatchDonor
 
 
@@ -57,10 +58,10 @@ def require_batch(where: str, optim: OptimSpec, data: ImageData) -> None:
 
 def source_data(spec: AnyDonor, place: Place) -> ImageData | None:
     """The images that `spec` learns from, None where it needs none; else as `images_of`."""
-    return images_of(spec, place) if isinstance(spec, TrainedDonor | EndToEndDonor | PatchDonor) else None
+    return images_of(spec, place) if isinstance(spec, Learner) else None
 
 
-def images_of(spec: TrainedDonor | EndToEndDonor | PatchDonor, place: Place) -> ImageData:
+def images_of(spec: Learner, place: Place) -> ImageData:
     """The images that `spec` learns from. Raises UserError where it cannot.
 
     They have the channels of the host's images (grey repeated, colours averaged) unless `spec` names its own.
@@ -98,7 +99,7 @@ def _dry_run(form: Form, k: int, image: tuple[int, int, int], num_classes: int) 
 
 def _fields(spec: AnyDonor) -> dict[str, Any]:
     fields: dict[str, Any] = canonical(spec)
-    if isinstance(spec, TrainedDonor | EndToEndDonor | PatchDonor):
+    if isinstance(spec, Learner):
         fields["data"] = spec.data.identity()
     return fields
 

@@ -54,8 +54,8 @@ def answers(design: Design, metric: str = "test/acc", by: str = "val/acc") -> li
         _answer(design, place, {control: table[table.key.isin(place.key)] for control, table in against.items()}, by)
         for _, place in grafted[grafted.arm.isin(candidates)].groupby(["setting", "site"], sort=False)
     ]
-    at = [(number, control) for number, answer in enumerate(found) for control, gain in answer.gains.items() if gain]
-    for (number, control), gain in zip(at, together(found[n].gains[c] for n, c in at), strict=True):
+    at = {(n, control): gain for n, answer in enumerate(found) for control, gain in answer.gains.items() if gain}
+    for (number, control), gain in zip(at, together(at.values()), strict=True):
         found[number] = replace(found[number], gains=found[number].gains | {control: gain})
     return found
 

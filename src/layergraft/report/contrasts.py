@@ -236,7 +236,8 @@ def _values(level: pd.DataFrame, columns: list[str], cells: pd.DataFrame, seeds:
     if np.isinf(labelled[metric].astype(float)).any():
         labelled[metric] = labelled[metric].where(labelled[metric] != math.inf, labelled.steps)
     mean_SC = labelled.groupby(["seed", "cell"])[metric].mean().unstack("cell").reindex(seeds)
-    return mean_SC[list(_cell(cells, columns))].to_numpy(float)
+    values: np.ndarray = mean_SC[list(_cell(cells, columns))].to_numpy(float)
+    return values
 
 
 def _is_nowhere(column: pd.Series) -> pd.Series:
@@ -279,8 +280,8 @@ def _cell(rows: pd.DataFrame, columns: list[str]) -> pd.Series:
 
 def corrected(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """With Holm's correction over all that have a difference."""
-    there = [number for number, c in enumerate(contrasts) if c.difference is not None]
-    found = dict(zip(there, together(contrasts[number].difference for number in there), strict=True))
+    there = {number: c.difference for number, c in enumerate(contrasts) if c.difference is not None}
+    found = dict(zip(there, together(there.values()), strict=True))
     return [replace(c, difference=found.get(number)) for number, c in enumerate(contrasts)]
 
 

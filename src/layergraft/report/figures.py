@@ -46,13 +46,14 @@ def _finish(chart: Any, axes: Sequence[str], exact: Sequence[str] = ()) -> Any:
     return chart
 
 
-def _with_params(chart: Any, axes: Sequence[str]) -> Any:
-    return chart.add_params(*[alt.param(name=f"filter_{i}", value=ALL) for i in range(len(axes))])
+def _with_params(chart: Any, axes: Sequence[str]) -> alt.TopLevelMixin:
+    whole: alt.TopLevelMixin = chart.add_params(*[alt.param(name=f"filter_{i}", value=ALL) for i in range(len(axes))])
+    return whole
 
 
 def _panels(
     layered: Any, rows: pd.DataFrame, axes: Sequence[str], columns: int, by: str = "setting", exact: Sequence[str] = ()
-) -> Any:
+) -> alt.TopLevelMixin:
     """A panel for each value of `by`, in the order of `rows`."""
     order = list(dict.fromkeys(rows[by]))
     facet = alt.Facet(
@@ -86,7 +87,7 @@ def _palette(arms: Sequence[str]) -> alt.Scale:
     return alt.Scale(domain=list(arms), scheme="tableau10" if len(arms) <= 10 else "tableau20")
 
 
-def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.Chart:
+def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.TopLevelMixin:
     """A panel a setting: arms x sites, the mean paired difference by colour, with its interval as text.
 
     A cell whose interval holds 0 is pale: these seeds do not resolve it.
@@ -124,10 +125,11 @@ def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.Chart:
 
 def forest(
     rows: pd.DataFrame, axes: Sequence[str], unit: str | None, y: str, color: str | None = None, panel: str = "setting"
-) -> alt.Chart:
+) -> alt.TopLevelMixin:
     """Means with their intervals, a line each, against zero. Without a unit each panel has one of its own, and lines."""
     rows = _filtered(estimates(rows), axes)
     rows = rows[rows[panel].isin(list(dict.fromkeys(rows[panel]))[:PANELS])]
+    shared: dict[str, Any]
     shared = {"color": alt.Color(f"{color}:N", legend=alt.Legend(orient="bottom", labelLimit=300), sort=None),
               "yOffset": alt.YOffset(f"{color}:N", sort=None)} if color else {}  # fmt: skip
     base = alt.Chart().encode(
@@ -146,7 +148,7 @@ def forest(
     return _panels(alt.layer(zero, bars, points, data=rows).properties(width=360, height=height), rows, axes, 2, panel)
 
 
-def learning_curves(rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str]) -> alt.Chart:
+def learning_curves(rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str]) -> alt.TopLevelMixin:
     """A panel a setting: validation accuracy by epoch, one line an arm, mean over sites and seeds, with its interval."""
     rows = _filtered(rows.assign(low=rows.low.clip(lower=0), high=rows.high.clip(upper=100)), axes)
     rows = rows[rows.setting.isin(list(dict.fromkeys(rows.setting))[:PANELS])]
@@ -172,7 +174,7 @@ def learning_curves(rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str]
 
 def scatter(
     rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str], x: str, unit: str, panel: str | None = None
-) -> alt.Chart:
+) -> alt.TopLevelMixin:
     """A point a run: `gain` over `x`, by arm; a click opens the run's record."""
     rows = _filtered(rows.rename(columns={x: "value"}), axes)
     points = alt.Chart(rows).mark_point(filled=True, opacity=0.6, size=45).encode(
@@ -189,7 +191,7 @@ def scatter(
     return _with_params(sized.facet(facet=facet, columns=3).resolve_scale(x="independent"), axes)
 
 
-def share_bars(terms: pd.DataFrame) -> alt.Chart:
+def share_bars(terms: pd.DataFrame) -> alt.TopLevelMixin:
     """The share of each term in the sum of squares; a line: the interval of its share beyond the seeds' noise."""
     base = alt.Chart(terms).encode(y=alt.Y("term:N", sort=None, title=None, axis=alt.Axis(labelLimit=420)))
     bars = base.mark_bar(color="#7aa6d8").encode(
@@ -204,7 +206,7 @@ def save(chart: Any, folder: Path, name: str) -> dict[str, Any]:
     """Write `folder`/NAME.png and NAME.svg; the specification, for the page."""
     import vl_convert
 
-    spec = chart.configure_view(stroke="#ddd").configure(font="sans-serif").to_dict()
+    spec: dict[str, Any] = chart.configure_view(stroke="#ddd").configure(font="sans-serif").to_dict()
     svg = vl_convert.vegalite_to_svg(spec)
     write_atomic(folder / f"{name}.svg", svg)
     write_atomic(folder / f"{name}.png", vl_convert.svg_to_png(svg, scale=2))

@@ -225,8 +225,9 @@ def _held_together(runs: pd.DataFrame) -> np.ndarray:
         (np.ones(len(pairs)), (pairs.source, pairs.place + number)), shape=2 * (number + int(pairs.place.max()) + 1,)
     )
     _, labels = connected_components(edges, directed=False)
-    own = labels[np.unique(pairs.source)]
-    return np.unique(pairs.source)[own == np.bincount(own).argmax()]
+    sources: np.ndarray = np.unique(pairs.source)
+    own = labels[sources]
+    return np.asarray(sources[own == np.bincount(own).argmax()])
 
 
 def _measures(by_run: pd.DataFrame) -> list[str]:
@@ -265,7 +266,7 @@ def _curves(runs: pd.DataFrame, read: dict[str, list[float]]) -> np.ndarray:
     for (s, c), keys in runs.groupby([pd.factorize(runs.seed)[0], pd.factorize(runs.site)[0]]).key:
         curve_SCE[s, c] = np.mean([read[key] + [read[key][-1]] * (longest - len(read[key])) for key in keys], axis=0)
     seeds_S, sites_C = complete(curve_SCE[:, :, 0])
-    return curve_SCE[seeds_S][:, sites_C]
+    return np.asarray(curve_SCE[seeds_S][:, sites_C])
 
 
 def _in_every_setting(design: Design) -> pd.DataFrame:

@@ -170,7 +170,8 @@ def _share_rows(shares: Shares) -> pd.DataFrame:
 def _accuracies(found: Findings) -> list[dict[str, Any]]:
     grouped = found.design.runs.groupby(["setting", "arm", "site"], sort=False)["test/acc"]
     rows = grouped.agg(["mean", "std", "count"]).reset_index()
-    return rows.sort_values(["setting", "arm"], kind="stable").to_dict("records")
+    records: list[dict[str, Any]] = rows.sort_values(["setting", "arm"], kind="stable").to_dict("records")
+    return records
 
 
 def _rows(table: pd.DataFrame) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def filters(runs: pd.DataFrame, folder: Path) -> dict[str, str]:
     One run for each site and arm whose donor learned on, the first seed's, up to MAX_RUNS.
     """
     moved = runs[(runs.site != NONE) & (runs.get("drift", 0) > 0)].sort_values("seed", kind="stable")
-    drawn = {}
+    drawn: dict[str, str] = {}
     for _, run in moved.drop_duplicates(["site", "arm"]).iterrows():
         pair = _before_and_after(Path(run.folder)) if len(drawn) < MAX_RUNS else None
         if pair is not None:
@@ -109,7 +109,8 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     import matplotlib
 
     png, svg = io.BytesIO(), io.StringIO()
-    with matplotlib.rc_context(FONT | {"svg.hashsalt": name}):  # the same ids in the same figure
+    settings: Any = FONT | {"svg.hashsalt": name}
+    with matplotlib.rc_context(settings):  # the same ids in the same figure
         figure.savefig(png, format="png", dpi=150)
         figure.savefig(svg, format="svg", metadata={"Date": None})
     write_atomic(folder / f"{name}.png", png.getvalue())

@@ -110,7 +110,9 @@ def target(folders: Sequence[Path], where: str | None) -> Path:
 
 def tidy(records: Iterable[tuple[dict[str, Any], Path]]) -> Runs:
     """The table of records, each with its folder."""
-    rows, plans, hardware = [], {}, Counter()
+    rows: list[dict[str, Any]] = []
+    plans: dict[str, dict[str, Any]] = {}
+    hardware: Counter[str] = Counter()
     leaves: dict[str, list[str]] = {}
     for number, (record, folder) in enumerate(records):
         axes = {name: record.get("axes", {}).get(name, NONE) for name in AXES}
@@ -151,8 +153,9 @@ def _metrics(record: dict[str, Any]) -> dict[str, Any]:
 
 def _steps(record: dict[str, Any]) -> int | None:
     try:
-        config, images = record["config"], record["data"]["images"]["train"]
-        return images // (config["optim"]["batch_size"] * config["optim"]["accumulate"]) * config["schedule"]["epochs"]
+        optim, images = record["config"]["optim"], record["data"]["images"]["train"]
+        a_epoch: int = images // (optim["batch_size"] * optim["accumulate"])
+        return a_epoch * int(record["config"]["schedule"]["epochs"])
     except KeyError:
         return None
 

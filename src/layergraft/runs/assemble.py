@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from layergraft import surgery
 from layergraft.data.batches import Batches, BatchSpec, Normalize
 from layergraft.data.images import ImageData
 from layergraft.donors import NoDonor
-from layergraft.donors.cache import Donor, forget_donor, key_of, obtain, require_batch
+from layergraft.donors.cache import AnyDonor, Donor, forget_donor, key_of, obtain, require_batch
 from layergraft.donors.forms import Form, Place
 from layergraft.errors import require
 from layergraft.files import digest, label
@@ -64,6 +64,11 @@ def axes(config: Config) -> dict[str, str | int]:
         "data": config.data.name,
         "seed": config.seed,
     }
+
+
+def donor_of(config: Config) -> AnyDonor:
+    """The donor of a run that has one."""
+    return cast(AnyDonor, config.donor)  # `specs`, which imports no part, does not know the kinds
 
 
 def outputs_of(config: Config) -> Path:
@@ -130,7 +135,7 @@ def assemble(config: Config) -> Assembled:
     donors: list[Donor] = []
 
     def donor_at(place: Place) -> nn.Module:
-        donors.append(obtain(config.donor, place, backend, outputs_of(config)))
+        donors.append(obtain(donor_of(config), place, backend, outputs_of(config)))
         return donors[-1].layer
 
     run = _put_together(config, backend, data, host, donor_at)
@@ -165,7 +170,7 @@ def checked(config: Config) -> Assembled:
 
 
 def _data(config: Config) -> ImageData:
-    data = config.data.load(config.seed).with_channels(config.host.in_channels)
+    data: ImageData = config.data.load(config.seed).with_channels(config.host.in_channels)
     require_batch("optim", config.optim, data)
     return data
 
@@ -207,6 +212,7 @@ class _Outline:
 
 @lru_cache(maxsize=256)
 def _outline(host: nn.Module, grafted: Grafted | None, kind: type[HostSpec], blocks: tuple[str, ...]) -> _Outline:
+    roles: dict[str, Sequence[str]]
     roles = {**kind.roles, "graft": [], "adapter": [], "before": [], "after": []}
     if grafted is not None:
         roles |= grafted.roles | {"before": grafted.parts["host before"], "after": grafted.parts["host after"]}
@@ -242,12 +248,14 @@ def _put_together(
     donor_at: Callable[[Place], nn.Module] | None,
 ) -> Assembled:
     """The run with the donors that `donor_at` gives; with skeletons of them for None."""
-    network, donor_keys, grafted, checked = host, (), None, None
+    network, grafted, checked = host, None, None
+    donor_keys: tuple[str, ...] = ()
     skeleton = _skeleton(config, data)
     if not isinstance(config.donor, NoDonor):
         where, places = _places(config, data)
-        donor_keys = tuple(key_of(config.donor, place, backend) for place in places)
-        forms = tuple(config.donor.form(place) for place in places)
+        donor = donor_of(config)
+        donor_keys = tuple(key_of(donor, place, backend) for place in places)
+        forms = tuple(donor.form(place) for place in places)
         operation = keyed(config.surgery)
         checked = grafted = _grafted_skeleton(skeleton, tuple(where), forms, operation, data.shape)
         if donor_at is not None:
@@ -255,7 +263,8 @@ def _put_together(
             grafted = surgery.graft(host, layers, config.surgery, data.shape, config.host.roles["head"], config.seed)
         network = grafted.network
     blocks = tuple(path for path, site in sites_of(config, data).items() if site.kind == sites.BLOCK)
-    outline = _outline(skeleton, checked, type(config.host), blocks)
+    kind: type = type(config.host)
+    outline = _outline(skeleton, checked, kind, blocks)
     strategy, epochs = keyed(config.strategy), config.schedule.epochs
     plan = _plan(outline, strategy, epochs) if donor_at is None else outline.plan(network, config.strategy, epochs)
     _check(outline, strategy, epochs, keyed(config.optim), backend)
@@ -286,7 +295,7 @@ def obtain_donors(config: Config) -> list[Donor]:
         return []
     backend = backend_of(config)
     _, places = _places(config, _data(config))
-    return [obtain(config.donor, place, backend, outputs_of(config)) for place in places]
+    return [obtain(donor_of(config), place, backend, outputs_of(config)) for place in places]
 
 
 def steps_per_epoch(config: Config, data: ImageData) -> int:

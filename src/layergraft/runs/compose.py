@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
@@ -94,7 +94,8 @@ def _converted(composed: DictConfig) -> Config:
 
 def _unset(composed: DictConfig) -> list[str]:
     """Which parts of the run are the donor's, too."""
-    known = [field.name for field in dataclasses.fields(OmegaConf.get_type(composed, "donor"))]
+    kind = OmegaConf.get_type(composed, "donor")
+    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
     return [name for name in ("data", "host") if name in known and OmegaConf.is_missing(composed.donor, name)]
 
 
@@ -107,7 +108,7 @@ def _refuse_added(node: DictConfig, at: str) -> None:
             raise unknown(f"key{f' in {at}' if at else ''}:", str(key), known)
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
-            _refuse_added(child, f"{at}.{key}" if at else str(key))
+            _refuse_added(child, f"{at}.{key!s}" if at else str(key))
 
 
 def _is_there(node: Any) -> bool:
@@ -125,11 +126,11 @@ def _has_value(composed: DictConfig, key: str) -> bool:
 def _references(node: DictConfig, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], DictConfig]]:
     """Where a value is taken from elsewhere: its path, and the node that holds it."""
     for key in node:
-        child = node._get_node(key)
+        child: Any = node._get_node(key)
         if child._is_interpolation() or isinstance(child, ListConfig) and "${" in repr(child):
-            yield (*at, key), node
+            yield (*at, str(key)), node
         elif _is_there(child):
-            yield from _references(child, (*at, key))
+            yield from _references(child, (*at, str(key)))
 
 
 def _replaced(spec: Any, path: Sequence[str], value: Any) -> Any:
@@ -148,7 +149,7 @@ def _is_plain(override: Override) -> bool:
         override.type is OverrideType.CHANGE
         and override.package is None
         and (value is None or isinstance(value, (bool, int, float, str)))
-        and not re.search(r"\$\{|\?\?\?", override.input_line)
+        and not re.search(r"\$\{|\?\?\?", str(override.input_line))
     )
 
 
@@ -162,7 +163,7 @@ class _Pattern:
     def __init__(self, composed: DictConfig, keys: Sequence[str]) -> None:
         """`composed`, which becomes the pattern's own, is a run of it; `keys` are those of the values."""
         self.config, self.composed = _converted(composed), composed
-        self.set: dict[str, str] = {}
+        self.set: dict[str, str | None] = {}
         self.varying = list(_references(composed))
         for key in keys:
             *at, last = key.split(".")
@@ -194,7 +195,7 @@ class Composer:
         self.composed: dict[tuple[str, ...], DictConfig] = {}
         self._parsed = lru_cache(100_000)(self._parse)
         self._is_value = lru_cache(100_000)(lambda groups, key: _has_value(self.composed[groups], key))
-        self.patterns: dict[tuple, _Pattern] = {}
+        self.patterns: dict[tuple[object, ...], _Pattern] = {}
 
     def __call__(self, overrides: Sequence[str]) -> Config:
         groups, values = self._chosen(overrides)
@@ -274,7 +275,7 @@ class Composer:
         """The groups that `overrides` choose, which are composed then, and the overrides that are to set values."""
         parsed = [self._parsed(override) for override in overrides]
         values = [override for override, is_group in parsed if not is_group]
-        groups = tuple(override.input_line for override, is_group in parsed if is_group)
+        groups = tuple(str(override.input_line) for override, is_group in parsed if is_group)
         if groups not in self.composed:
             whole = self.loader.load_sweep_config(self.master, list(groups))
             HydraConfig.instance().set_config(whole)
@@ -284,4 +285,5 @@ class Composer:
     def _parse(self, override: str) -> tuple[Override, bool]:
         """What an override says, and whether it chooses from a group."""
         (parsed,) = self.parser.parse_overrides([override])
-        return parsed, self.loader.repository.group_exists(parsed.key_or_group)
+        loader = cast(ConfigLoaderImpl, self.loader)  # Hydra has no other
+        return parsed, loader.repository.group_exists(parsed.key_or_group)

@@ -94,8 +94,8 @@ class Crew(Protocol):
 
     def start(self, place: str) -> Worker: ...
 
-    def wait(self, workers: Sequence[Worker]) -> list[Worker]:
-        """Those that have an outcome, or died; at least one."""
+    def wait(self, workers: Sequence[Any]) -> list[Any]:
+        """Of its own workers those that have an outcome, or died; at least one."""
 
 
 class Pool:
@@ -105,7 +105,7 @@ class Pool:
     """
 
     def __init__(self, places: Sequence[str], crew: Crew | None = None) -> None:
-        self.crew = crew or Processes()
+        self.crew: Crew = crew or Processes()
         self.workers: list[Worker] = [self.crew.start(place) for place in places]
         self.waiting: deque[Task] = deque()
         self.busy: dict[int, Task] = {}  # number of the worker -> its task
@@ -193,7 +193,7 @@ class Processes:
         return _Process(place, process, ours)
 
     def wait(self, workers: Sequence[_Process]) -> list[_Process]:
-        by_connection = {worker.connection: worker for worker in workers}
+        by_connection: dict[Any, _Process] = {worker.connection: worker for worker in workers}
         return [by_connection[connection] for connection in wait(list(by_connection))]
 
 
@@ -241,7 +241,9 @@ def _unraisable(unraisable: Any) -> None:
 
 def _end_with_the_parent() -> None:
     """Where whoever gave out the tasks is killed, nobody wants the outcome: write down where this one is, and end."""
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(GRACE_SECONDS)
     os._exit(1)

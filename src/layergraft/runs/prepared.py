@@ -24,17 +24,19 @@ def written(spec: DataSpec, data: ImageData, outputs: Path) -> dict[str, Any]:
 
     def make(unfinished: Path) -> None:
         rows = io.BytesIO()
-        np.savez_compressed(rows, **{name: split.rows for name, split in data.splits.items()})
+        arrays: dict[str, Any] = {name: split.rows for name, split in data.splits.items()}
+        np.savez_compressed(rows, **arrays)
         write_atomic(unfinished / "split.npz", rows.getvalue())
         write_json(unfinished / "data.json", {"key": key, "spec": spec.identity(), **_facts(data)})
 
     once(folder, make)
-    return json.loads((folder / "data.json").read_text())
+    facts: dict[str, Any] = json.loads((folder / "data.json").read_text())
+    return facts
 
 
 def _facts(data: ImageData) -> dict[str, Any]:
     def per_class(y_N: np.ndarray) -> list[int]:
-        return (y_N.sum(0) if y_N.ndim == 2 else np.bincount(y_N, minlength=data.num_classes)).tolist()
+        return [int(n) for n in (y_N.sum(0) if y_N.ndim == 2 else np.bincount(y_N, minlength=data.num_classes))]
 
     return {
         "fingerprint": data.fingerprint,

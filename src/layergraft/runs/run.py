@@ -29,6 +29,7 @@ from torch.utils.tensorboard import SummaryWriter
 from layergraft.claims import Claimed, claim
 from layergraft.data.batches import Batches
 from layergraft.donors import NoDonor
+from layergraft.donors.cache import Learner
 from layergraft.errors import UserError, require
 from layergraft.files import write_atomic, write_json
 from layergraft.packages import added
@@ -89,7 +90,7 @@ def execute(
     since = math.inf if config.exec.rerun else newer_than
     with claim(claim_of(outputs, run.key), wait) as ours:
         record = read_record(folder)
-        if is_done(folder, since):
+        if record is not None and is_done(folder, since):
             require(
                 config.exec.resume is None,
                 f"exec.resume: the run {run.key} is in the store already; exec.rerun=true does it again from the checkpoint",
@@ -190,8 +191,9 @@ def _train(
     scale = batches.train.normalize
     record["normalization"] = {"mean": scale.mean.flatten().tolist(), "std": scale.std.flatten().tolist()}
     probes = probes_of(config, run, batches)
-    seed, options = stream(config.seed, "training"), {"folder": folder, "probe": probes}
-    options["saving"] = Saving(folder, config.exec.checkpoint_seconds, run.identity, resume)
+    saving = Saving(folder, config.exec.checkpoint_seconds, run.identity, resume)
+    seed = stream(config.seed, "training")
+    options: dict[str, Any] = {"folder": folder, "probe": probes, "saving": saving}
     start = time.perf_counter()
     if run.backend.devices > 1:
         fitted = ranks.fit(run.network, run.plan, batches, recipe_of(config), run.backend, seed=seed, **options)
@@ -241,7 +243,7 @@ def _hparams(config: Config) -> dict[str, str | int]:
     grafted = not isinstance(donor, NoDonor)
     named["target data"] = _told(config.data)
     named["surgery"] = _told(config.surgery) if grafted else "-"
-    named["trained on"] = _told(donor.data) if getattr(donor, "data", None) else "-"
+    named["trained on"] = _told(donor.data) if isinstance(donor, Learner) else "-"
     named["training"] = f"{optim.name}, lr {optim.lr:g}, {schedule.name}, {schedule.epochs} epochs"
     named["trains what"] = "; ".join(f"{name}: {', '.join(given)}" for name, given in config.strategy.groups.items())
     named["variant of host"] = f"width {host.width}, {host.norm} norm, {'' if host.skips else 'no '}skips"

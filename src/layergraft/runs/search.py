@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytorch_lightning as pl
@@ -25,7 +25,8 @@ from layergraft.runs import sweep
 from layergraft.runs.pool import Crew, Pool, Task
 from layergraft.runs.run import Pruned
 from layergraft.runs.work import Attempt, attempt
-from layergraft.store import CLAIMS, STUDY, TRIALS, read_record
+from layergraft.store import CLAIMS, RECORD, STUDY, TRIALS, read_json
+from layergraft.training.module import PlannedModule
 
 SAMPLERS = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True),  # it knows of trials that still run
@@ -60,11 +61,12 @@ def space(overrides: Sequence[Override]) -> dict[str, optuna.distributions.BaseD
         )
         if isinstance(value, IntervalSweep):
             log = "log" in value.tags
-            whole = isinstance(value.start, int) and isinstance(value.end, int)
+            low, high = cast(float, value.start), cast(float, value.end)  # the grammar has both
+            whole = isinstance(low, int) and isinstance(high, int)
             kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
-            require(value.start < value.end, f"{override.input_line}: an interval goes from low to high")
-            require(not log or value.start > 0, f"{override.input_line}: on a log scale an interval starts above 0")
-            found[key] = kind(value.start, value.end, log=log)
+            require(low < high, f"{override.input_line}: an interval goes from low to high")
+            require(not log or low > 0, f"{override.input_line}: on a log scale an interval starts above 0")
+            found[key] = kind(low, high, log=log)
         else:
             found[key] = optuna.distributions.CategoricalDistribution(
                 list(override.sweep_iterator(transformer=Transformer.encode))
@@ -189,7 +191,7 @@ class Search:
     def _tell(self, number: int, job: sweep.Job, status: str, error: str) -> None:
         state, came = PRUNED if status == "pruned" else FAILED, error
         if status == "completed":
-            metrics = read_record(sweep.folder_of(job))["metrics"]
+            metrics = read_json(sweep.folder_of(job) / RECORD)["metrics"]
             known = [name for name in metrics if not name.startswith("test/")]
             require(self.metric in known, str(unknown("hydra.sweeper.metric", self.metric, known)))
             value = metrics[self.metric]
@@ -239,7 +241,7 @@ class Reporting(pl.Callback):
         self.trial = optuna.trial.Trial(study, self.trial_id)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        point = pl_module.curves[-1]
+        point = cast(PlannedModule, pl_module).curves[-1]  # the module that is trained
         if self.metric not in point:  # known at the end alone
             return
         self.trial.report(point[self.metric], trainer.current_epoch)

@@ -24,9 +24,10 @@ from layergraft.data.duplicates import near_duplicates
 from layergraft.data.features import gabor_features
 from layergraft.data.images import ImageData, Split
 from layergraft.distances import frechet_distance, leep, linear_classifier, logme, proxy_a_distance
+from layergraft.donors.cache import Learner
 from layergraft.donors.seen import single_layer_network, source_of
 from layergraft.files import digest, write_json
-from layergraft.runs.assemble import Assembled, outputs_of, places_of
+from layergraft.runs.assemble import Assembled, donor_of, outputs_of, places_of
 from layergraft.seeds import stream
 from layergraft.specs import RESULT_VERSION, Config
 from layergraft.store import read_json
@@ -45,11 +46,12 @@ def similarity(config: Config, run: Assembled) -> dict[str, Any] | None:
     if run.grafted is None or not config.exec.similarity.resamples:
         return None
     places = places_of(config, run.data)
-    source = source_of(config.donor, places[0])
-    if source is None:
+    donor = donor_of(config)
+    source = source_of(donor, places[0])
+    if source is None or not isinstance(donor, Learner):
         return None
     settings = vars(config.exec.similarity)
-    of_data = [RESULT_VERSION, config.donor.data.identity(), config.data.identity()]
+    of_data: list[Any] = [RESULT_VERSION, donor.data.identity(), config.data.identity()]
     of_data += [part for data in (source, run.data) for part in _content(data)]
     known = _kept(config, ["fixed", of_data, settings], lambda: _fixed(source, run.data, config))
     body = {name: part for name, part in run.identity["config"].items() if name not in NOT_OF_THE_SITE}
@@ -89,8 +91,9 @@ def _some(split: Split, config: Config) -> Split:
 def _at_sites(config: Config, run: Assembled, source: ImageData) -> dict[str, Any]:
     device = torch.device(run.backend.device)
     found = {}
+    assert run.grafted is not None  # `similarity` has looked
     for graft, place, donor in zip(run.grafted.grafts, places_of(config, run.data), run.donors, strict=True):
-        network, layer = single_layer_network(config.donor, place, donor, Path(config.exec.outputs))
+        network, layer = single_layer_network(donor_of(config), place, donor, Path(config.exec.outputs))
         # Both with the donor's own weights: what a control has lost counts in what it gives, not in what it saw.
         given = [
             _inputs(network, layer, donor.layer, source, config, device, evaluating),
@@ -137,8 +140,8 @@ def _inputs(
             pooled.append(_pooled(alone, reaches.pop()))  # a batch at a time: feature maps are large
     handle.remove()
     network.to(before)
-    inputs, outputs = ([batch[side] for batch in pooled] for side in (0, 1))
-    return torch.cat(inputs), torch.cat(inputs if outputs[0] is None else outputs)
+    inputs, outputs = [given for given, _ in pooled], [made for _, made in pooled if made is not None]
+    return torch.cat(inputs), torch.cat(outputs or inputs)
 
 
 def _pooled(layer: nn.Module, x_NCHW: Tensor) -> tuple[Tensor, Tensor | None]:

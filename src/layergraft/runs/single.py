@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import pytorch_lightning as pl
 from rich.console import Console
@@ -11,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from layergraft.activations import see
+from layergraft.data.images import ImageData
 from layergraft.donors import NoDonor
-from layergraft.donors.cache import Donor
+from layergraft.donors.cache import Donor, Learner
 from layergraft.donors.forms import describe
 from layergraft.errors import RunFailed, UserError, require
 from layergraft.hosts import sites, weights
@@ -34,6 +36,7 @@ from layergraft.specs import Config
 from layergraft.store import run_folder
 from layergraft.surgery.calibrate import reconstruction_error
 from layergraft.timeline import covered, stretches
+from layergraft.training.module import PlannedModule
 
 MEANINGS = {
     "frechet": ("Frechet distance", "low"),
@@ -70,7 +73,7 @@ class _EpochBar(pl.Callback):
         self.progress.start()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        accuracy = pl_module.curves[-1]["val/acc"]
+        accuracy = cast(PlannedModule, pl_module).curves[-1]["val/acc"]  # the module that is trained
         done = trainer.current_epoch + 1
         self.progress.update(self.task, completed=done, description=f"validation {accuracy:.1f}%")
 
@@ -94,7 +97,8 @@ def train_one(config: Config) -> float | None:
     metrics = record["metrics"]
     console.print(f"accuracy:    test {metrics['test/acc']:.1f}%, validation {metrics['val/acc']:.1f}%")
     console.print(f"TensorBoard: tensorboard --logdir {folder.parent}", markup=False)
-    return metrics["val/acc"]
+    accuracy: float | None = metrics["val/acc"]
+    return accuracy
 
 
 def donate_one(config: Config) -> None:
@@ -127,7 +131,7 @@ def about(donor: Donor) -> list[str]:
 
 def print_sites(config: Config) -> None:
     """Every site of the host for the data's images, a line each."""
-    data = config.data.load(config.seed).with_channels(config.host.in_channels)
+    data: ImageData = config.data.load(config.seed).with_channels(config.host.in_channels)
     found = sites_of(config, data)
     total = sum(p.numel() for p in skeleton(config.host, data.shape, data.num_classes).parameters())
     relative = [f"{name} {sites.resolve(found, name, config.host.name).path}" for name in sites.RELATIVE]
@@ -156,7 +160,7 @@ def print_plan(config: Config) -> None:
         f"strategy {config.strategy.name}: {line['epochs']} epochs of {steps} steps, {sum(p.numel() for p in run.network.parameters()):,} parameters\n"
     )
     every = [name for group in line["groups"].values() for name in group["tensors"]]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, group in line["groups"].items():
         frozen = _ranges([epoch for epoch, (first, last) in enumerate(group["lr"]) if first == last == 0])
         tensors = ", ".join(covered(group["tensors"], every)) or "none in this network"
@@ -241,12 +245,13 @@ def print_similarity(config: Config) -> None:
     require(config.exec.similarity.resamples > 0, "exec.similarity.resamples is 0, so there is nothing to measure")
     run = assemble(config)
     found = similarity(config, run)
-    require(
-        found is not None,
-        f"donor={config.donor.name} learns from no images; donor=trained and others do, from donor.data",
-    )
+    if found is None:
+        raise UserError(
+            f"donor={config.donor.name} learns from no images; donor=trained and others do, from donor.data"
+        )
+    donor = cast(Learner, config.donor)
     print(
-        f"source {config.donor.data.name}, target {config.data.name}: {found['images'][0]} and {found['images'][1]} training images"
+        f"source {donor.data.name}, target {config.data.name}: {found['images'][0]} and {found['images'][1]} training images"
     )
     rows = []
     for name, (what, more) in MEANINGS.items():

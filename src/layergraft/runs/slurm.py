@@ -73,7 +73,7 @@ class Array:
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             lines = [line for line in str(error).splitlines() if "sbatch: error" in line] or [str(error)]
             raise UserError(f"SLURM did not take the jobs: {'; '.join(lines)}") from None
-        return submitted[0].job_id.partition("_")[0]
+        return str(submitted[0].job_id).partition("_")[0]
 
 
 class Share:

@@ -168,7 +168,7 @@ class _Sweep:
         if outcome.transient == MEMORY:
             if crowd == 1:
                 return None
-            crowd = max(1, (crowd or pool.crowds()[task.place]) // 2)
+            crowd = max(1, (crowd or pool.crowds()[task.place or ""]) // 2)
         else:
             self.tries[name] += 1
             if self.tries[name] > self.retries:
@@ -181,7 +181,8 @@ class _Sweep:
 def outcome_of(given: Any, config: Config) -> Outcome:
     """What a worker gave, or what became of it. Raises DiskFull."""
     if not isinstance(given, Failed):
-        return given
+        outcome: Outcome = given
+        return outcome
     if given.kind == DiskFull.__name__:
         raise disk_full(outputs_of(config))
     return Outcome(
@@ -191,7 +192,7 @@ def outcome_of(given: Any, config: Config) -> Outcome:
 
 def record_failure(job: Job, outcome: Outcome, newer_than: float = 0.0) -> None:
     """Write the record of a run that could not write its own, unless another process has the run or has done it."""
-    record = {"key": job.key, "status": "failed", "axes": axes(job.config)}
+    record: dict[str, Any] = {"key": job.key, "status": "failed", "axes": axes(job.config)}
     record |= {"error": outcome.error, "traceback": outcome.traceback, "transient": outcome.transient}
     try:
         with claim(claim_of(outputs_of(job.config), job.key), wait=False):

@@ -44,9 +44,8 @@ class Outcome:
 
 def attempt(task: Attempt) -> Outcome:
     """Do the run, unless another is at it. Raises DiskFull."""
-    options = {"wait": task.wait, "newer_than": task.newer_than, "planned": task.key}
     try:
-        record = execute(task.config, task.callbacks, **options)
+        record = execute(task.config, task.callbacks, wait=task.wait, newer_than=task.newer_than, planned=task.key)
     except Claimed as error:
         return Outcome("claimed", str(error))
     except DiskFull:

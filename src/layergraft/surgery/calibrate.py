@@ -7,7 +7,8 @@ LSUV, Mishkin & Matas 2016 (tolerance 0.1, at most 10 steps).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +58,9 @@ class _Found(Exception):
 def passing(network: nn.Module, path: str, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """What goes into the module at `path` and what comes out of it, batch by batch; the forward ends there."""
     for batch in batches:
-        seen = []
+        seen: list[tuple[Tensor, Tensor]] = []
 
-        def hook(module, args, output, seen=seen):
+        def hook(module: nn.Module, args: tuple[Tensor], output: Tensor, seen: list[Any] = seen) -> None:
             seen.append((args[0].clone(), output.clone()))  # an in-place ReLU may come next
             raise _Found
 
@@ -95,8 +96,8 @@ class _Moments:
     """Mean and variance by channel, summed up piece by piece."""
 
     count: int = 0
-    total: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
+    total: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    squares: Tensor = field(default_factory=lambda: torch.tensor(0.0))
 
     def add(self, x_NCHW: Tensor) -> None:
         for piece in x_NCHW.split(PIECE):
@@ -134,7 +135,7 @@ def match_moments(grafted: Grafted, graft: Graft, batches: Sequence[Tensor]) -> 
     """
     wanted, has = _Moments(), _Moments()
     owner = graft.chain
-    affine = grafted.network.get_submodule(f"{owner}.affine")
+    affine = _conv(grafted.network, f"{owner}.affine")
     for _, target in targets(grafted.host, graft, batches):
         wanted.add(target)
     for given, _ in passing(grafted.network, f"{owner}.affine", batches):
@@ -142,6 +143,7 @@ def match_moments(grafted: Grafted, graft: Graft, batches: Sequence[Tensor]) -> 
     still = has.variance <= 1e-12 * has.mean.square().clamp_min(1e-12)  # a constant channel has no deviation to match
     scale = torch.where(still, 1.0, (wanted.variance / has.variance.clamp_min(1e-30)).sqrt())
     affine.weight.copy_(scale.view(-1, 1, 1, 1))
+    assert affine.bias is not None  # it scales and shifts
     affine.bias.copy_(wanted.mean - scale * has.mean)
 
 
@@ -165,8 +167,8 @@ def unit_variance(network: nn.Module, donor: nn.Module, batches: Sequence[Tensor
 class _LeastSquares:
     """Normal equations of y ~ W z over pixels, summed up in float64."""
 
-    gram: Tensor | float = 0.0
-    cross: Tensor | float = 0.0
+    gram: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    cross: Tensor = field(default_factory=lambda: torch.tensor(0.0))
     square: float = 0.0
 
     def add(self, z_NCHW: Tensor, y_NCHW: Tensor) -> None:
@@ -177,7 +179,8 @@ class _LeastSquares:
             self.square += y_CP.square().sum().item()
 
     def solve(self) -> Tensor:
-        return self.cross @ torch.linalg.pinv(self.gram, rtol=RANK_TOLERANCE, hermitian=True)
+        inverse: Tensor = torch.linalg.pinv(self.gram, rtol=RANK_TOLERANCE, hermitian=True)
+        return self.cross @ inverse
 
     def error(self, w_OI: Tensor) -> float:
         """Sum of squares of y - W z, as a share of that of y."""
@@ -196,22 +199,24 @@ def fit_adapters(grafted: Grafted, graft: Graft, batches: Sequence[Tensor]) -> N
     if before is not None:
         principal = _principal(grafted.host, graft, batches, before.out_channels)
         starts = [lambda: start_identity(before), lambda: before.weight.copy_(principal[..., None, None])]
-    best = None
+    found: list[tuple[float, Tensor, int]] = []
     for index, start in enumerate(starts):
         start()
         problem = _problem(grafted.host, graft, chain, batches)
         weight = problem.solve()
-        error = problem.error(weight)
-        if best is None or error < best[0]:
-            best = (error, weight, index)
-    _, weight, index = best
+        found.append((problem.error(weight), weight, index))
+    _, weight, index = min(found, key=lambda one: one[0])
     starts[index]()
-    chain.after.weight.copy_(weight[..., None, None])
+    _conv(chain, "after").weight.copy_(weight[..., None, None])
+
+
+def _conv(module: nn.Module, path: str) -> nn.Conv2d:
+    return cast(nn.Conv2d, module.get_submodule(path))  # surgery puts no other there
 
 
 def _problem(host: nn.Module, graft: Graft, chain: nn.Module, batches: Sequence[Tensor]) -> _LeastSquares:
     problem = _LeastSquares()
-    stride = chain.after.stride[0]
+    stride = _conv(chain, "after").stride[0]
     for given, target in targets(host, graft, batches):
         z = given
         for name, module in chain.named_children():
@@ -235,7 +240,7 @@ def reconstruction_error(grafted: Grafted, graft: Graft, images_NCHW: Tensor) ->
 
 def _principal(host: nn.Module, graft: Graft, batches: Sequence[Tensor], number: int) -> Tensor:
     """The `number` directions that hold most of what the chain is given, a row each; then zeros where there are fewer."""
-    second = 0.0
+    second = torch.tensor(0.0)
     for given, _ in targets(host, graft, batches):
         for piece in given.split(PIECE):
             x_CP = piece.double().transpose(0, 1).flatten(1)

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from layergraft.donors.forms import Conv, Form, Place, Stage, Stem, describe, form_of, matched_padding
+from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem, describe, form_of, matched_padding
 from layergraft.errors import UserError
 from layergraft.specs import FITS
 
@@ -93,8 +93,8 @@ def _match_stride(donor: nn.Module, place: Place, did: list[str]) -> nn.ZeroPad2
 
 def _convolution(donor: nn.Module) -> nn.Conv2d | None:
     """That of a donor which is a convolution or a stem; None for a block or stage."""
-    form = form_of(donor)
-    return donor if isinstance(form, Conv) else donor[0] if isinstance(form, Stem) else None
+    first = donor[0] if isinstance(donor, nn.Sequential) else donor
+    return first if isinstance(first, nn.Conv2d) else None
 
 
 def resized(donor: nn.Module, form: Form, in_channels: int, out_channels: int, fit: str) -> nn.Module:
@@ -130,11 +130,11 @@ def resized(donor: nn.Module, form: Form, in_channels: int, out_channels: int, f
     return new.train(donor.training)
 
 
-def _target(form: Form, ins: int, outs: int) -> Form:
+def _target(form: Conv | Stem | Block, ins: int, outs: int) -> Conv | Stem | Block:
     if isinstance(form, Conv):
         return dataclasses.replace(form, in_channels=ins, out_channels=outs)
     if isinstance(form, Stem):
-        return dataclasses.replace(form, conv=_target(form.conv, ins, outs))
+        return dataclasses.replace(form, conv=dataclasses.replace(form.conv, in_channels=ins, out_channels=outs))
     width = outs if form.type == "basic" else max(1, math.ceil(form.width * outs / form.out_channels))
     if form.shortcut == "identity" and ins != outs:
         raise UserError(

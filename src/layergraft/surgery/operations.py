@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ class Parallel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.donor(x)
-        return self.host(x) + (branch if self.gate is None else self.gate * branch)
+        both: Tensor = self.host(x) + (branch if self.gate is None else self.gate * branch)
+        return both
 
 
 @dataclass(frozen=True)
@@ -249,15 +251,18 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
         channels = place.site.out_channels
         affine = nn.Conv2d(channels, channels, 1, groups=channels, device=device)
         nn.init.ones_(affine.weight)
-        nn.init.zeros_(affine.bias)
+        nn.init.zeros_(cast(Tensor, affine.bias))  # it has one by default
     _bias(network, fit.donor, affine, follows, spec, path, did)
-    around = {"before": fit.before, "pad": fit.pad, "donor": fit.donor, "after": fit.after, "affine": affine}
-    around = {name: module for name, module in around.items() if module is not None}
+    row = {"before": fit.before, "pad": fit.pad, "donor": fit.donor, "after": fit.after, "affine": affine}
+    around = {name: module for name, module in row.items() if module is not None}
+    donors: tuple[str, ...]
+    adapters: tuple[str, ...]
 
     if isinstance(form, Stem) and spec.name == "replace" and follows is not None:
         # The host's convolution and norm make room for the donor's; the ReLU after them is the host's.
-        network.set_submodule(path, fit.donor.conv if fit.pad is None else _row(pad=fit.pad, donor=fit.donor.conv))
-        network.set_submodule(follows, fit.donor.norm if affine is None else _row(norm=fit.donor.norm, affine=affine))
+        conv, norm = (fit.donor.get_submodule(name) for name in ("conv", "norm"))
+        network.set_submodule(path, conv if fit.pad is None else _row(pad=fit.pad, donor=conv))
+        network.set_submodule(follows, norm if affine is None else _row(norm=norm, affine=affine))
         donors = (path if fit.pad is None else f"{path}.donor", follows if affine is None else f"{follows}.norm")
         adapters = () if affine is None else (f"{follows}.affine",)
         did.append(f"{path} and {follows} make room for the stem's convolution and norm")
@@ -313,18 +318,21 @@ def _bias(
     if spec.bias == "drop":
         did.append("bias dropped")
         return
+    norm: nn.Module | None
     if isinstance(form_of(donor), Stem):
-        norm, name = donor.norm, "its own norm"
+        norm, name = donor.get_submodule("norm"), "its own norm"
     elif affine is not None:
         with torch.no_grad():
-            affine.bias.add_(bias)
+            cast(Tensor, affine.bias).add_(bias)
         did.append("bias folded into the affine adapter")
         return
     else:
-        norm, name = (network.get_submodule(follows), follows) if follows else (None, "")
+        norm, name = network.get_submodule(follows) if follows else None, follows or ""
     if not isinstance(norm, nn.BatchNorm2d):
         raise UserError(f"surgery.bias=fold: no batch norm follows the donor at {path} directly; keep or drop the bias")
-    if norm.track_running_stats:  # else it takes the batch's mean, and the bias with it
+    if (
+        norm.track_running_stats and norm.running_mean is not None
+    ):  # else it takes the batch's mean, and the bias with it
         norm.running_mean -= bias
     did.append(f"bias folded into {name}")
 

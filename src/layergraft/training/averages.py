@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from layergraft.recipes import RegularizerSpec
-from layergraft.training.module import PlannedModule
+from layergraft.training.module import STATISTICS, PlannedModule
 
 
 class Averages(pl.Callback):
@@ -74,7 +74,8 @@ class Averages(pl.Callback):
         self._put(self.average)
         if self.first_epoch is None:
             return
-        norms = [norm for norm in module.norms_that_moved(self.first_epoch) if norm.track_running_stats]
+        moved = module.norms_that_moved(self.first_epoch)
+        norms = [norm for norm in moved if isinstance(norm, STATISTICS) and norm.track_running_stats]
         if not norms:
             return
         modes, momenta = [m.training for m in self.network.modules()], [norm.momentum for norm in norms]

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import nn
 
@@ -41,9 +41,14 @@ class Batches(Protocol):
     `share_out(rank, num_ranks)`; what `training.prefix` asks is asked where `backend.features_gib` is not 0.
     """
 
-    train: Any
-    val: Any
-    test: Any
+    @property
+    def train(self) -> Any: ...
+
+    @property
+    def val(self) -> Any: ...
+
+    @property
+    def test(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -275,7 +280,7 @@ def fit(
         accelerator="gpu" if backend.device == "cuda" else "cpu",
         devices=backend.devices,
         strategy=_strategy(backend),
-        precision={"float32": "32-true", "bf16_mixed": "bf16-mixed"}[backend.precision],
+        precision="32-true" if backend.precision == "float32" else "bf16-mixed",
         max_epochs=schedule.epochs,
         accumulate_grad_batches=optim.accumulate,
         gradient_clip_val=optim.clip_norm,

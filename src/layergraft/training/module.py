@@ -132,13 +132,15 @@ class PlannedModule(pl.LightningModule):
             self.by_tensor = self._rates_by_tensor()
 
     def _rates_by_tensor(self) -> dict[str, float]:
+        assert self.phase is not None  # it is applied before an epoch starts
         training = {
             name: self.network.get_parameter(name)
             for group, names in self.plan.groups.items()
             if self.phase.trains(group)
             for name in names
         }
-        batches = itertools.islice(self.trainer.train_dataloader.of_epoch(self.current_epoch), gradients.NUM_BATCHES)
+        train: Any = self.trainer.train_dataloader
+        batches = itertools.islice(train.of_epoch(self.current_epoch), gradients.NUM_BATCHES)
         with self.trainer.precision_plugin.forward_context():
             grads = gradients.measured(self.network, batches, training, self.task)
         return gradients.WEIGHTS[self.plan.auto](grads, training)

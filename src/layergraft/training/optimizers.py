@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def groups_of(network: nn.Module, plan: Plan, spec: OptimSpec) -> list[dict[str,
             if parameter.ndim < 2 and not spec.decay_1d or group in plan.anchor and is_anchored(parameter):
                 decay = 0.0
             label = name if plan.auto != "none" else f"{group}, weight decay {decay:g}"
-            entry = {"params": [], "name": label, "group": group, "tensors": [], "weight_decay": decay}
+            entry: dict[str, Any] = {"params": [], "name": label, "group": group, "tensors": [], "weight_decay": decay}
             entry = found.setdefault((group, label), entry)
             entry["params"].append(parameter)
             entry["tensors"].append(name)
@@ -71,6 +71,7 @@ def is_anchored(parameter: nn.Parameter) -> bool:
 def make(network: nn.Module, plan: Plan, spec: OptimSpec) -> torch.optim.Optimizer:
     """Raises UserError for values that the class refuses."""
     cls, groups = class_of(spec), groups_of(network, plan, spec)
+    build: Callable[..., torch.optim.Optimizer] = cls
     taken = inspect.signature(cls).parameters
     options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in spec.options.items()}
     if "weight_decay" not in taken:
@@ -83,16 +84,19 @@ def make(network: nn.Module, plan: Plan, spec: OptimSpec) -> torch.optim.Optimiz
     if "fused" in taken and not own_way and not groups[0]["params"][0].is_meta:
         options["fused"] = True
     try:
-        return cls(groups, lr=spec.lr, **options)
+        return build(groups, lr=spec.lr, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"optim: {spec.name} refuses its options: {error}") from None
 
 
-def initial_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> dict:
+def initial_state(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: nn.Parameter
+) -> dict[str, Any]:
     """What an optimizer that has state before its first step (Adagrad) gives `parameter` there."""
     taken = inspect.signature(type(optimizer)).parameters
     own = {name: value for name, value in group.items() if name in taken and name != "params"}
-    return type(optimizer)([parameter], **own).state[parameter]
+    state: dict[str, Any] = type(optimizer)([parameter], **own).state[parameter]
+    return state
 
 
 def lay_out_state(optimizer: torch.optim.Optimizer) -> None:

@@ -52,7 +52,8 @@ class FrozenPrefix(pl.Callback):
         epoch = trainer.current_epoch
         starts = [*pl_module.plan.starts(pl_module.curves), pl_module.schedule.epochs]
         last = next(start for start in starts if start > epoch)
-        if last - epoch > 1 and trainer.train_dataloader.are_the_same_in_every_epoch:
+        train: Any = trainer.train_dataloader
+        if last - epoch > 1 and train.are_the_same_in_every_epoch:
             device = pl_module.device
             with (
                 torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -74,7 +75,8 @@ class FrozenPrefix(pl.Callback):
                 batches.features = None
 
     def _keep(self, trainer: pl.Trainer, module: PlannedModule) -> None:
-        train, val = trainer.train_dataloader, trainer.val_dataloaders
+        train: Any = trainer.train_dataloader
+        val: Any = trainer.val_dataloaders
         paths = prefix_of(module.network)
         if not paths:
             return
@@ -162,7 +164,7 @@ def without(network: nn.Module, paths: Sequence[str], at: str = "") -> nn.Module
     for name, module in network._modules.items():
         if at + name in paths:
             tail._modules[name] = nn.Identity()
-        elif any(path.startswith(f"{at}{name}.") for path in paths):
+        elif module is not None and any(path.startswith(f"{at}{name}.") for path in paths):
             tail._modules[name] = without(module, paths, f"{at}{name}.")
     return tail
 

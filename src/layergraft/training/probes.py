@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from layergraft.activations import BATCH, evaluating, measuring, see
 from layergraft.distances import centred_gram, frechet_distance, linear_cka
 from layergraft.specs import ProbeSpec
 from layergraft.training.module import PlannedModule
+
+if TYPE_CHECKING:
+    from layergraft.training.fit import EventsLogger
 
 GRID = 8  # features are averaged over a grid of at most so many places a side before they are compared image by image
 MAX_FILTERS = 64
@@ -110,12 +113,13 @@ class Probes:
                 self._log(module, point, filters)
 
     def _log(self, module: PlannedModule, point: Mapping[str, Any], filters: Mapping[str, Tensor]) -> None:
-        if module.logger is None:
+        logger = cast("EventsLogger | None", module.logger)  # `fit` gives no other
+        if logger is None:
             return
         scalars = {f"probe/{name}": value for name, value in point.items() if name != "epoch" and value is not None}
-        module.logger.log_metrics(scalars, step=point["epoch"])
+        logger.log_metrics(scalars, step=point["epoch"])
         for name, weight in filters.items():
-            module.logger.experiment.add_image(f"filters/{name}", drawn(weight), point["epoch"])
+            logger.experiment.add_image(f"filters/{name}", drawn(weight), point["epoch"])
 
     def _relative_gradients(self, module: PlannedModule, mode: Mode) -> dict[str, float]:
         """Group that trains -> ||g|| / ||theta|| of the mean loss on the probe's images, over all of its tensors."""
@@ -147,10 +151,10 @@ class Probes:
         found: dict[str, float | None] = {}
         first = next((point for point in self.points if point["epoch"] == 0), None)
         if first is not None and first["intact/loss"] is not None and first["loss"] is not None:
-            found["shock/loss"] = first["loss"] - first["intact/loss"]
+            shock = found["shock/loss"] = first["loss"] - first["intact/loss"]
             found["shock/acc"] = first["acc"] - first["intact/acc"]
             at = next((p["epoch"] + 1 for p in curves if p["val/loss"] <= first["intact/loss"]), None)
-            found["steps_to/recover"] = 0 if found["shock/loss"] <= 0 else None if at is None else at * steps_per_epoch
+            found["steps_to/recover"] = 0 if shock <= 0 else None if at is None else at * steps_per_epoch
         for threshold in self.spec.thresholds:
             at = next((p["epoch"] + 1 for p in curves if p["val/acc"] >= threshold), None)
             found[f"steps_to/{threshold:g}"] = None if at is None else at * steps_per_epoch
@@ -194,7 +198,7 @@ def _features(
     kept: dict[tuple[str, str], list[Tensor]] = {}
 
     def keep(key: tuple[str, str], x: Tensor) -> None:
-        size = [min(GRID, side) for side in x.shape[2:]]
+        size = min(GRID, x.shape[2]), min(GRID, x.shape[3])
         kept.setdefault(key, []).append(F.adaptive_avg_pool2d(x.float(), size))
 
     handles = []
@@ -231,4 +235,5 @@ def drawn(w_OIHW: Tensor) -> Tensor:
         images = w[:MAX_FILTERS] if w.shape[1] == 3 else w[:MAX_FILTERS, :1]
     images = 0.5 + 0.5 * images / images.abs().amax().clamp_min(1e-30)
     images = F.interpolate(images, scale_factor=max(1, round(24 / max(images.shape[2:]))), mode="nearest")
-    return make_grid(images, nrow=8, padding=2, pad_value=1.0)
+    grid: Tensor = make_grid(images, nrow=8, padding=2, pad_value=1.0)
+    return grid

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing.spawn import start_processes
 
 from layergraft.strategies import Plan
 from layergraft.training import fit as single
@@ -47,7 +48,7 @@ def fit(
         threads = max(1, torch.get_num_threads() // backend.devices)
         task = (Path(folder), port, threads, network.cpu(), plan, batches, recipe, backend, probe, options)
         multiprocessing.set_forkserver_preload([__name__])  # one process imports; the others are forked from it
-        ranks = torch.multiprocessing.start_processes(_rank, task, backend.devices, False, start_method="forkserver")
+        ranks = start_processes(_rank, task, backend.devices, False, start_method="forkserver")
         try:
             while not ranks.join():
                 pass
