@@ -109,12 +109,13 @@ class Run:
 
     @property
     def key(self) -> str:
-        return self.record["key"]
+        return str(self.record["key"])
 
     @property
     def metrics(self) -> dict[str, float | None]:
         """The figures that runs are compared by: `test/acc` and `val/acc` in percent, losses, steps to accuracies (None: never)."""
-        return self.record["metrics"]
+        metrics: dict[str, float | None] = self.record["metrics"]
+        return metrics
 
     @property
     def curves(self) -> pd.DataFrame:
@@ -207,7 +208,7 @@ def _config(
 def _overrides(key: str, value: Any) -> list[str]:
     if isinstance(value, Choice):
         return value.overrides()
-    return _values("", {key: value})
+    return list(_values("", {key: value}))
 
 
 def _values(at: str, keys: Mapping[str, Any]) -> Iterator[str]:

@@ -6,7 +6,6 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from hydra_plugins.layergraft.launcher import LayergraftLauncher
 from hydra_plugins.layergraft.sweeper import LayergraftSweeper
 
 
@@ -26,7 +25,6 @@ ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaCo
 
 
 class OptunaSweeper(LayergraftSweeper):
-    launcher: LayergraftLauncher
     kind = "search"
 
     def __init__(self, params: dict[str, str] | None, num_trials: int, **options: Any) -> None:

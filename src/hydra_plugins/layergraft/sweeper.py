@@ -15,7 +15,6 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -67,7 +66,7 @@ def is_ours(launcher: Any) -> bool:
 class LayergraftSweeper(BasicSweeper):
     hydra_context: HydraContext
     config: DictConfig
-    launcher: Launcher
+    launcher: Any  # a LayergraftLauncher, or one of Hydra's others
     kind = "sweep"
 
     def __init__(
