@@ -75,7 +75,8 @@ class AdviseSweeper(LayergraftSweeper):
             file=sys.stderr,
         )
 
-        folder, told = self.folder(arguments), []
+        folder = self.folder(arguments)
+        told: list[dict[str, Any]] = []
         for at in planned[:-1]:
             val_AS, _, rows = self._measured(list(arms), list(arms.values()), at, folder)
             kept = advice.best(val_AS, planned[len(told) + 1].num_arms)
@@ -93,7 +94,7 @@ class AdviseSweeper(LayergraftSweeper):
         from layergraft.runs.compose import spelled
 
         given = {key_of(a) for a in map(spelled, arguments)}
-        own = [o.input_line for o in self.asked(arguments) if not o.is_sweep_override()]
+        own = [str(o.input_line) for o in self.asked(arguments) if not o.is_sweep_override()]
         asked = [*arguments, *([] if "strategy" in given else [f"strategy={STRATEGIES}"])]
         sites = [SITES] if "site" not in given else []
         arms, left_out = self._fitting([*asked, *(f"site={names}" for names in sites)], own)
@@ -149,7 +150,7 @@ class AdviseSweeper(LayergraftSweeper):
         require(self.epochs is None or self.epochs > 0, f"--epochs is {self.epochs}; it must be 1 or more")
         require(not self.config.exec.rerun, "advise takes what the store has; exec.rerun=true is of train")
 
-    def _jobs(self, cells: Sequence[Sequence[str]], at: Any) -> list:
+    def _jobs(self, cells: Sequence[Sequence[str]], at: Any) -> list[Any]:
         """The runs of `cells` in a round, cell by cell, a job for each seed."""
         kept = [[o for o in cell if key_of(o) not in ("seed", "schedule.epochs")] for cell in cells]
         asked = [[*cell, f"schedule.epochs={at.epochs}", f"seed={seed}"] for cell in kept for seed in at.seeds]
@@ -157,7 +158,7 @@ class AdviseSweeper(LayergraftSweeper):
 
     def _measured(
         self, names: Sequence[str], cells: Sequence[Sequence[str]], at: Any, folder: Path
-    ) -> tuple[Any, Any, list]:
+    ) -> tuple[Any, Any, list[dict[str, Any]]]:
         """Do the runs of a round: validation and test accuracies, (A, S), nan for what failed, and all of it as plain data."""
         import numpy as np
 
@@ -177,7 +178,10 @@ class AdviseSweeper(LayergraftSweeper):
             for name in ("val/acc", "test/acc")
         )
         keys = np.array([job.key for job in jobs]).reshape(len(cells), -1)
-        plain = lambda row: [None if np.isnan(value) else float(value) for value in row]  # noqa: E731
+
+        def plain(row: Any) -> list[float | None]:
+            return [None if np.isnan(value) else float(value) for value in row]
+
         rows = [
             {"arm": name, "val/acc": plain(val[number]), "runs": keys[number].tolist()}
             for number, name in enumerate(names)
@@ -191,7 +195,7 @@ class AdviseSweeper(LayergraftSweeper):
         arms: dict[str, list[str]],
         without: list[str],
         last: Any,
-        told: list,
+        told: list[dict[str, Any]],
         left_out: dict[str, list[str]],
         folder: Path,
     ) -> list[str]:

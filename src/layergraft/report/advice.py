@@ -51,7 +51,7 @@ def cost(planned: Sequence[Round], epochs: int) -> float:
 def best(val_AS: np.ndarray, number: int) -> list[int]:
     """The `number` arms with the highest mean over seeds, the best first; nan (a run that failed) is last."""
     means_A = np.where(np.isnan(val_AS).any(1), -np.inf, val_AS.mean(1))
-    return np.argsort(-means_A, kind="stable")[:number].tolist()
+    return [int(arm) for arm in np.argsort(-means_A, kind="stable")[:number]]
 
 
 @dataclass(frozen=True)
