@@ -123,14 +123,14 @@ def _has_value(composed: DictConfig, key: str) -> bool:
     return isinstance(node, ValueNode) and key.partition(".")[0] not in _unset(composed)
 
 
-def _references(node: DictConfig, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], DictConfig]]:
+def _references(node: DictConfig, at: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], DictConfig]]:
     """Where a value is taken from elsewhere: its path, and the node that holds it."""
     for key in node:
         child: Any = node._get_node(key)
         if child._is_interpolation() or isinstance(child, ListConfig) and "${" in repr(child):
-            yield (*at, str(key)), node
+            yield (*at, key), node
         elif _is_there(child):
-            yield from _references(child, (*at, str(key)))
+            yield from _references(child, (*at, key))
 
 
 def _replaced(spec: Any, path: Sequence[str], value: Any) -> Any:
