@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from layergraft import checkpoints
 from layergraft.donors.analytic import GaborDonor, PatchDonor
@@ -14,7 +14,6 @@ from layergraft.donors.controls import controlled
 from layergraft.donors.end_to_end import EndToEndDonor
 from layergraft.donors.extracted import ExtractedDonor
 from layergraft.donors.forms import Form, Place, describe, from_json, to_json
-from layergraft.donors.random import RandomDonor
 from layergraft.donors.trained import TrainedDonor
 from layergraft.errors import RunFailed, UserError, require
 from layergraft.files import digest, forget, label, once, write_atomic, write_json
@@ -22,7 +21,7 @@ from layergraft.hosts import weights
 from layergraft.recipes import OptimSpec, PhaseSpec, StrategySpec
 from layergraft.schema import canonical
 from layergraft.seeds import stream
-from layergraft.specs import RESULT_VERSION, Control, LearnedDonorSpec
+from layergraft.specs import RESULT_VERSION, Control, DataSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,8 +31,29 @@ if TYPE_CHECKING:
 
 WEIGHTS, PROVENANCE, NETWORK = "donor.safetensors", "donor.json", "network.safetensors"
 ALL_TRAINS = StrategySpec("all", groups={"all": [".*"]}, phases={"start": PhaseSpec(0, {"all": 1.0})})
-Learner = TrainedDonor | EndToEndDonor | PatchDonor  # from images of its own
-AnyDonor = RandomDonor | TrainedDonor | EndToEndDonor | ExtractedDonor | GaborDonor | PatchDonor
+
+
+class AnyDonor(Protocol):
+    """What every kind has, those of other packages too: all but the two that are trained here `make` their layer."""
+
+    name: str
+    kind: str | None
+    seed: int
+
+    def form(self, place: Place) -> Form: ...
+
+    def source(self) -> str: ...
+
+
+class _Maker(AnyDonor, Protocol):
+    def make(self, place: Place) -> nn.Module: ...
+
+
+@runtime_checkable
+class Learner(AnyDonor, Protocol):
+    """A donor that learns from images."""
+
+    data: DataSpec
 
 
 @dataclass(frozen=True)
@@ -70,14 +90,15 @@ def images_of(spec: Learner, place: Place) -> ImageData:
         data: ImageData = spec.data.load(spec.seed)
     except UserError as error:
         raise UserError(f"donor: {error}") from error
-    if not isinstance(spec, PatchDonor):
+    optim: OptimSpec | None = getattr(spec, "optim", None)
+    if optim is not None:
         from layergraft.training.optimizers import class_of
 
-        class_of(spec.optim)
-        require_batch("donor.optim", spec.optim, data)
+        class_of(optim)
+        require_batch("donor.optim", optim, data)
     if isinstance(spec, EndToEndDonor):
         return data.with_channels(spec.host.in_channels)
-    own = spec.in_channels if isinstance(spec, TrainedDonor) else None
+    own = getattr(spec, "in_channels", None)
     return data if own is not None or 1 not in (data.channels, place.image[0]) else data.with_channels(place.image[0])
 
 
@@ -179,9 +200,11 @@ def _made(
     spec: AnyDonor, place: Place, backend: Backend, outputs: Path, folder: Path
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The layer and what else is known of it; what its training writes goes to `folder`."""
-    if isinstance(spec, LearnedDonorSpec) and spec.control is not Control.none:
-        plain = obtain(replace(spec, control=Control.none), place, backend, outputs)
-        return controlled(plain.layer, spec.control, spec.seed), {"control_of": plain.provenance["key"]}
+    control: Control = getattr(spec, "control", Control.none)
+    if control is not Control.none:
+        learned: Any = spec
+        plain = obtain(replace(learned, control=Control.none), place, backend, outputs)
+        return controlled(plain.layer, control, spec.seed), {"control_of": plain.provenance["key"]}
     if isinstance(spec, TrainedDonor):
         data = images_of(spec, place)
         network, layer = spec.network(spec.form(place), data.channels, data.num_classes)
@@ -191,7 +214,7 @@ def _made(
     if isinstance(spec, EndToEndDonor):
         return _end_to_end(spec, place, backend, outputs)
     facts = spec.facts(place) if isinstance(spec, ExtractedDonor) else {}
-    return spec.make(place), facts
+    return cast(_Maker, spec).make(place), facts
 
 
 def _end_to_end(spec: EndToEndDonor, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:

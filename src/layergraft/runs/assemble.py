@@ -68,7 +68,7 @@ def axes(config: Config) -> dict[str, str | int]:
 
 def donor_of(config: Config) -> AnyDonor:
     """The donor of a run that has one."""
-    return cast(AnyDonor, config.donor)  # `specs`, which imports no part, does not know the kinds
+    return cast(AnyDonor, config.donor)  # `specs`, which imports no part, does not know what kinds have
 
 
 def outputs_of(config: Config) -> Path:
