@@ -120,7 +120,9 @@ def keys() -> dict[str, list[Key]]:
     from layergraft.runs.compose import conf_dir  # noqa: F401  which has registered every kind
 
     bases: dict[str, type] = {"data": specs.DataSpec, "host": specs.HostSpec, "donor": specs.DonorSpec}
-    found = {"": _keys_of(specs.Config, "", tuple(bases))} | {group: _keys_of(base, group) for group, base in bases.items()}
+    found = {"": _keys_of(specs.Config, "", tuple(bases))} | {
+        group: _keys_of(base, group) for group, base in bases.items()
+    }
     for group, kinds in ConfigStore.instance().repo["schema"].items():
         shared = {key.path: key for key in found[group]}
         for file, kind in kinds.items():
@@ -129,7 +131,8 @@ def keys() -> dict[str, list[Key]]:
     return {title: every for title, every in found.items() if every}
 
 
-def _keys_of(spec: type, at: str, left_out: Sequence[str] = ()) -> list[Key]:
+def _keys_of(spec: typing.Any, at: str, left_out: Sequence[str] = ()) -> list[Key]:
+    """Of a dataclass."""
     meanings: dict[str, str] = {}
     for kind in reversed(spec.__mro__):
         if dataclasses.is_dataclass(kind):
@@ -143,22 +146,26 @@ def _keys_of(spec: type, at: str, left_out: Sequence[str] = ()) -> list[Key]:
         inner = next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
         if inner is None:
             found.append(Key(path, _default(field), meanings.get(field.name, "")))
-        elif not (field.default is MISSING or (at == "donor" and field.name in ("optim", "schedule"))):  # said elsewhere
+        elif not (
+            field.default is MISSING or (at == "donor" and field.name in ("optim", "schedule"))
+        ):  # said elsewhere
             found += _keys_of(inner, f"{path}.{NAMED[field.name]}" if field.name in NAMED else path)
     return found
 
 
-def _field_docstrings(kind: type) -> dict[str, str]:
+def _field_docstrings(kind: typing.Any) -> dict[str, str]:
     """Field -> the string that stands after it in the class."""
-    body = ast.parse(inspect.getsource(kind)).body[0].body
+    (spec,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(spec, ast.ClassDef)
     return {
         line.target.id: " ".join(inspect.cleandoc(after.value.value).split())
-        for line, after in zip(body, body[1:], strict=False)
-        if isinstance(line, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-    }
+        for line, after in zip(spec.body, spec.body[1:], strict=False)
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+    }  # fmt: skip
 
 
-def _default(field: dataclasses.Field) -> str:
+def _default(field: dataclasses.Field[typing.Any]) -> str:
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
