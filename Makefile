@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow bench lint docs sweep report tensorboard lock
+.PHONY: help setup test test-slow bench lint docs wheel sweep report tensorboard lock
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -39,6 +39,9 @@ report: setup  ## the default sweep's report, written anew
 tensorboard: setup  ## TensorBoard on all runs, at 127.0.0.1:6006
 	@echo 'http://127.0.0.1:6006/#custom_scalars&regexInput=seed0 shows the runs of one seed: of over 40 runs TensorBoard draws those alone that its filter leaves'
 	$(BIN)/tensorboard --logdir outputs/runs
+
+wheel: setup  ## layergraft as a wheel, in dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 lock: setup  ## pin what is installed now in constraints.txt
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude layergraft > constraints.txt

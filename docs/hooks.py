@@ -25,7 +25,9 @@ def _svg(name, figure, what):
     figure.savefig(out, format="svg", metadata={"Date": None}, bbox_inches="tight", transparent=False)
     svg = out.getvalue()[out.getvalue().index("<svg") :]
     svg = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)  # ids are the page's: each picture has its own
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(what)}" style="max-width:100%;height:auto" ', 1)
+    svg = svg.replace(
+        "<svg ", f'<svg role="img" aria-label="{html.escape(what)}" style="max-width:100%;height:auto" ', 1
+    )
     return "<p>" + re.sub(r"\n\s*", " ", svg) + "</p>"  # one line, which Markdown leaves alone
 
 
@@ -57,7 +59,12 @@ def _surgery(name):
     def arrow(*points):
         for start, end in zip(points, points[1:], strict=False):
             last = end == points[-1]
-            axis.annotate("", end, start, arrowprops={"arrowstyle": "->" if last else "-", "color": "0.35", "shrinkA": 0, "shrinkB": 0})
+            axis.annotate(
+                "",
+                end,
+                start,
+                arrowprops={"arrowstyle": "->" if last else "-", "color": "0.35", "shrinkA": 0, "shrinkB": 0},
+            )
 
     low = 0.0
     box(0.2, low, "before", GREY)
@@ -72,7 +79,9 @@ def _surgery(name):
         box(8, low, "donor", TEAL)
         for x in (2.25, 6.05, 10.05):
             arrow((x, 0.5), (x + (1.9 if x > 3 else 1.7), 0.5))
-        axis.text(7, -0.5, "surgery.where=after; with a gate, x + gate · donor(x)", ha="center", fontsize=8, color="0.35")
+        axis.text(
+            7, -0.5, "surgery.where=after; with a gate, x + gate · donor(x)", ha="center", fontsize=8, color="0.35"
+        )
     else:
         box(5, low, "the layer", GREY)
         box(5, 2.2, "donor", TEAL)

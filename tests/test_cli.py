@@ -89,7 +89,7 @@ def test_bad_input_is_one_clear_line_before_any_training(bad, command, tmp_path,
     [
         (
             ["trian"],
-            "unknown command 'trian'; did you mean 'train'? There are: train, plan, donate, surgery, similarity, sites, status, report, compare, export",
+            "unknown command 'trian'; did you mean 'train'? There are: train, plan, donate, surgery, similarity, sites, advise, status, report, compare, export",
         ),
         (["report"], "report takes folders of sweeps"),
         (["report", "--wher", "x"], "unknown option of report '--wher'; did you mean '--where'?"),
