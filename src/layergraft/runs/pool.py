@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -252,6 +253,7 @@ def _end_with_the_parent() -> None:
 def _work(connection: Connection, place: str) -> None:
     if place:
         os.environ["CUDA_VISIBLE_DEVICES"] = place  # before CUDA starts: it reads this once
+    gc.freeze()  # what is the server's too stays shared memory: a look of the collector would copy it
     sys.unraisablehook = _unraisable
     # Ignored where a shell started the sweep in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
