@@ -2,6 +2,7 @@
 
 import functools
 import os
+import socket
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the tests' networks are too small to share out
 
@@ -13,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from pytorch_lightning.trainer.connectors import callback_connector
 
 from layergraft.cli import main
+from layergraft.data import sets
 from layergraft.data.images import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
@@ -102,3 +104,41 @@ def sweep(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("sweep") / "outputs"
     main(["train", *SWEEP, f"exec.outputs={outputs}"])
     return outputs
+
+
+# The smallest run there is, which looks at nothing: the hostile files' tests make hundreds.
+SMALLEST = ["host=resnet8", "host.width=2", "schedule.epochs=2", "optim.batch_size=10", "exec.device=cpu", "exec.threads=1",
+        "exec.similarity.resamples=0", "exec.probe.epochs=[]", "donor=none", "strategy=full"]  # fmt: skip
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch, command):
+    """Function: overrides -> exit code and line of `layergraft COMMAND`, which is one line, names `file`, and wrote nothing
+    beside `outputs`. The network is shut."""
+    reached = []
+
+    def refuse(*address, **_options):
+        reached.append(address)
+        raise OSError(101, "the network is not to be reached")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides, file=None, what="plan"):
+        before = there(tmp_path)
+        for cached in (sets._whole, sets._fingerprint, sets._rows, sets._pixels, sets._loaded, sets._pool):
+            cached.cache_clear()  # a process takes it that its files stay as they are
+        code, out, err = command(what, *SMALLEST, *map(str, overrides))
+        assert reached == [] and there(tmp_path) == before and "Traceback" not in out + err
+        if code:
+            assert code in (1, 2) and err.splitlines()[-1].startswith("error: ") and err[:-1].isprintable() or code == 1
+            assert code == 1 or len(err.splitlines()) == 1
+            assert file is None or str(file) in err, err
+        return code, err
+
+    return run
+
+
+def there(folder):
+    return {str(path) for path in folder.rglob("*") if "outputs" not in path.relative_to(folder).parts}

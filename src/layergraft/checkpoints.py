@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layergraft.errors import UserError, listing
-from layergraft.files import digest
+from layergraft.files import digest, require_regular, require_unpacked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.")  # what wrappers put in front of every name
+TYPES = (
+    *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128", "bool"),
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+)
 NESTED = ("state_dict", "model_state_dict", "model", "net")  # where training scripts keep the state dict
 
 
@@ -54,8 +58,9 @@ def read(path: str) -> Checkpoint:
     Raises UserError for a file that is missing, empty, cut short, not a checkpoint, or that would run code.
     """
     file = Path(path)
-    if not path or file.is_dir():
-        raise UserError(f"{f'{path} is a folder' if path else 'the path is empty'}; a file of weights is needed")
+    if not path:
+        raise UserError("the path is empty; a file of weights is needed")
+    require_regular(path, "a file of weights")
     if not file.is_file():
         near = sorted(str(other) for other in file.parent.glob(f"*{file.suffix}")) if file.parent.is_dir() else []
         raise UserError(
@@ -81,8 +86,22 @@ def _read(path: str, modified: int, size: int) -> Checkpoint:
     tensors = {str(name): tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no tensors; its keys: {listing(loaded) or 'none'}")
+    _require_plain(path, tensors)
     named, stripped = _strip(path, tensors)
     return Checkpoint(path, named, stripped, digest(Path(path).read_bytes()))
+
+
+def _require_plain(path: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError for a tensor whose values the file does not hold one by one: sparse, packed, without storage, or
+    one number that stands for a whole tensor, which would take all memory once it is copied."""
+    import torch
+
+    for name, tensor in tensors.items():
+        dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not dense or tensor.is_nested or str(tensor.dtype).removeprefix("torch.") not in TYPES:
+            raise UserError(f"{path}: {name} is no plain tensor ({tensor.layout}, {tensor.device}, {tensor.dtype})")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path}: {name} says it is {tuple(tensor.shape)}, but the file holds less of it")
 
 
 def _safetensors(path: str) -> Mapping[str, Tensor]:
@@ -91,7 +110,12 @@ def _safetensors(path: str) -> Mapping[str, Tensor]:
 
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (
+        SafetensorError,
+        AttributeError,
+        KeyError,
+        ValueError,
+    ) as error:  # the others: types that torch does not have
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
 
 
@@ -100,6 +124,7 @@ def _torch(path: str) -> Any:
 
     import torch
 
+    require_unpacked(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are no checkpoints: the error says it better

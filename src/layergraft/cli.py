@@ -287,6 +287,8 @@ def _hydra(arguments: list[str], task: Callable[[DictConfig], object]) -> None:
     import hydra
 
     from layergraft.runs.compose import conf_dir, understood
+    from layergraft.runs.guard import guarded as checked
+    from layergraft.runs.guard import require_readable
 
     raised: list[BaseException] = []
 
@@ -296,11 +298,14 @@ def _hydra(arguments: list[str], task: Callable[[DictConfig], object]) -> None:
         except (Exception, KeyboardInterrupt) as error:  # kept from Hydra, which would print lines of its own
             raised.append(error)
 
-    sys.argv = [sys.argv[0], *understood(arguments)]
+    arguments = understood(arguments)
+    require_readable(arguments)
+    sys.argv = [sys.argv[0], *arguments]
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(guarded)()
+        with checked():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(guarded)()
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if before is not None:

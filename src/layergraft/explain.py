@@ -18,11 +18,24 @@ from yaml import MarkedYAMLError
 
 from layergraft.errors import DISK_FULL, RunFailed, UserError, unknown
 
+MAX_LINE = 4000
 UNKNOWN_KEY = (ConfigAttributeError, ConfigKeyError)
 
 
 def explain(error: BaseException) -> str | None:
     """The line to print for `error`; None where it is not the user's doing and the traceback is due."""
+    said = _said(error)
+    return None if said is None else one_line(said)
+
+
+def one_line(text: str) -> str:
+    """`text` without what a terminal obeys or breaks lines at, such as names in others' files may hold, and not endless."""
+    text = " ".join(text.split("\n"))
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return shown if len(shown) <= MAX_LINE else f"{shown[:MAX_LINE]} ..."
+
+
+def _said(error: BaseException) -> str | None:
     if isinstance(error, (UserError, RunFailed)):
         return str(error)
     if isinstance(error, MissingConfigException):
@@ -37,6 +50,11 @@ def explain(error: BaseException) -> str | None:
         return _omegaconf(error)
     if isinstance(error, HydraException):
         return _first_line(error)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override"):  # Hydra's, without the key
+        return "a group takes the name of a choice, such as optim=adam, and no number, list or dictionary"
+    if isinstance(getattr(error, "full_key", None), str):  # OmegaConf has told its key to an error of other code
+        is_null = isinstance(error, AttributeError) and "'NoneType'" in str(error)
+        return f"{error.full_key}: {'it is null, and cannot be set as a whole' if is_null else _first_line(error)}"
     if isinstance(error, MarkedYAMLError):
         return _yaml(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:

@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from layergraft.claims import claim
+from layergraft.errors import UserError
 
 
 def digest(value: Any) -> str:
@@ -28,6 +30,30 @@ def digest(value: Any) -> str:
 def label(*parts: object) -> str:
     """The readable part of a folder's name: `parts` joined by dots, all but letters, digits, '-', '_' and '.' made '-'."""
     return re.sub(r"[^\w.-]", "-", ".".join(str(part) for part in parts))
+
+
+def require_regular(path: str | Path, what: str) -> None:
+    """Raise UserError for what is no plain file: a folder, a pipe or a device, which would be waited for without end."""
+    file = Path(path)
+    if file.exists() and not file.is_file():
+        raise UserError(f"{path} is {'a folder' if file.is_dir() else 'no plain file'}; {what} is needed")
+
+
+def unpacked(path: str | Path) -> int | None:
+    """Bytes that the ZIP archive at `path` says it unpacks to, which nothing that reads it goes beyond; None for another
+    file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    except Exception:  # a damaged one can make it raise nearly anything; whoever reads it says what is wrong
+        return None
+
+
+def require_unpacked(path: str | Path) -> None:
+    """Raise UserError for an archive that unpacks to far more than it is: torch keeps tensors as they are in one."""
+    size, whole = Path(path).stat().st_size, unpacked(path)
+    if whole is not None and whole > 10 * size + 2**20:
+        raise UserError(f"{path} is refused: its {size:,} bytes unpack to {whole:,}, which torch's own files do not do")
 
 
 def write_atomic(path: Path, text: str | bytes) -> None:

@@ -13,9 +13,16 @@ from typing import Any, TypeVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from layergraft.errors import require
+from layergraft.errors import UserError, require
 
 Kind = TypeVar("Kind")
+# Of what is made so large, or so many times: more is a slip of the finger, that would take all memory or never end.
+MOST = {
+    "epochs": 100_000, "width": 65_536, "in_channels": 65_536, "out_channels": 65_536, "kernel_size": 1024, "stride": 1024,
+    "padding": 1024, "k": 100, "shift": 1024, "size": 16_384, "num_classes": 100_000, "per_class": 1_000_000,
+    "resamples": 10_000, "threads": 1024, "workers": 1024, "readers": 1024, "devices": 1024, "jobs_per_gpu": 1024,
+}  # fmt: skip
+LARGEST = 2**63 - 1
 PLAIN = {str, int, float, bool, type(None)}
 
 
@@ -30,11 +37,17 @@ def register(group: str, name: str) -> Callable[[type[Kind]], type[Kind]]:
 
 
 def validate(spec: Any, at: str = "") -> None:
-    """Have each dataclass in `spec` check its own values, told its key for the message. Raises UserError."""
+    """Have each dataclass in `spec` check its own values, told its key for the message, after their shape and size.
+    Raises UserError."""
     kind: type = type(spec)
-    for key in _names(kind):
+    for key, shape in _shapes(kind).items():
         value, path = getattr(spec, key), f"{at}.{key}" if at else key
         require(value != MISSING, f"{path} is not set; `layergraft train --cfg job` shows all keys")
+        if shape is not None and not isinstance(value, shape):  # OmegaConf lets an interpolation give anything
+            raise UserError(f"{path} is {value!r}; a {shape.__name__} is needed")
+        if type(value) is int:
+            most = MOST.get(key, LARGEST)
+            require(abs(value) <= most, f"{path} is {value}; {most} is the most that is taken")
         for name, part in value.items() if isinstance(value, dict) else [(None, value)]:
             if dataclasses.is_dataclass(part):
                 validate(part, path if name is None else f"{path}.{name}")
@@ -64,6 +77,14 @@ def canonical(spec: Any) -> Any:
 @cache
 def _names(kind: type) -> tuple[str, ...]:
     return tuple(item.name for item in dataclasses.fields(kind))
+
+
+@cache
+def _shapes(kind: type) -> dict[str, type | None]:
+    """Field -> dict or list where it is always one."""
+    known: dict[str, type] = {"dict": dict, "list": list}
+    told = {item.name: str(item.type) for item in dataclasses.fields(kind)}
+    return {name: None if "None" in text else known.get(text.partition("[")[0]) for name, text in told.items()}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import stat
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from layergraft.files import digest, label, once, write_json
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Of what PIL reads; others among them have other programs read them, as Ghostscript does PostScript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 CHUNK = 256  # files at a time, so that few whole images are in memory
 
 
@@ -37,10 +41,8 @@ class Decoded:
 
 @dataclass
 class FileSet(DataSet):
-    """A set of image files in a folder."""
+    """A set of image files."""
 
-    path: str = MISSING
-    """The folder that the files lie in."""
     cache: str = "outputs/data"
     """Where decoded images are kept."""
     size: int = 64
@@ -50,32 +52,33 @@ class FileSet(DataSet):
     skip_corrupt: bool = False
     """Leave files out that cannot be read, and count them; else the first of them is an error."""
 
-    places: ClassVar[tuple[str, ...]] = ("path", "cache")
+    places: ClassVar[tuple[str, ...]] = ("cache",)
 
     def check(self, at: str) -> None:
         super().check(at)
         require(self.size > 0, f"{at}.size is {self.size}; it must be 1 or more")
         require(self.channels in (1, 3), f"{at}.channels is {self.channels}; it must be 1 or 3")
 
-    def folder(self) -> Path:
-        """`path`. Raises UserError where it is not there."""
-        folder = Path(self.path)
-        require(folder.is_dir(), f"data={self.name}: there is no folder {folder}; set data.path=FOLDER")
-        return folder
-
-    def decoded(self, files: Sequence[Path], read: Callable[[Path], Image], options: Any = None) -> Decoded:
-        """The images of `files`, from the cache.
+    def decoded(self, root: Path, files: Sequence[Path], read: Callable[[Path], Image], options: Any = None) -> Decoded:
+        """The images of `files`, which lie in `root`, from the cache.
 
         `read` gives an image of PIL's; `options` is what it depends on. Raises UserError for a file that cannot be read,
-        unless such are to be left out.
+        unless such are to be left out, and for one that lies outside of `root`, by a link or by its name.
         """
-        facts = [(str(file.resolve()), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+        real = root.resolve()
+        facts = [self._facts(root, real, file) for file in files]
         key = digest([facts, self.size, self.channels, self.skip_corrupt, options])
         folder = Path(self.cache) / label(self.name, f"{self.size}x{self.size}", key)
         once(folder, lambda unfinished: self._decode(files, read, unfinished))
         known = json.loads((folder / "decoded.json").read_text())
         images = np.load(folder / "images.npy", mmap_mode="r")
         return Decoded(images, known["pixels"], np.array(known["kept"]), tuple(known["skipped"]))
+
+    def _facts(self, root: Path, within: Path, file: Path) -> tuple[str, int, int]:
+        real, status = file.resolve(), file.stat()
+        require(real.is_relative_to(within), f"data={self.name}: {file} is refused: it leads out of {root}, to {real}")
+        require(stat.S_ISREG(status.st_mode), f"data={self.name}: {file} is no plain file")
+        return str(real), status.st_size, status.st_mtime_ns
 
     def _decode(self, files: Sequence[Path], read: Callable[[Path], Image], folder: Path) -> None:
         def one(file: Path) -> np.ndarray | str:
@@ -84,12 +87,17 @@ class FileSet(DataSet):
             except Exception as error:  # decoders raise what they like
                 return f"{file}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
+        from PIL.Image import DecompressionBombWarning
+
         shape = (len(files), self.channels, self.size, self.size)
         kept: list[int] = []
         skipped: list[str] = []
         whole = folder / "all.npy"
         out = np.lib.format.open_memmap(whole, "w+", np.uint8, shape)
-        with ThreadPoolExecutor() as pool:  # decoders give up the interpreter's lock
+        # Of what decoders warn of, PIL's word for an image of a billion pixels in a few bytes is all that counts.
+        with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # decoders give up the interpreter's lock
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", DecompressionBombWarning)
             for start in range(0, len(files), CHUNK):
                 for index, image in enumerate(pool.map(one, files[start : start + CHUNK]), start):
                     if isinstance(image, str):
@@ -112,11 +120,27 @@ class FileSet(DataSet):
         write_json(folder / "decoded.json", {"pixels": pixels, "kept": kept, "skipped": skipped})
 
 
+@dataclass
+class FolderSet(FileSet):
+    """A set of image files in a folder of the user's."""
+
+    path: str = MISSING
+    """The folder that the files lie in."""
+
+    places: ClassVar[tuple[str, ...]] = ("path", "cache")
+
+    def folder(self) -> Path:
+        """`path`. Raises UserError where it is not there."""
+        folder = Path(self.path)
+        require(folder.is_dir(), f"data={self.name}: there is no folder {folder}; set data.path=FOLDER")
+        return folder
+
+
 def open_image(file: Path) -> Image:
-    """Any file that PIL reads, upright."""
+    """A picture in one of FORMATS, whatever its name says, upright."""
     from PIL import Image, ImageOps
 
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
         image.load()
         return ImageOps.exif_transpose(image)
 

@@ -6,13 +6,15 @@ all), then to 0 to 255; MONOCHROME1, where small values are bright, is turned ro
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layergraft.data.decoded import FileSet
+from layergraft.data.decoded import FolderSet
 from layergraft.data.sets import PARTS, Whole
 from layergraft.errors import UserError, require, unknown
 from layergraft.schema import register
@@ -21,9 +23,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+MOST_VALUES = 2**28  # of an image
+
+
 @register("data", "dicom")
 @dataclass
-class Dicom(FileSet):
+class Dicom(FolderSet):
     """`labels` is a CSV with the columns `file` (below `path`) and `label`, and perhaps `split` (train, val, test) and
     `patient`, whose images then stay in one split. Needs pydicom, which is in the extra `layergraft[medical]`."""
 
@@ -53,9 +58,15 @@ class Dicom(FileSet):
         root = self.folder()
         table_file = root / self.labels
         require(table_file.is_file(), f"data={self.name}: there is no table {table_file}; set data.labels=FILE.csv")
+        require(
+            table_file.resolve().is_relative_to(root.resolve()),
+            f"data={self.name}: {table_file} is refused: it leads out of {root}, to {table_file.resolve()}",
+        )
         try:
-            table = pd.read_csv(table_file, dtype=str, keep_default_na=False)
-        except ValueError as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # lines longer than the head
+                table = pd.read_csv(table_file, dtype=str, keep_default_na=False, index_col=False)
+        except (ValueError, pd.errors.ParserWarning) as error:
             raise UserError(f"{table_file} is not a table that can be read: {str(error).splitlines()[0]}") from error
         for column in ("file", "label"):
             if column not in table:
@@ -74,7 +85,7 @@ class Dicom(FileSet):
         if "split" in table:
             for name in set(table.split) - set(PARTS):
                 raise unknown(f"split in {table_file}", name, PARTS)
-        images = self.decoded([root / name for name in table.file], self._image, self.window)
+        images = self.decoded(root, [root / name for name in table.file], self._image, self.window)
         table = table.iloc[images.kept]
         names = tuple(sorted(set(table.label), key=lambda name: (not name.isdigit(), name.zfill(9))))
         part = table.split.map(PARTS.index).to_numpy() if "split" in table else None
@@ -98,9 +109,16 @@ class Dicom(FileSet):
 def windowed(file: Path, window: list[float]) -> np.ndarray:
     """The file's image as uint8, (H, W) or (H, W, 3)."""
     import pydicom
+    from pydicom.filereader import read_file_meta_info
     from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+    # A deflated one is unpacked whole before anything is known of it, and a few bytes can unpack to all of the memory.
+    syntax = read_file_meta_info(file).get("TransferSyntaxUID")
+    require(syntax != DeflatedExplicitVRLittleEndian, "deflated; dcmconv +te, or any other tool, writes it as it is")
     image = pydicom.dcmread(file)
+    shape = [int(image.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")]
+    require(math.prod(shape) <= MOST_VALUES, f"it says it has {' x '.join(map(str, shape))} values")
     x: np.ndarray = image.pixel_array
     if getattr(image, "SamplesPerPixel", 1) == 3:
         require(x.ndim == 3, f"{x.shape[0]} frames; only single images are read")
@@ -120,6 +138,10 @@ def windowed(file: Path, window: list[float]) -> np.ndarray:
     elif image.get("VOILUTSequence"):
         x = np.asarray(apply_voi(x.astype(np.int64), image), np.float64)
         low, high = 0, 2 ** image.VOILUTSequence[0].LUTDescriptor[2] - 1
+    require(
+        np.isfinite(x).all() and np.isfinite([low, high]).all(),
+        "its rescaling or window gives values that are not finite",
+    )
     x = (x - low) / (high - low) if high != low else np.zeros_like(x)
     if image.PhotometricInterpretation == "MONOCHROME1":
         x = 1 - x

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from layergraft.data.npz import whole_of
+from layergraft.data.npz import require_fits, whole_of
 from layergraft.data.sets import PARTS, DataSet, Whole
 from layergraft.errors import UserError, require, unknown
 from layergraft.schema import register
@@ -60,6 +60,8 @@ class MedMnist(DataSet):
         if not (root / file).is_file():
             root.mkdir(parents=True, exist_ok=True)
             options["download"] = True
+        else:
+            require_fits(root / file)
         arrays: dict[str, np.ndarray] = {}
         for part in PARTS:
             try:

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from omegaconf import MISSING
 
 from layergraft.data.sets import PARTS, DataSet, Whole
 from layergraft.errors import UserError, require
+from layergraft.files import require_regular, unpacked
 from layergraft.schema import register
 from layergraft.tasks import Task
 
@@ -38,19 +38,36 @@ class Npz(DataSet):
         require(self.task in known, f"{at}.task is {self.task}; it must be one of {', '.join(known)}")
 
     def read(self) -> Whole:
-        require(Path(self.path).is_file(), f"data={self.name}: there is no file {self.path}; set data.path=FILE.npz")
+        require_regular(self.path, "a .npz file")
+        require(Path(self.path).exists(), f"data={self.name}: there is no file {self.path}; set data.path=FILE.npz")
         return read_npz(self.path, None if self.task == "auto" else Task[self.task])
 
 
 def read_npz(path: str | Path, task: Task | None = None) -> Whole:
-    """The set in a file. Raises UserError for one that cannot be read or has not the layout."""
+    """The set in a file. Raises UserError for one that cannot be read, has not the layout or would fill the memory."""
+    require_fits(path)
     try:
         # allow_pickle is off: a file from a stranger runs no code.
         with open(path, "rb") as opened, np.load(opened) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is not a .npz file that can be read: {str(error).splitlines()[0]}") from error
+            odd = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+            require(not odd, f"{odd[0] if odd else ''} is no array")
+    except Exception as error:  # a damaged file can make zipfile and numpy raise nearly anything
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is not a .npz file that can be read: {said}") from error
     return whole_of(arrays, str(path), task)
+
+
+def require_fits(path: str | Path) -> None:
+    """Raise UserError for what is no plain file, or an archive that unpacks to more than half of this machine's memory: the
+    arrays of its splits are joined."""
+    require_regular(path, "a .npz file")
+    size, whole = Path(path).stat().st_size, unpacked(path) or 0
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    require(
+        whole <= most,
+        f"{path} is refused: its {size:,} bytes unpack to {whole:,}, more than half of this machine's memory ({most:,})",
+    )
 
 
 def whole_of(
@@ -72,10 +89,10 @@ def whole_of(
             len(x) == len(y) and y.ndim in (1, 2),
             f"{where}: {part}_labels has shape {y.shape} for {len(x)} images; it must be (N,), (N, 1) or (N, labels)",
         )
-        require(
-            y.dtype.kind in "buif" and bool(np.array_equal(y, y.astype(np.int64))),
-            f"{where}: {part}_labels are not whole numbers",
-        )
+        require(x.dtype == np.uint8, f"{where}: {part}_images must be uint8, 0 to 255; they are {x.dtype}")
+        with np.errstate(invalid="ignore"):  # of NaN, which is no whole number
+            whole = y.dtype.kind in "buif" and bool(np.array_equal(y, y.astype(np.int64)))
+        require(whole, f"{where}: {part}_labels are not whole numbers")
         images.append(x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2))
         labels.append(y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y)
         parts.append(np.full(len(x), number))
@@ -95,5 +112,9 @@ def whole_of(
         f"{where}: an image has {y.shape[1] if several else 1} labels, so the task cannot be {task.name}",
     )
     number = y.shape[1] if several else int(y.max(initial=0)) + 1
+    require(
+        0 < number <= max(len(y), 2) or several,
+        f"{where}: labels go up to {number - 1} for {len(y)} images; classes are numbered from 0 without a gap",
+    )
     names = class_names or tuple(str(label) for label in range(number))
     return Whole(np.concatenate(images), y, names, np.concatenate(parts), task)

@@ -154,6 +154,7 @@ def require_sound(whole: Whole, name: str) -> None:
     )
     require(len(x) == len(y), f"{name}: there are {len(x)} images and {len(y)} labels")
     require(len(x) > 0, f"{name}: there are no images")
+    require(0 not in x.shape and 0 not in y.shape, f"{name}: images or labels are empty: {x.shape}, {y.shape}")
     if whole.task is Task.multi_label:
         bad = np.flatnonzero(~np.isin(y, (0, 1)).all(1))
         require(not len(bad), f"{name}: labels of image {bad[:1]} are not all 0 or 1: {y[bad[:1]].tolist()}")

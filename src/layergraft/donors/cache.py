@@ -107,9 +107,10 @@ def _dry_run(form: Form, k: int, image: tuple[int, int, int], num_classes: int) 
     """Raise UserError where the single-layer network cannot take such images."""
     import torch
 
-    from layergraft.hosts.blocks import blank
+    from layergraft.hosts.blocks import blank, require_room
 
     network = blank(lambda: TrainedDonor(k=k).network(form, image[0], num_classes)[0])
+    require_room("the donor's own network", network)
     try:
         network(torch.empty(2, *image, device="meta"))
     except RuntimeError as error:

@@ -5,6 +5,7 @@ The blocks are torchvision's own classes, so that its weights fit them name by n
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from layergraft.errors import require
 
 CHANNELS_PER_GROUP = 16  # of group norm: Wu & He, Group Normalization, 2018, table 3
 
@@ -93,3 +96,14 @@ def blank(build: Callable[[], nn.Module]) -> nn.Module:
     """What `build` makes, on the meta device: shapes without weights, and no random numbers drawn."""
     with torch.device("meta"):
         return build()
+
+
+def require_room(where: str, network: nn.Module) -> None:
+    """Raise UserError where the weights of `network` (on any device), a gradient and two moments of each, are more than this
+    machine's whole memory."""
+    needed = 4 * sum(4 * parameter.numel() for parameter in network.parameters())
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    require(
+        needed <= there,
+        f"{where} takes {needed / 2**30:,.0f} GiB for its weights and their training; this machine has {there / 2**30:,.0f} GiB",
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from layergraft.hosts.blocks import blank
+from layergraft.hosts.blocks import blank, require_room
 from layergraft.hosts.sites import Site, survey
 from layergraft.hosts.weights import fingerprint, matching
 from layergraft.schema import Keyed, keyed
@@ -34,6 +34,7 @@ def sites_of(spec: HostSpec, image: Image, num_classes: int) -> dict[str, Site]:
 def _skeleton(keyed: Keyed, weights: str | None, image: Image, num_classes: int) -> nn.Module:
     spec = keyed.spec
     host = blank(lambda: spec.build(image, num_classes, seed=0))
+    require_room(f"host={spec.name} host.width={spec.width}", host)
     matching(spec, host)
     return host
 

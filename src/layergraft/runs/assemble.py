@@ -21,7 +21,7 @@ from layergraft.donors.forms import Form, Place
 from layergraft.errors import require
 from layergraft.files import digest, label
 from layergraft.hosts import sites, skeletons, weights
-from layergraft.hosts.blocks import blank
+from layergraft.hosts.blocks import blank, require_room
 from layergraft.hosts.sites import Site
 from layergraft.recipes import ScheduleSpec, StrategySpec
 from layergraft.schema import Keyed, canonical, keyed
@@ -229,6 +229,7 @@ def _plan(outline: _Outline, strategy: Keyed, epochs: int) -> Plan:
 def _check(outline: _Outline, strategy: Keyed, epochs: int, optim: Keyed, backend: Backend) -> None:
     """`training.fit.check` on the skeleton."""
     plan = _plan(outline, strategy, epochs)
+    require_room("the network with its donors", outline.skeleton)
     check(outline.skeleton, plan, Recipe(optim.spec, ScheduleSpec(epochs=epochs)), backend)
 
 

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from layergraft.errors import UserError, listing
+from layergraft.files import require_regular, require_unpacked
 from layergraft.training.module import Diverged, PlannedModule
 
 CHECKPOINT = "last.ckpt"
@@ -85,13 +86,20 @@ class Checkpoints(pl.Callback):
 
 def facts_of(path: Path) -> dict[str, Any]:
     """What the run was that wrote this checkpoint. Raises UserError for a file that is no checkpoint of a run."""
+    require_regular(path, "a checkpoint")
+    facts: Any = None
     try:
-        facts: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[FACTS]
-        return facts
+        require_unpacked(path)
+        facts = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[FACTS]
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
-    except Exception:  # whatever a folder, or a file of another kind or cut short, makes torch raise
-        raise UserError(f"{path} is not a whole checkpoint of a run of layergraft") from None
+    except UserError:
+        raise
+    except Exception:  # whatever a file of another kind or cut short makes torch raise
+        pass
+    if not isinstance(facts, Mapping):
+        raise UserError(f"{path} is not a whole checkpoint of a run of layergraft")
+    return dict(facts)
 
 
 def require_same(path: Path, facts: Mapping[str, Any]) -> None:
