@@ -52,9 +52,10 @@ def _said(error: BaseException) -> str | None:
         return _first_line(error)
     if isinstance(error, ValueError) and str(error).startswith("Config group override"):  # Hydra's, without the key
         return "a group takes the name of a choice, such as optim=adam, and no number, list or dictionary"
-    if isinstance(getattr(error, "full_key", None), str):  # OmegaConf has told its key to an error of other code
+    key = getattr(error, "full_key", None)
+    if isinstance(key, str):  # OmegaConf has told its key to an error of other code
         is_null = isinstance(error, AttributeError) and "'NoneType'" in str(error)
-        return f"{error.full_key}: {'it is null, and cannot be set as a whole' if is_null else _first_line(error)}"
+        return f"{key}: {'it is null, and cannot be set as a whole' if is_null else _first_line(error)}"
     if isinstance(error, MarkedYAMLError):
         return _yaml(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:

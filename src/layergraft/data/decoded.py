@@ -41,8 +41,10 @@ class Decoded:
 
 @dataclass
 class FileSet(DataSet):
-    """A set of image files."""
+    """A set of image files in a folder."""
 
+    path: str = MISSING
+    """The folder that the files lie in."""
     cache: str = "outputs/data"
     """Where decoded images are kept."""
     size: int = 64
@@ -52,21 +54,27 @@ class FileSet(DataSet):
     skip_corrupt: bool = False
     """Leave files out that cannot be read, and count them; else the first of them is an error."""
 
-    places: ClassVar[tuple[str, ...]] = ("cache",)
+    places: ClassVar[tuple[str, ...]] = ("path", "cache")
 
     def check(self, at: str) -> None:
         super().check(at)
         require(self.size > 0, f"{at}.size is {self.size}; it must be 1 or more")
         require(self.channels in (1, 3), f"{at}.channels is {self.channels}; it must be 1 or 3")
 
-    def decoded(self, root: Path, files: Sequence[Path], read: Callable[[Path], Image], options: Any = None) -> Decoded:
-        """The images of `files`, which lie in `root`, from the cache.
+    def folder(self) -> Path:
+        """`path`. Raises UserError where it is not there."""
+        folder = Path(self.path)
+        require(folder.is_dir(), f"data={self.name}: there is no folder {folder}; set data.path=FOLDER")
+        return folder
+
+    def decoded(self, files: Sequence[Path], read: Callable[[Path], Image], options: Any = None) -> Decoded:
+        """The images of `files`, from the cache.
 
         `read` gives an image of PIL's; `options` is what it depends on. Raises UserError for a file that cannot be read,
-        unless such are to be left out, and for one that lies outside of `root`, by a link or by its name.
+        unless such are to be left out, and for one that lies outside of `path`, by a link or by its name.
         """
-        real = root.resolve()
-        facts = [self._facts(root, real, file) for file in files]
+        within = Path(self.path).resolve()
+        facts = [self._facts(file, within) for file in files]
         key = digest([facts, self.size, self.channels, self.skip_corrupt, options])
         folder = Path(self.cache) / label(self.name, f"{self.size}x{self.size}", key)
         once(folder, lambda unfinished: self._decode(files, read, unfinished))
@@ -74,10 +82,11 @@ class FileSet(DataSet):
         images = np.load(folder / "images.npy", mmap_mode="r")
         return Decoded(images, known["pixels"], np.array(known["kept"]), tuple(known["skipped"]))
 
-    def _facts(self, root: Path, within: Path, file: Path) -> tuple[str, int, int]:
+    def _facts(self, file: Path, within: Path) -> tuple[str, int, int]:
         real, status = file.resolve(), file.stat()
-        require(real.is_relative_to(within), f"data={self.name}: {file} is refused: it leads out of {root}, to {real}")
-        require(stat.S_ISREG(status.st_mode), f"data={self.name}: {file} is no plain file")
+        where = f"data={self.name}: {file}"
+        require(real.is_relative_to(within), f"{where} is refused: it leads out of {self.path}, to {real}")
+        require(stat.S_ISREG(status.st_mode), f"{where} is no plain file")
         return str(real), status.st_size, status.st_mtime_ns
 
     def _decode(self, files: Sequence[Path], read: Callable[[Path], Image], folder: Path) -> None:
@@ -118,22 +127,6 @@ class FileSet(DataSet):
             whole.rename(folder / "images.npy")
         pixels = hash_of_pixels(np.load(folder / "images.npy", mmap_mode="r"))  # once, not in every process
         write_json(folder / "decoded.json", {"pixels": pixels, "kept": kept, "skipped": skipped})
-
-
-@dataclass
-class FolderSet(FileSet):
-    """A set of image files in a folder of the user's."""
-
-    path: str = MISSING
-    """The folder that the files lie in."""
-
-    places: ClassVar[tuple[str, ...]] = ("path", "cache")
-
-    def folder(self) -> Path:
-        """`path`. Raises UserError where it is not there."""
-        folder = Path(self.path)
-        require(folder.is_dir(), f"data={self.name}: there is no folder {folder}; set data.path=FOLDER")
-        return folder
 
 
 def open_image(file: Path) -> Image:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layergraft.data.decoded import FolderSet
+from layergraft.data.decoded import FileSet
 from layergraft.data.sets import PARTS, Whole
 from layergraft.errors import UserError, require, unknown
 from layergraft.schema import register
@@ -28,7 +28,7 @@ MOST_VALUES = 2**28  # of an image
 
 @register("data", "dicom")
 @dataclass
-class Dicom(FolderSet):
+class Dicom(FileSet):
     """`labels` is a CSV with the columns `file` (below `path`) and `label`, and perhaps `split` (train, val, test) and
     `patient`, whose images then stay in one split. Needs pydicom, which is in the extra `layergraft[medical]`."""
 
@@ -85,7 +85,7 @@ class Dicom(FolderSet):
         if "split" in table:
             for name in set(table.split) - set(PARTS):
                 raise unknown(f"split in {table_file}", name, PARTS)
-        images = self.decoded(root, [root / name for name in table.file], self._image, self.window)
+        images = self.decoded([root / name for name in table.file], self._image, self.window)
         table = table.iloc[images.kept]
         names = tuple(sorted(set(table.label), key=lambda name: (not name.isdigit(), name.zfill(9))))
         part = table.split.map(PARTS.index).to_numpy() if "split" in table else None
@@ -139,7 +139,7 @@ def windowed(file: Path, window: list[float]) -> np.ndarray:
         x = np.asarray(apply_voi(x.astype(np.int64), image), np.float64)
         low, high = 0, 2 ** image.VOILUTSequence[0].LUTDescriptor[2] - 1
     require(
-        np.isfinite(x).all() and np.isfinite([low, high]).all(),
+        bool(np.isfinite(x).all() and np.isfinite([low, high]).all()),
         "its rescaling or window gives values that are not finite",
     )
     x = (x - low) / (high - low) if high != low else np.zeros_like(x)

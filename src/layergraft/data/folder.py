@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from layergraft.data.decoded import FolderSet, open_image
+from layergraft.data.decoded import FileSet, open_image
 from layergraft.data.sets import PARTS, Whole
 from layergraft.errors import UserError, require, unknown
 from layergraft.schema import register
@@ -19,7 +19,7 @@ SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "
 
 @register("data", "folder")
 @dataclass
-class Folder(FolderSet):
+class Folder(FileSet):
     """`path/CLASS/*.jpg`, or `path/train/CLASS/*.jpg` and `path/test/...`, and perhaps `path/val/...`."""
 
     name: str = "folder"
@@ -41,7 +41,7 @@ class Folder(FolderSet):
                 f"{root}: the class folders of {part} are not those of {found[0][0]}; one of them lacks {', '.join(sorted(odd)[:5])}",
             )
         files = [(path, label, part) for part, _, samples in found for path, label in samples]
-        images = self.decoded(root, [path for path, _, _ in files], open_image)
+        images = self.decoded([path for path, _, _ in files], open_image)
         labels = np.array([label for _, label, _ in files], np.int64)[images.kept]
         parts = np.array([PARTS.index(part) for _, _, part in files])[images.kept] if splits else None
         return Whole(images.x_NCHW, labels, tuple(classes), parts, pixels=images.pixels, skipped=images.skipped)

@@ -83,10 +83,6 @@ class TorchvisionFiles(FileSet):
 
     name: str = "food101"
     """food101 or flowers102."""
-    root: str = "data"
-    """The folder of the files; what is not there is downloaded."""
-
-    places: ClassVar[tuple[str, ...]] = ("root", "cache")
 
     def check(self, at: str) -> None:
         super().check(at)
@@ -100,7 +96,7 @@ class TorchvisionFiles(FileSet):
             part: _of_torchvision(kind, self.name, layout, self.path, split=split) for split, part in parts.items()
         }
         files = [Path(path) for split in found.values() for path in split._image_files]
-        images = self.decoded(Path(self.root), files, open_image)
+        images = self.decoded(files, open_image)
         labels = np.array([label for split in found.values() for label in split._labels], np.int64)[images.kept]
         part = np.repeat(list(found), [len(split) for split in found.values()])[images.kept]
         classes = getattr(found[TRAIN], "classes", None) or [str(label) for label in range(102)]

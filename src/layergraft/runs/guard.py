@@ -42,14 +42,17 @@ PINNED: dict[str, tuple[Any, str]] = {
     "searchpath": ([], "--config-dir=FOLDER adds choices"),
 }
 PLUGINS = {"launcher": Launcher, "sweeper": Sweeper}
-OURS = ("hydra", "main", "schema")  # where configs come from that nobody else has given
+FOREIGN = "command-line"  # what Hydra says a config comes from, where it is a folder given by --config-dir
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 WRITTEN = ("exec.outputs", "exec.data", "data.cache", "data.root", "donor.data.cache", "donor.data.root")
+
+DOWNLOADED = ("food101", "flowers102")  # whose path is where they are downloaded to
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise UserError(f"cannot read the command line: {message}")
+        where = "; options stand before all KEY=VALUE or after them" if message.startswith("unrecognized") else ""
+        raise UserError(f"cannot read the command line: {message}{where}")
 
 
 def require_readable(arguments: Sequence[str]) -> None:
@@ -82,27 +85,32 @@ def guarded() -> Iterator[None]:
 
     def checked(self: ConfigLoaderImpl, *args: Any, **options: Any) -> DictConfig:
         composed = load(self, *args, **options)
-        plain = OmegaConf.to_container(composed.hydra, resolve=False)
+        plain = _plain(composed.hydra)
         _require_pinned(plain)
         _require_plugins(composed.hydra)
         own = [override for override in plain["overrides"]["hydra"] if not override.startswith("hydra.mode=")]
         asks = len(own) < len(plain["overrides"]["hydra"])
         require(asks or plain["mode"] is None, "hydra.mode is set by a config; -m is what asks for a sweep")
-        if any(source["provider"] not in OURS for source in plain["runtime"]["config_sources"]):
+        if any(source["provider"] == FOREIGN for source in plain["runtime"]["config_sources"]):
             _require_below(composed, plain["overrides"]["task"])
             if plain["launcher"] != {"_target_": "hydra_plugins.layergraft.launcher.LayergraftLauncher"}:
                 asked = load(self, "config", own, RunMode.RUN).hydra.launcher
                 require(
-                    OmegaConf.to_container(asked, resolve=False) == plain["launcher"],
+                    _plain(asked) == plain["launcher"],
                     "hydra.launcher is set by a config; which jobs are started is for the command line to say: hydra/launcher=NAME, hydra.launcher.KEY=VALUE",
                 )
         return composed
 
-    ConfigLoaderImpl.load_configuration = checked
+    setattr(ConfigLoaderImpl, "load_configuration", checked)  # noqa: B010  mypy takes no method to be set
     try:
         yield
     finally:
-        ConfigLoaderImpl.load_configuration = load
+        setattr(ConfigLoaderImpl, "load_configuration", load)  # noqa: B010
+
+
+def _plain(node: DictConfig, resolve: bool = False) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(node, resolve=resolve)
+    return dict(plain)
 
 
 def _require_pinned(plain: dict[str, Any]) -> None:
@@ -116,7 +124,7 @@ def _require_pinned(plain: dict[str, Any]) -> None:
 def _require_plugins(hydra: DictConfig) -> None:
     """Launcher and sweeper are installed plugins, and none of their values is an object to be made."""
     for name, kind in PLUGINS.items():
-        plain = OmegaConf.to_container(hydra[name], resolve=True) if OmegaConf.is_dict(hydra[name]) else {}
+        plain = _plain(hydra[name], resolve=True) if OmegaConf.is_dict(hydra[name]) else {}
         target = plain.pop("_target_", None)
         known = Plugins.instance().class_name_to_class.get(target) if isinstance(target, str) else None
         require(known is not None and issubclass(known, kind), f"hydra.{name} is no installed {name}: {target}")
@@ -135,7 +143,8 @@ def _require_below(composed: DictConfig, overrides: Sequence[str]) -> None:
     """What is written goes below this folder, or one that the command line names: another's config cannot say where."""
     named = [override.partition("=")[2].strip("'\"") for override in overrides if override.partition("=")[0] in WRITTEN]
     allowed = [Path(os.path.abspath(folder)) for folder in ("", *named)]
-    for key in WRITTEN:
+    downloads = [at for at in ("data", "donor.data") if OmegaConf.select(composed, f"{at}.name") in DOWNLOADED]
+    for key in (*WRITTEN, *(f"{at}.path" for at in downloads)):
         value = OmegaConf.select(composed, key, throw_on_missing=False)
         require(
             not isinstance(value, str) or any(Path(os.path.abspath(value)).is_relative_to(at) for at in allowed),
