@@ -112,19 +112,24 @@ SMALLEST = ["host=resnet8", "host.width=2", "schedule.epochs=2", "optim.batch_si
 
 
 @pytest.fixture
-def asked(tmp_path, monkeypatch, command):
-    """Function: overrides -> exit code and line of `layergraft COMMAND`, which is one line, names `file`, and wrote nothing
-    beside `outputs`. The network is shut."""
-    reached = []
+def no_network(monkeypatch):
+    """The network is shut; the addresses that were asked for."""
+    reached, connect = [], socket.socket.connect
 
     def refuse(*address, **_options):
         reached.append(address)
         raise OSError(101, "the network is not to be reached")
 
-    connect = socket.socket.connect
     own = lambda to, address: (connect if to.family == socket.AF_UNIX else refuse)(to, address)  # noqa: E731  to workers
     monkeypatch.setattr(socket.socket, "connect", own)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return reached
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch, command, no_network):
+    """Function: overrides -> exit code and error of `layergraft COMMAND`, which is one line, names `file`, asked for no
+    network and wrote nothing beside `outputs`."""
     monkeypatch.chdir(tmp_path)
 
     def run(*overrides, file=None, what="plan"):
@@ -132,7 +137,7 @@ def asked(tmp_path, monkeypatch, command):
         for cached in (sets._whole, sets._fingerprint, sets._rows, sets._pixels, sets._loaded, sets._pool):
             cached.cache_clear()  # a process takes it that its files stay as they are
         code, out, err = command(what, *SMALLEST, *map(str, overrides))
-        assert reached == [] and there(tmp_path) == before and "Traceback" not in out + err
+        assert no_network == [] and there(tmp_path) == before and "Traceback" not in out + err
         if code:
             *before_it, line = err.splitlines()
             assert code in (1, 2) and line.startswith("error: ") and line.isprintable()

@@ -28,8 +28,9 @@ def digest(value: Any) -> str:
 
 
 def label(*parts: object) -> str:
-    """The readable part of a folder's name: `parts` joined by dots, all but letters, digits, '-', '_' and '.' made '-'."""
-    return re.sub(r"[^\w.-]", "-", ".".join(str(part) for part in parts))
+    """The readable part of a folder's name: `parts` joined by dots, all but letters, digits, '-', '_' and '.' made '-', and a dot
+    at the start, which would hide it."""
+    return re.sub(r"[^\w.-]|^\.", "-", ".".join(str(part) for part in parts))
 
 
 def require_regular(path: str | Path, what: str) -> None:

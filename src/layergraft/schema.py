@@ -23,6 +23,7 @@ MOST = {
     "resamples": 10_000, "threads": 1024, "workers": 1024, "readers": 1024, "devices": 1024, "jobs_per_gpu": 1024,
 }  # fmt: skip
 LARGEST = 2**63 - 1
+PATHS = ("path", "root", "cache", "weights", "outputs", "data", "resume")  # which may have any name that a disk takes
 PLAIN = {str, int, float, bool, type(None)}
 
 
@@ -48,6 +49,12 @@ def validate(spec: Any, at: str = "") -> None:
         if type(value) is int:
             most = MOST.get(key, LARGEST)
             require(abs(value) <= most, f"{path} is {value}; {most} is the most that is taken")
+        if key not in PATHS:
+            for text in value if isinstance(value, (list, dict)) else [value]:
+                require(
+                    not isinstance(text, str) or text.isprintable(),
+                    f"{path} has a character that cannot be shown: {text!r}",
+                )
         for name, part in value.items() if isinstance(value, dict) else [(None, value)]:
             if dataclasses.is_dataclass(part):
                 validate(part, path if name is None else f"{path}.{name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,7 @@ def figure(line: dict[str, Any]) -> Figure:
     shown = np.ma.masked_equal(rates, 0)
     high = rates.max()
     low = min(shown.min(), high / 10)
-    labels = [f"{name}, {group['parameters']:,}" for name, group in groups.items()]
+    labels = [f"{_short(name)}, {group['parameters']:,}" for name, group in groups.items()]
     # Laid out by hand, in inches: matplotlib's own layout takes longer than the drawing, and each run is drawn.
     width, height, left, bottom, bar = (
         6.5,
@@ -131,6 +132,12 @@ def figure(line: dict[str, Any]) -> Figure:
     return drawing
 
 
+def _short(name: str) -> str:
+    """A name that leaves room for the drawing, and is no formula of matplotlib's."""
+    shown = "".join(c if c.isprintable() else "?" for c in name)
+    return (shown if len(shown) <= 28 else f"{shown[:27]}…").replace("$", r"\$")
+
+
 @lru_cache(maxsize=64)
 def picture(line_json: str) -> ndarray:
     """`figure` of a timeline in JSON, as pixels (H, W, 3) uint8; runs of a sweep share their plans."""
@@ -138,5 +145,7 @@ def picture(line_json: str) -> ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure(json.loads(line_json)))
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name in a script that the font has not
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

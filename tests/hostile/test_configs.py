@@ -63,6 +63,8 @@ REFUSED = {
         "data.path is ../ran, by a config",
     ),
     "a sweep's name": (experiment(exec={"sweep": "../../ran"}), "exec.sweep is '../../ran'"),
+    "a name that a terminal obeys": (experiment(strategy={"name": "ran\x1b[31m"}), "strategy.name has a character that cannot be shown"),
+    "a group that one obeys": (experiment(strategy={"groups": {"\x1b[31m": [".*"]}}), "strategy.groups has a character that cannot be shown"),
     "a root config": ({"config.yaml": "hydra: {run: {dir: ran}}\n", "experiment/x.yaml": GLOBAL + "foo: 1\n"}, "Key 'foo' not in"),
 }  # fmt: skip
 
@@ -123,15 +125,15 @@ def test_a_config_cannot_ask_for_a_sweep(strangers, tmp_path):
     assert not (tmp_path / "outputs" / "sweeps").exists()
 
 
-def test_names_are_single_folders(strangers, tmp_path):
-    groups = {
-        "name": "../../ran\x1b[31m</script>",
-        "groups": {"all": [".*"]},
-        "phases": {"a": {"epoch": 0, "train": {"all": 1.0}}},
-    }
-    code, err = strangers({"strategy/y.yaml": yaml.safe_dump(groups)}, "strategy=y", "data.train_size=20")
+def test_names_are_single_folders_and_no_markup(strangers, tmp_path, command):
+    name = "../../ran</script><script>alert(1)</script><img src=x>"
+    strategy = {"name": name, "groups": {name: [".*"]}, "phases": {"a": {"epoch": 0, "train": {name: 1.0}}}}
+    code, err = strangers({"strategy/y.yaml": yaml.safe_dump(strategy)}, "strategy=y", "data.train_size=20")
     (record,) = (tmp_path / "outputs" / "runs").glob("*/record.json")
     assert code == 0 and json.loads(record.read_text())["status"] == "completed" and "ran" in record.parent.name
+    code, out, err = command("report", "outputs/runs")
+    page = (tmp_path / out.strip()).read_text()
+    assert code == 0 and "alert(1)" in page and "<script>alert" not in page and "<img src=x" not in page
 
 
 LAUNCHER = {"hydra/launcher/cluster.yaml": "defaults: [slurm]\njobs: 8\nsetup: [module load cuda]\n"}
