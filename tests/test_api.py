@@ -98,6 +98,15 @@ def test_choices_of_ones_own(here):
     assert run.key.startswith("gentle.") and run.curves.filter(like="lr/").to_numpy().tolist() == [[0.0005], [0.0005]]
 
 
+def test_choices_of_another_say_no_place_to_write_to(here):
+    (here / "theirs" / "exec").mkdir(parents=True)
+    (here / "theirs" / "exec" / "theirs.yaml").write_text(f"outputs: {here.parent}/elsewhere\n")
+    with pytest.raises(UserError, match="exec.outputs is .*elsewhere, by a config in a folder that was given"):
+        fit(HOST, "random", config_dir="theirs", overrides=["exec=theirs"], **SMALL)
+    with pytest.raises(UserError, match="config_dir is nowhere; there is no such folder"):
+        fit(HOST, "random", config_dir="nowhere", **SMALL)
+
+
 @pytest.mark.parametrize("value", [None, True, 3, -0.5, 1e-9, "a b", "it's", "null", "a,b", "x=y", "C:\\dir\\", "${seed}", "", "[1]",
                                    [1, "a b", None], {"a": [0.5, "x y"], "b": "true"}])  # fmt: skip
 def test_values_survive_the_grammar_of_overrides(value):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from layergraft.errors import RunFailed, UserError
+from layergraft.errors import RunFailed, UserError, require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,16 +188,22 @@ def _config(
 
     from layergraft.explain import explain
     from layergraft.runs.compose import conf_dir, to_config, understood
+    from layergraft.runs.guard import require_below
 
     settings = given.get("exec")
     outputs = Path((settings if isinstance(settings, Mapping) else {}).get("outputs", "outputs"))
     given["donor"] = (donor if isinstance(donor, Donor) else Donor(donor)).written(outputs)
     asked = [line for name, value in given.items() for line in _overrides(name, value)]
+    asked += overrides
     if config_dir is not None:
+        require(Path(config_dir).is_dir(), f"config_dir is {config_dir}; there is no such folder")
         asked.append(f"hydra.searchpath=[{_text(f'file://{Path(config_dir).resolve()}')}]")
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="layergraft"):
-            return to_config(compose("config", understood([*asked, *overrides])))
+            composed = compose("config", understood(asked))
+        if config_dir is not None:
+            require_below(composed, asked)
+        return to_config(composed)
     except Exception as error:
         line = explain(error)
         if line is None:

@@ -93,7 +93,7 @@ def guarded() -> Iterator[None]:
         asks = len(own) < len(plain["overrides"]["hydra"])
         require(asks or plain["mode"] is None, "hydra.mode is set by a config; -m is what asks for a sweep")
         if any(source["provider"] == FOREIGN for source in plain["runtime"]["config_sources"]):
-            _require_below(composed, plain["overrides"]["task"])
+            require_below(composed, plain["overrides"]["task"])
             if plain["launcher"] != {"_target_": "hydra_plugins.layergraft.launcher.LayergraftLauncher"}:
                 asked = load(self, "config", own, RunMode.RUN).hydra.launcher
                 require(
@@ -140,9 +140,13 @@ def _makes_objects(value: Any) -> bool:
     return isinstance(value, list) and any(map(_makes_objects, value))
 
 
-def _require_below(composed: DictConfig, overrides: Sequence[str]) -> None:
+def require_below(composed: DictConfig, overrides: Sequence[str]) -> None:
     """What is written goes below this folder, or one that the command line names: another's config cannot say where."""
-    named = [override.partition("=")[2].strip("'\"") for override in overrides if override.partition("=")[0] in WRITTEN]
+    named = [
+        override.partition("=")[2].strip("'\"")
+        for override in overrides
+        if override.partition("=")[0].lstrip("+") in WRITTEN
+    ]
     allowed = [Path(os.path.abspath(folder)) for folder in ("", *named)]
     downloads = [at for at in ("data", "donor.data") if OmegaConf.select(composed, f"{at}.name") in DOWNLOADED]
     for key in (*WRITTEN, *(f"{at}.path" for at in downloads)):
