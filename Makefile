@@ -38,7 +38,7 @@ report: setup  ## the default sweep's report, written anew
 
 tensorboard: setup  ## TensorBoard on all runs, at 127.0.0.1:6006
 	@echo 'http://127.0.0.1:6006/#custom_scalars&regexInput=seed0 shows the runs of one seed: of over 40 runs TensorBoard draws those alone that its filter leaves'
-	$(BIN)/tensorboard --logdir outputs/runs
+	$(BIN)/tensorboard --logdir outputs/runs --host 127.0.0.1
 
 wheel: setup  ## layergraft as a wheel, in dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

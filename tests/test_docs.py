@@ -181,6 +181,11 @@ def test_every_other_command_is_there(page, line):
         assert words[:2] == ["tensorboard", "--logdir"] and words[2] == "outputs/runs"
 
 
+def test_tensorboard_listens_to_this_machine_alone():
+    (line,) = re.findall(r"^\t.*/tensorboard .*$", (ROOT / "Makefile").read_text(), re.M)
+    assert line.endswith(" --host 127.0.0.1")
+
+
 def test_every_command_of_the_program_is_shown():
     text = " ".join(p.values[1] for p in OURS)
     assert [name for name in COMMANDS if f"layergraft {name} " not in text] == []
