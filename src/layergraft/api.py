@@ -109,6 +109,7 @@ class Run:
 
     @property
     def key(self) -> str:
+        """Its name in the store: axes, seed and the hash of all that decides its numbers."""
         return str(self.record["key"])
 
     @property

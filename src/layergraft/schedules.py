@@ -19,6 +19,7 @@ def ramp(step: int, length: int) -> float:
 
 
 def num_steps(epochs: float, steps_per_epoch: int) -> int:
+    """Steps in so many epochs, or in a part of one."""
     return round(epochs * steps_per_epoch)
 
 

@@ -25,6 +25,7 @@ STATUSES = (*DONE, "failed", "interrupted", "pruned")
 
 
 def run_folder(outputs: Path, key: str) -> Path:
+    """Where the run of this key is, or will be."""
     return outputs / "runs" / key
 
 

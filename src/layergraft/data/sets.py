@@ -136,6 +136,7 @@ def fingerprint(whole: Whole) -> str:
 
 
 def hash_of_pixels(x_NCHW: np.ndarray) -> str:
+    """Of uint8 images, read in parts: they may lie on the disk."""
     import hashlib
 
     content = hashlib.sha256()

@@ -30,6 +30,7 @@ def controlled(layer: nn.Module, control: Control, seed: int) -> nn.Module:
 
 
 def moments(w_OIHW: Tensor, generator: Generator) -> Tensor:
+    """Gaussian noise (O, I, H, W) with the mean and deviation of each filter, exactly."""
     import torch
 
     flat = w_OIHW.flatten(1)
@@ -43,6 +44,7 @@ def moments(w_OIHW: Tensor, generator: Generator) -> Tensor:
 
 
 def permuted(w_OIHW: Tensor, generator: Generator) -> Tensor:
+    """The weights of each filter (I, H, W), shuffled: its values stay, their places do not."""
     import torch
 
     flat = w_OIHW.flatten(1)
@@ -51,6 +53,10 @@ def permuted(w_OIHW: Tensor, generator: Generator) -> Tensor:
 
 
 def covariance(w_OIHW: Tensor, generator: Generator) -> Tensor:
+    """Kernels (H, W) drawn from the Gaussian with the mean and covariance of all of the layer's.
+
+    Source: Trockman, Willmott & Kolter, Understanding the Covariance Structure of Convolutional Filters, 2023.
+    """
     import torch
 
     kernels = w_OIHW.flatten(2).flatten(0, 1).double()  # a row for each k x k kernel

@@ -122,6 +122,7 @@ def dry(network: nn.Module) -> nn.Module:
 
 
 def norm_layers() -> tuple[type[nn.Module], ...]:
+    """What counts as a norm: the classes of torch."""
     from torch import nn
 
     return nn.modules.batchnorm._BatchNorm, nn.GroupNorm

@@ -39,6 +39,8 @@ TAKEN_APART = ("scale", "spectrum", "learned structure")  # these add up to it
 
 @dataclass(frozen=True)
 class Findings:
+    """All that a report says, as figures."""
+
     runs: Runs
     design: Design
     contrasts: list[Contrast]
@@ -71,6 +73,7 @@ class Findings:
 
 
 def find(runs: Runs) -> Findings:
+    """Contrasts, gains, shares of variance and the rest, of these runs."""
     design = contrasts.design(runs)
     baseline = next((name for name in (SCRATCH, RANDOM) if 0 < len(design.arm(name)) < len(design.runs)), None)
     compared, lacking = contrasts.named(design, runs.contrasts)

@@ -256,5 +256,6 @@ def _environment(e: dict[str, Any]) -> str:
 
 
 def require_completed(runs: Runs) -> None:
+    """Raise UserError where no run was completed."""
     if not (runs.table.status == "completed").any():
         raise UserError(f"no run of {runs.name} was completed, so there is nothing to report")

@@ -100,6 +100,7 @@ def recipe_of(config: Config) -> Recipe:
 
 
 def set_threads(config: Config) -> None:
+    """Give torch the run's threads, where it says how many."""
     if config.exec.threads is not None:
         torch.set_num_threads(config.exec.threads)
 
@@ -300,6 +301,7 @@ def obtain_donors(config: Config) -> list[Donor]:
 
 
 def steps_per_epoch(config: Config, data: ImageData) -> int:
+    """Of the optimizer; the last, smaller batches of an epoch are left out."""
     return len(data.train) // (config.optim.batch_size * config.optim.accumulate)
 
 

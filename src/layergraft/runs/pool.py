@@ -59,6 +59,8 @@ WORKER_DIED = "WorkerDied"
 
 @dataclass
 class Task:
+    """A call that a worker is to make."""
+
     function: Callable[[Any], Any]
     """A module's own: it is sent by name."""
     argument: Any

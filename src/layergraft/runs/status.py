@@ -25,6 +25,8 @@ RECENT = 20  # runs whose ends tell the pace
 
 @dataclass(frozen=True)
 class Status:
+    """How far a sweep is, in runs."""
+
     total: int
     done: int
     """Completed, or diverged."""

@@ -31,6 +31,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
+    """What became of a run that a worker was given."""
+
     status: str
     """One of `store.STATUSES`, or `claimed` where another process is at it."""
     error: str = ""

@@ -18,6 +18,8 @@ FEWEST = 5  # sources of which a perfect order is told from chance: 2 of 120 ord
 
 @dataclass(frozen=True)
 class Association:
+    """How gains go with a measure of similarity, over sources."""
+
     rho: float
     """Spearman's rank correlation."""
     n: int

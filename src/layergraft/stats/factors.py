@@ -43,6 +43,8 @@ class Share:
 
 @dataclass(frozen=True)
 class Shares:
+    """What each factor explains of the variance between runs."""
+
     terms: tuple[Share, ...]
     balanced: bool
     """Whether the cells are all combinations of all levels, so that the shares add up to 1."""

@@ -181,6 +181,7 @@ def start_identity(adapter: nn.Conv2d) -> None:
 
 
 def start_random(adapter: nn.Conv2d) -> None:
+    """Torchvision's start (normal, fan out; He et al. 2015), with the gain of a linear layer."""
     nn.init.kaiming_normal_(adapter.weight, mode="fan_out", nonlinearity="linear")
 
 
