@@ -138,7 +138,7 @@ def folder(root, monkeypatch):
                 Image.fromarray(pictures(1, 3, 20, 1000 * number + 100 * c + i)[0]).save(
                     root / split / name / f"{i}.png"
                 )
-    return [f"data.root={root}", "data.size=16"]
+    return [f"data.path={root}", "data.size=16"]
 
 
 def medmnist_arrays(labels=1, channels=3, classes=3, number=150, size=28):
@@ -182,7 +182,7 @@ def dicom(root, monkeypatch):
         dicom_file(root / f"{i}.dcm", pictures(1, 1, 12, i)[0, :, :, 0].astype(np.uint16) * 16)
         lines.append(f"{i}.dcm,{'sick' if i % 4 < 2 else 'well'},p{i // 2}")
     (root / "labels.csv").write_text("\n".join(lines))
-    return [f"data.root={root}", "data.size=12"]
+    return [f"data.path={root}", "data.size=12"]
 
 
 def nothing(root, monkeypatch):
