@@ -15,6 +15,7 @@ GREY, TEAL, AMBER = "#e8ebee", "#8fd0c6", "#f3d7a0"
 
 
 def on_page_markdown(markdown, page, config, files):
+    markdown = markdown.replace("(../SECURITY.md)", "(security.md)")
     markdown = OUTSIDE.sub(lambda link: f"{link[1]} (`{link[2]}`)" if link[1] != link[2] else f"`{link[2]}`", markdown)
     markdown = PICTURE.sub(lambda found: _svg(found[2], *DRAWN[found[1]](found[2])), markdown)
     return markdown.replace("<!-- keys -->", _keys())
@@ -78,7 +79,7 @@ def _surgery(name):
         box(4, low, "the layer", GREY)
         box(8, low, "donor", TEAL)
         for x in (2.25, 6.05, 10.05):
-            arrow((x, 0.5), (x + (1.9 if x > 3 else 1.7), 0.5))
+            arrow((x, 0.5), (x + (1.9 if 3 < x < 10 else 1.7), 0.5))
         axis.text(
             7, -0.5, "surgery.where=after; with a gate, x + gate · donor(x)", ha="center", fontsize=8, color="0.35"
         )

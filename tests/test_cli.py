@@ -19,6 +19,8 @@ BAD = {
     "data=digit": "unknown data 'digit'; did you mean 'digits'?",
     "donor=traind": "unknown donor 'traind'; did you mean 'trained'? There are: conv7x7, covariance, end_to_end",
     "+experiment=quikstart": "unknown experiment 'quikstart'; did you mean 'quickstart'?",
+    "experiment=quickstart": "an experiment is added with a +: +experiment=quickstart",
+    "size=digits": "a size goes with an experiment: +experiment=location size=digits",
     "site=erly": "unknown site in resnet18: 'erly'; did you mean 'early'? There are: early, middle, late, 0.0 to 1.0, conv1",
     "site=layer4.2.conv1": "unknown site in resnet18: 'layer4.2.conv1'; did you mean 'layer4.1.conv1'?",
     "donor.control=permute": "unknown donor.control 'permute'; did you mean 'permuted'?",
@@ -377,3 +379,11 @@ def test_error_on_the_way_up_of_an_interrupt_is_an_interrupt(monkeypatch, capsys
     with pytest.raises(SystemExit) as ended:
         main(["status"])
     assert ended.value.code == 130 and "interrupted" in capsys.readouterr().err
+
+
+def test_version_and_a_file_before_an_option(command):
+    from importlib.metadata import version
+
+    assert command("--version") == (0, f"layergraft {version('layergraft')}\n", "")
+    code, out, err = command("train", "donor.path=mine.pt", "--cfg", "job")  # which means donor=extracted
+    assert code == 0 and "path: mine.pt" in out, err

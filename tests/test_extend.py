@@ -11,8 +11,8 @@ import pytest
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
 TITLED = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMANDS = [line[2:] for block in CONSOLE.findall(PAGE.read_text()) for line in block.splitlines()]
+CONSOLE = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in CONSOLE.findall(PAGE.read_text()) for line in block.splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet
   layergraft compare A B [DIR ...]      one contrast: layergraft compare strategy=freeze strategy=full outputs/sweeps/NAME
   layergraft export KEY                 write a run's network as safetensors, torch.export or ONNX: --format, --to
   layergraft COMMAND --help             what a command takes
+  layergraft --version                  which this is
 """
 FAILED = 1
 BAD_INPUT = 2
@@ -51,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = ["train", *arguments]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
+        return
+    if arguments == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"layergraft {version('layergraft')}")
         return
     command, *rest = arguments
     full = os.environ.get("HYDRA_FULL_ERROR") == "1" or any(

@@ -100,6 +100,13 @@ def _composition(error: ConfigCompositionException) -> str:
             f"{experiment[1]} names controls and contrasts, which only hydra/sweeper=layergraft has (the default); "
             "leave the experiment out and give another sweeper the keys themselves"
         )
+    added = re.match(r"Could not override '(experiment|size)'", str(error))
+    if added:
+        return (
+            "an experiment is added with a +: +experiment=quickstart"
+            if added[1] == "experiment"
+            else "a size goes with an experiment: +experiment=location size=digits"
+        )
     several = re.match(r"Ambiguous value for argument '([^']+)'", str(error))
     if several:
         return f"{several[1]}: several values are a sweep and need -m (layergraft train -m {several[1]} ...)"

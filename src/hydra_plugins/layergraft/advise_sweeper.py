@@ -107,9 +107,10 @@ class AdviseSweeper(LayergraftSweeper):
                 left_out |= more
         if not arms:
             why, names = next(iter(left_out.items()))
-            raise UserError(
-                f"{why} [{names[0]}]; no site and strategy takes this donor: `layergraft sites` lists sites, surgery.fit=project adapts its channels"
+            hint = (
+                "; `layergraft sites` lists sites, surgery.fit=project adapts channels" if "does not fit" in why else ""
             )
+            raise UserError(f"{why} [{names[0]}]{hint}")
         swept = {key_of(o) for cell in arms.values() for o in cell if o not in own}
         require(not {"seed", "schedule.epochs"} & swept,
                 "advise has seeds and lengths of its own (--seeds, --epochs); neither can be swept")  # fmt: skip

@@ -53,7 +53,10 @@ def understood(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra spells them. A donor's file without a choice of donor means the one that is cut from a file."""
     named = any(re.match(r"[+~]*donor=", argument) for argument in arguments)
     from_file = any(re.match(r"\+*donor\.path=", argument) for argument in arguments)
-    return [*map(spelled, arguments), *(["donor=extracted"] if from_file and not named else [])]
+    if from_file and not named:  # beside it: what stands at the end may be an option of Hydra's
+        at = next(number for number, argument in enumerate(arguments) if re.match(r"\+*donor\.path=", argument))
+        arguments = [*arguments[:at], "donor=extracted", *arguments[at:]]
+    return list(map(spelled, arguments))
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -241,7 +244,9 @@ class Composer:
         def lacks(groups: tuple[str, ...], key: str) -> bool:
             parent, _, last = key.rpartition(".")
             node = OmegaConf.select(self.composed[groups], parent)
-            return key.startswith(("donor.", "strategy.")) and (node is None or last not in node)
+            return key.startswith(("donor.", "strategy.")) and (
+                node is None or last not in node.keys()
+            )  # a key that is ??? is not "in" it
 
         foreign = []
         for overrides in cells:
