@@ -135,7 +135,13 @@ def planned(line):
     return tuple(a.replace("strategy=controls", "strategy=freeze") for a in arguments)
 
 
-@pytest.mark.parametrize("page, line", {planned(p.values[1]): p for p in OURS}.values())  # each once
+def at_once(shown):
+    """Of README and the page on one's own; the rest is run, slowly, below."""
+    slow = () if shown.values[0].stem in ("README", "own") else (pytest.mark.slow,)
+    return pytest.param(*shown.values, id=shown.id, marks=slow)
+
+
+@pytest.mark.parametrize("page, line", {planned(p.values[1]): at_once(p) for p in reversed(OURS)}.values())  # each once
 def test_every_command_is_understood(page, line, there, command, without_training):
     arguments = planned(line)
     code, out, err = command(*arguments)

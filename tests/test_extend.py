@@ -37,7 +37,12 @@ def there(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("pip")])
+def command(line):
+    is_long = " -m " in line or "resnet20" in line or "donor.kind=block" in line
+    return pytest.param(line, marks=[pytest.mark.slow] if is_long else [])
+
+
+@pytest.mark.parametrize("command", [command(line) for line in COMMANDS if not line.startswith("pip")])
 def test_every_command_of_the_page_does_what_it_is_there_for(command, there):
     done = there(command)
     assert done.returncode == 0, done.stderr

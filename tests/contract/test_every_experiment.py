@@ -31,14 +31,14 @@ def outputs(tmp_path_factory):
 # The rest by `make test-slow`: every one of them is planned below.
 @pytest.mark.parametrize(
     "name",
-    [n if n in ("quickstart", "controls", "yosinski") else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+    [n if n == "quickstart" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
 )
 def test_runs_small_and_has_what_it_asks(name, outputs, command, monkeypatch):
     text = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
     assert len(line_of(conf_dir() / "experiment" / f"{name}.yaml")) > 20
     assert re.search(rf"^# layergraft train -m \+experiment={name}\b", text, re.MULTILINE)
     named = f"{name}-smoke"
-    if name != "examples":  # a page takes as long as five of these runs; what it is made of is found below
+    if name != "quickstart":  # a page takes as long as five of these runs; what it is made of is found below
         monkeypatch.setattr("layergraft.report.write", lambda folders: folders[0] / "report.html")
     code, _, err = command(
         "train",
@@ -55,7 +55,7 @@ def test_runs_small_and_has_what_it_asks(name, outputs, command, monkeypatch):
     contrasts = yaml.safe_load(text)["hydra"]["sweeper"]["contrasts"]
     assert [c.name for c in found.contrasts] == list(contrasts) and found.lacking == []
     assert all(c.difference.n == 2 and not c.unpaired for c in found.contrasts)
-    assert (outputs / "sweeps" / named / "report.html").exists() == (name == "examples")
+    assert (outputs / "sweeps" / named / "report.html").exists() == (name == "quickstart")
     plan = json.loads((outputs / "sweeps" / named / "sweep.json").read_text())
     assert set(plan["contrasts"]) == set(contrasts)
 

@@ -109,7 +109,7 @@ def test_lsuv_gives_every_convolution_of_the_donor_unit_variance(path, kind):
         assert outputs(made.network, name).var().item() == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("host", [lived_in(HOST), pytest.param(lived_in(TorchvisionResNet("resnet50", width=4)), marks=pytest.mark.slow), lived_in(TorchvisionResNet("resnet18", width=4, norm="group"))],
+@pytest.mark.parametrize("host", [pytest.param(lived_in(HOST), marks=pytest.mark.slow), pytest.param(lived_in(TorchvisionResNet("resnet50", width=4)), marks=pytest.mark.slow), lived_in(TorchvisionResNet("resnet18", width=4, norm="group"))],
                          ids=["resnet18", "resnet50", "group norm"])  # fmt: skip
 @pytest.mark.parametrize("operation", [SurgerySpec(fit="project"), SurgerySpec("insert", "before", fit="project"), SurgerySpec("parallel", gate=0.0, fit="project")],
                          ids=lambda spec: spec.name)  # fmt: skip
