@@ -24,7 +24,7 @@ def state():
     return CifarResNet("resnet8", width=2).build((1, 8, 8), 5, 0).state_dict()
 
 
-@number(8, 150)
+@number(8, 100)
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", "old.pth"])
 def test_damaged_weights(suffix, number, asked, tmp_path):
     tensors = state()
