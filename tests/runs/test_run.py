@@ -87,7 +87,7 @@ def test_key_holds_what_decides_the_numbers_and_no_more(config):
 
 def test_a_key_stays_in_its_folder(config):
     key = checked(config("strategy=freeze", "strategy.name='../../a b'")).key
-    assert key.startswith("..-..-a-b.early.resnet18.trained.seed0.") and "/" not in key
+    assert key.startswith("-.-..-a-b.early.resnet18.trained.seed0.") and "/" not in key
 
 
 def test_scratch_does_not_depend_on_the_site(config):
