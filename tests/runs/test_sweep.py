@@ -241,6 +241,7 @@ def brief(tmp_path_factory):
     return outputs
 
 
+@pytest.mark.slow  # a minute, most of it starts of processes
 def test_four_processes_on_one_store_do_each_run_once(brief, tmp_path):
     program = [
         Path(sys.executable).with_name("layergraft"),
@@ -263,6 +264,7 @@ def test_four_processes_on_one_store_do_each_run_once(brief, tmp_path):
     assert not list((tmp_path / "claims").iterdir()) and not list(tmp_path.glob("donors/.*"))  # nothing is left behind
 
 
+@pytest.mark.slow  # a minute, most of it starts of processes
 def test_a_short_chaos(brief, tmp_path):
     # benchmarks/chaos.py is the long one: 40 runs, 20 kills.
     def again():

@@ -86,7 +86,9 @@ def test_runs_alike_in_everything_count_as_their_mean():
     assert next(ps) == {name: pytest.approx(figures) for name, figures in next(ps).items()}
 
 
-@pytest.mark.parametrize("part", [lambda rows: rows, lacking, lambda rows: rows.drop(rows.index[[3]])])
+@pytest.mark.parametrize(
+    "part", [lambda rows: rows, pytest.param(lacking, marks=pytest.mark.slow), lambda rows: rows.drop(rows.index[[3]])]
+)
 def test_what_has_no_effect_is_found_5_times_in_100_whatever_seeds_do_to_it(part):
     """Strategies whose effect differs from seed to seed, and is nought in the mean."""
     rng, found, repeats = np.random.default_rng(5), 0, 600
