@@ -293,8 +293,7 @@ def _hydra(arguments: list[str], task: Callable[[DictConfig], object]) -> None:
     import hydra
 
     from layergraft.runs.compose import conf_dir, understood
-    from layergraft.runs.guard import guarded as checked
-    from layergraft.runs.guard import require_readable
+    from layergraft.runs.guard import configs_checked, require_readable
 
     raised: list[BaseException] = []
 
@@ -310,7 +309,7 @@ def _hydra(arguments: list[str], task: Callable[[DictConfig], object]) -> None:
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        with checked():
+        with configs_checked():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(guarded)()
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")

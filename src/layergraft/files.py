@@ -33,6 +33,11 @@ def label(*parts: object) -> str:
     return re.sub(r"[^\w.-]|^\.", "-", ".".join(str(part) for part in parts))
 
 
+def machine_memory() -> int:
+    """Bytes of this machine's memory, used or free."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def require_regular(path: str | Path, what: str) -> None:
     """Raise UserError for what is no plain file: a folder, a pipe or a device, which would be waited for without end."""
     file = Path(path)

@@ -206,7 +206,6 @@ class AdviseSweeper(LayergraftSweeper):
         from layergraft.errors import RunFailed
         from layergraft.files import write_json
         from layergraft.report import advice
-        from layergraft.runs import sweep
         from layergraft.runs.compose import as_typed
 
         names = list(arms)
@@ -223,7 +222,7 @@ class AdviseSweeper(LayergraftSweeper):
             shlex.join(["layergraft", "train", "-m", *beside]),
         ]
         lines = advice.in_lines(found, names, len(last.seeds), last.epochs)
-        finish(folder, [job.key for job in sweep.distinct(self._jobs([*arms.values(), without], last))], 0.0)
+        finish(folder, list(dict.fromkeys(key for row in rows for key in row["runs"])), 0.0)
         print(*lines, "", *commands, sep="\n")
         told = [*told, {"epochs": last.epochs, "seeds": list(last.seeds), "arms": rows}]
         write_json(

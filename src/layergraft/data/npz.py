@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from omegaconf import MISSING
 
 from layergraft.data.sets import PARTS, DataSet, Whole
 from layergraft.errors import UserError, require
-from layergraft.files import require_regular, unpacked
+from layergraft.files import machine_memory, require_regular, unpacked
 from layergraft.schema import register
 from layergraft.tasks import Task
 
@@ -63,7 +62,7 @@ def require_fits(path: str | Path) -> None:
     arrays of its splits are joined."""
     require_regular(path, "a .npz file")
     size, whole = Path(path).stat().st_size, unpacked(path) or 0
-    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    most = machine_memory() // 2
     require(
         whole <= most,
         f"{path} is refused: its {size:,} bytes unpack to {whole:,}, more than half of this machine's memory ({most:,})",

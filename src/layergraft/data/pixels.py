@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from layergraft.data.images import Split
+from layergraft.files import machine_memory
 
 GIB = 2**30
 
@@ -83,7 +83,7 @@ def free_bytes(device: torch.device) -> int:
     found = re.search(r"MemAvailable:\s+(\d+)", facts.read_text()) if facts.exists() else None
     if found:  # in KiB
         return 1024 * int(found[1])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine_memory()
 
 
 def counts(split: Split) -> np.ndarray:

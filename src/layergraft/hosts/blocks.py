@@ -5,7 +5,6 @@ The blocks are torchvision's own classes, so that its weights fit them name by n
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from layergraft.errors import require
+from layergraft.files import machine_memory
 
 CHANNELS_PER_GROUP = 16  # of group norm: Wu & He, Group Normalization, 2018, table 3
 
@@ -102,7 +102,7 @@ def require_room(where: str, network: nn.Module) -> None:
     """Raise UserError where the weights of `network` (on any device), a gradient and two moments of each, are more than this
     machine's whole memory."""
     needed = 4 * sum(4 * parameter.numel() for parameter in network.parameters())
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    there = machine_memory()
     require(
         needed <= there,
         f"{where} takes {needed / 2**30:,.0f} GiB for its weights and their training; this machine has {there / 2**30:,.0f} GiB",

@@ -80,7 +80,7 @@ def require_readable(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
+def configs_checked() -> Iterator[None]:
     """Within, whatever Hydra composes is checked, each run of a sweep too. Raises UserError for what it is not to do."""
     load = ConfigLoaderImpl.load_configuration
 
