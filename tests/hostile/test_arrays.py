@@ -19,7 +19,7 @@ def arrays(size=8, number=60, channels=1):
     return medmnist_arrays(number=number, size=size, channels=channels)
 
 
-@number(10, 150)
+@number(5, 150)
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_damaged_npz(save, number, asked, tmp_path):
     save(tmp_path / "whole.npz", **arrays())

@@ -29,7 +29,7 @@ def pets(root, number=30):
 FOLDER = ["data=folder", "data.path=pets", "data.size=8", "data.cache=outputs/data"]
 
 
-@number(3, 40)
+@number(2, 40)
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "ppm", "tif", "webp"])
 def test_damaged_images(suffix, number, asked, tmp_path):
     pets(tmp_path / "pets")
@@ -131,7 +131,7 @@ def scans(root, number=60):
 DICOM = ["data=dicom", "data.path=scans", "data.size=8", "data.cache=outputs/data"]
 
 
-@number(6, 150)
+@number(3, 150)
 def test_damaged_dicom(number, asked, tmp_path):
     scans(tmp_path / "scans")
     scan = tmp_path / "scans" / "0.dcm"

@@ -40,6 +40,7 @@ def program(outputs, epochs, *overrides):
     return [layergraft, "train", *SMALL, f"schedule.epochs={epochs}", f"exec.outputs={outputs}", *overrides]
 
 
+@pytest.mark.slow  # half a minute goes to starting Ray
 def test_a_ray_cluster_survives_the_death_of_a_worker(calm, tmp_path):
     pytest.importorskip("ray")
     here = subprocess.Popen(program(tmp_path, 12, "hydra/launcher=ray"), stderr=subprocess.PIPE, text=True)
