@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from benchmarks.chaos import children, completed, differences, disturbed
+from torch import nn
 
 from conftest import SWEEP, TINY
 from layergraft.cli import main
@@ -191,18 +193,22 @@ def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
 
 
 def test_a_key_of_some_donors_is_about_those(tmp_path, command):
-    arguments = ["-m", "donor=trained,random", "donor.schedule.epochs=1", "donor.optim.lr=0.01", "strategy=freeze", "host=resnet8", "host.width=4",
+    torch.save(nn.Conv2d(4, 4, 3, padding=1, bias=False).state_dict(), tmp_path / "my.pt")
+    arguments = ["-m", "donor=trained,random,extracted", f"donor.path={tmp_path}/my.pt", "site=layer1.0.conv1", "donor.schedule.epochs=1", "donor.optim.lr=0.01", "strategy=freeze", "host=resnet8", "host.width=4",
                  "schedule.epochs=1", "optim.batch_size=25", "exec.device=cpu", "exec.sweep=mixed"]  # fmt: skip
     code, _, err = command("train", *arguments, f"exec.outputs={tmp_path}")
-    assert code == 0 and "2 of 2 runs completed" in err
+    assert code == 0 and "3 of 3 runs completed" in err
     donors = {
         r["axes"]["donor"]: r["config"]["donor"]
         for r in (read_record(tmp_path / "runs" / key) for key in keys(tmp_path))
     }
     assert donors["trained"]["schedule"]["epochs"] == 1 and "schedule" not in donors["random"]
+    assert (
+        donors["extracted"]["path"] == f"{tmp_path}/my.pt" and "path" not in donors["trained"]
+    )  # which is the default
     code, _, err = command("train", *arguments, "donor.schedul.epochs=1", f"exec.outputs={tmp_path}")
     assert code == 2 and "unknown key in donor: 'schedul'; did you mean 'schedule'?" in err
-    neither = ["donor=gabor,random" if override.startswith("donor=") else override for override in arguments]
+    neither = [a.replace("trained,random,extracted", "gabor,random") for a in arguments if "donor.path" not in a]
     code, _, err = command("train", *neither, f"exec.outputs={tmp_path}")
     assert code == 2 and "unknown key in donor: 'schedule'" in err and "[in the run donor=gabor " in err
 

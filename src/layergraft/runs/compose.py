@@ -15,7 +15,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -56,7 +56,20 @@ def understood(arguments: Sequence[str]) -> list[str]:
     if from_file and not named:  # beside it: what stands at the end may be an option of Hydra's
         at = next(number for number, argument in enumerate(arguments) if re.match(r"\+*donor\.path=", argument))
         arguments = [*arguments[:at], "donor=extracted", *arguments[at:]]
-    return list(map(spelled, arguments))
+    return [_of_its_choice(spelled(argument), arguments) for argument in arguments]
+
+
+def _of_its_choice(override: str, arguments: Sequence[str]) -> str:
+    """`donor.path=my.pt` beside `donor=extracted,random` as a choice of one. Before it makes the runs of a sweep, Hydra
+    sets what is fixed in a config with the default donor, which has no such key; a choice it leaves to the runs."""
+    found = re.match(r"(donor|strategy)\.[\w.]+=(?=.)", override)
+    if found is None or not any(re.match(rf"{found[1]}=.*,", argument) for argument in arguments):
+        return override
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+    except HydraException:
+        return override  # it is refused in the words that it was asked in
+    return override if parsed.is_sweep_override() else f"{found[0]}choice({override[found.end() :]})"
 
 
 def to_config(composed: DictConfig) -> Config:
