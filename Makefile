@@ -1,6 +1,5 @@
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow bench lint docs wheel sweep report tensorboard lock
@@ -17,10 +16,10 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 setup: $(BIN)/.installed  ## make .venv and install what pyproject.toml names, once
 
 test: setup  ## the tests, as CI runs them
-	$(PYTEST)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-test-slow: setup  ## the tests that `make test` leaves out: minutes each
-	$(PYTEST) -m slow
+test-slow: setup  ## the tests that `make test` leaves out: minutes each, one at a time
+	$(BIN)/python -m pytest -m slow
 
 bench: setup  ## speed, beside what people would use instead: long; TOPICS='prefix start' takes some of it
 	$(BIN)/python benchmarks/bench.py $(TOPICS)

@@ -56,8 +56,11 @@ def test_a_ray_cluster_survives_the_death_of_a_worker(calm, tmp_path):
     killed = []
     thread = threading.Thread(target=kill)
     thread.start()
-    _, err = here.communicate(timeout=300)
-    thread.join()
+    try:
+        _, err = here.communicate(timeout=300)
+    finally:
+        here.kill()
+        thread.join()
     assert here.returncode == 0 and len(killed) == 1, err
     assert differences(calm(12), tmp_path) == {"lost": [], "more": [], "different": []}
 

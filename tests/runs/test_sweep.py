@@ -206,8 +206,9 @@ def test_a_key_of_some_donors_is_about_those(tmp_path, command):
     assert (
         donors["extracted"]["path"] == f"{tmp_path}/my.pt" and "path" not in donors["trained"]
     )  # which is the default
-    code, _, err = command("train", *arguments, "donor.schedul.epochs=1", f"exec.outputs={tmp_path}")
-    assert code == 2 and "unknown key in donor: 'schedul'; did you mean 'schedule'?" in err
+    for misspelt in ("donor.schedul.epochs=1", "donor.schedul.epochs=1,2"):
+        code, _, err = command("train", *arguments, misspelt, f"exec.outputs={tmp_path}")
+        assert code == 2 and "unknown key in donor: 'schedul'; did you mean 'schedule'?" in err
     neither = [a.replace("trained,random,extracted", "gabor,random") for a in arguments if "donor.path" not in a]
     code, _, err = command("train", *neither, f"exec.outputs={tmp_path}")
     assert code == 2 and "unknown key in donor: 'schedule'" in err and "[in the run donor=gabor " in err

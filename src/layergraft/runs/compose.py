@@ -261,12 +261,14 @@ class Composer:
                 node is None or last not in node.keys()
             )  # a key that is ??? is not "in" it
 
-        foreign = []
+        foreign: list[dict[str, str]] = []  # of each cell: override -> its key
+        had: set[str] = set()
         for overrides in cells:
             groups, values = self._chosen(overrides)
-            foreign.append({o.input_line for o in values if lacks(groups, o.key_or_group)})
-        nowhere = set.intersection(*foreign) if foreign else set()
-        return [[o for o in cell if o not in gone - nowhere] for cell, gone in zip(cells, foreign, strict=True)]
+            keys = {str(o.input_line): o.key_or_group for o in values}
+            foreign.append({line: key for line, key in keys.items() if lacks(groups, key)})
+            had |= {key for line, key in keys.items() if line not in foreign[-1]}
+        return [[o for o in cell if gone.get(o) not in had] for cell, gone in zip(cells, foreign, strict=True)]
 
     def _without_sources(self, cells: Sequence[Sequence[str]]) -> list[list[str]]:
         """`cells` less the choice of a source for a donor that learns from none of its own: the random one is the same
