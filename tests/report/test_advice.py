@@ -14,6 +14,7 @@ def test_rounds_halve_the_length_back_and_cut_by_three():
     ]
     assert rounds(2, 3, epochs=8, seeds=2, first=7) == [Round(8, (7, 8), 2)]
     assert rounds(4, 1, epochs=1, seeds=2, first=0)[0] == Round(1, (2,), 4)  # no round is shorter than an epoch
+    assert [r.epochs for r in rounds(18, 3, epochs=4, seeds=2, first=0, shortest=2)] == [2, 2, 4]
 
 
 @pytest.mark.parametrize("arms", [2, 5, 18, 100])

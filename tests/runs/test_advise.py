@@ -51,6 +51,20 @@ def test_the_rounds_are_those_that_were_announced(first, advised):
     assert record["metrics"]["val/acc"] == long["arms"][0]["val/acc"][1]
 
 
+def test_no_round_is_shorter_than_an_arm_takes(command, tmp_path, monkeypatch):
+    told = "2 arms: 2 x 1 seed of 2 epochs, 1 x 2 seeds of 2 epochs"  # hybrid thaws halfway
+    asked = ["site=early,late", "strategy=hybrid", "--epochs=2", "--seeds=2", "--finalists=1", *SMALL]
+    from hydra_plugins.layergraft.advise_sweeper import AdviseSweeper
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdviseSweeper, "_measured", stop)
+        code, _, err = command("advise", *asked, f"exec.outputs={tmp_path}")
+    assert code == 130 and told in err, err
+
+
 def test_the_best_of_a_round_go_on(first):
     short, long = first[2]["rounds"]
     ranked = sorted(short["arms"], key=lambda row: -row["val/acc"][0])

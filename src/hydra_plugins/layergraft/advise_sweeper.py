@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class AdviseSweeper(LayergraftSweeper):
         config = self.composer(own)
         whole = config.schedule.epochs
         epochs = self.epochs or -(-whole // 2)
-        planned = advice.rounds(len(arms), self.finalists, epochs, self.seeds, config.seed)
+        shortest = self._shortest(list(arms.values()), epochs)
+        planned = advice.rounds(len(arms), self.finalists, epochs, self.seeds, config.seed, shortest)
         without = [o for o in own if key_of(o) not in ("site", "strategy")] + ["strategy=scratch"]
         for at in planned:  # all that can be wrong is told before anything is trained
             for cell in [*arms.values(), without]:
@@ -150,6 +152,17 @@ class AdviseSweeper(LayergraftSweeper):
         require(self.finalists > 0, f"--finalists is {self.finalists}; it must be 1 or more")
         require(self.epochs is None or self.epochs > 0, f"--epochs is {self.epochs}; it must be 1 or more")
         require(not self.config.exec.rerun, "advise takes what the store has; exec.rerun=true is of train")
+
+    def _shortest(self, cells: Sequence[Sequence[str]], epochs: int) -> int:
+        """How many epochs each of `cells` can do with, up to `epochs`: a strategy that thaws halfway takes two."""
+        from layergraft.errors import UserError
+        from layergraft.report.advice import Round
+
+        for length in range(1, epochs):
+            with suppress(UserError):  # of `epochs` itself it is raised later
+                self._jobs(cells, Round(length, (0,), len(cells)))
+                return length
+        return epochs
 
     def _jobs(self, cells: Sequence[Sequence[str]], at: Any) -> list[Any]:
         """The runs of `cells` in a round, cell by cell, a job for each seed."""

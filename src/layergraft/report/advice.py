@@ -28,16 +28,16 @@ class Round:
     num_arms: int
 
 
-def rounds(num_arms: int, finalists: int, epochs: int, seeds: int, first: int) -> list[Round]:
+def rounds(num_arms: int, finalists: int, epochs: int, seeds: int, first: int, shortest: int = 1) -> list[Round]:
     """The rounds that `num_arms` go through: short ones of one seed that leave `finalists`, then one of `epochs` epochs.
 
-    The last has `seeds` seeds from `first` on, the others the one after these.
+    None is shorter than `shortest` epochs. The last has `seeds` seeds from `first` on, the others the one after these.
     """
     unseen, lengths = (first + seeds,), []
     while num_arms > finalists:
         lengths.append(num_arms)
         num_arms = max(finalists, -(-num_arms // CUT))
-    short = [max(1, round(epochs / 2 ** (len(lengths) - number))) for number in range(len(lengths))]
+    short = [max(shortest, round(epochs / 2 ** (len(lengths) - number))) for number in range(len(lengths))]
     found = [Round(length, unseen, number) for length, number in zip(short, lengths, strict=True)]
     return [*found, Round(epochs, tuple(range(first, first + seeds)), num_arms)]
 
