@@ -59,8 +59,8 @@ class AdviseSweeper(LayergraftSweeper):
         arms, left_out, own = self._arms(arguments)
         config = self.composer(own)
         whole = config.schedule.epochs
-        epochs = self.epochs or -(-whole // 2)
-        shortest = self._shortest(list(arms.values()), epochs)
+        shortest = self._shortest(list(arms.values()), self.epochs or whole)
+        epochs = self.epochs or max(shortest, -(-whole // 2))
         planned = advice.rounds(len(arms), self.finalists, epochs, self.seeds, config.seed, shortest)
         without = [o for o in own if key_of(o) not in ("site", "strategy")] + ["strategy=scratch"]
         for at in planned:  # all that can be wrong is told before anything is trained
