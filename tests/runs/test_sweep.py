@@ -23,6 +23,8 @@ from layergraft.cli import main
 from layergraft.runs.sweep import places
 from layergraft.store import read_record
 
+LAYERGRAFT = Path(sys.executable).with_name("layergraft")
+
 
 def keys(outputs):
     return sorted(path.name for path in (outputs / "runs").iterdir() if path.is_dir())
@@ -154,14 +156,7 @@ def test_workers_by_cores_and_gpus(config, monkeypatch):
 def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
     outputs = tmp_path / "outputs"
     shutil.copytree(sweep / "donors", outputs / "donors")
-    program = [
-        Path(sys.executable).with_name("layergraft"),
-        "train",
-        *SWEEP,
-        f"exec.outputs={outputs}",
-        "schedule.epochs=16",
-        "seed=0",
-    ]
+    program = [LAYERGRAFT, "train", *SWEEP, f"exec.outputs={outputs}", "schedule.epochs=16", "seed=0"]
     process = subprocess.Popen(
         program,
         stderr=subprocess.PIPE,
@@ -250,13 +245,7 @@ def brief(tmp_path_factory):
 
 @pytest.mark.slow  # a minute, most of it starts of processes
 def test_four_processes_on_one_store_do_each_run_once(brief, tmp_path):
-    program = [
-        Path(sys.executable).with_name("layergraft"),
-        "train",
-        *BRIEF,
-        f"exec.outputs={tmp_path}",
-        "exec.workers=1",
-    ]
+    program = [LAYERGRAFT, "train", *BRIEF, f"exec.outputs={tmp_path}", "exec.workers=1"]
     processes = [subprocess.Popen(program, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     seen: dict[str, set[int]] = {}
     while any(process.poll() is None for process in processes):
@@ -275,7 +264,7 @@ def test_four_processes_on_one_store_do_each_run_once(brief, tmp_path):
 def test_a_short_chaos(brief, tmp_path):
     # benchmarks/chaos.py is the long one: 40 runs, 20 kills.
     def again():
-        program = [Path(sys.executable).with_name("layergraft"), "train", *BRIEF, f"exec.outputs={tmp_path}"]
+        program = [LAYERGRAFT, "train", *BRIEF, f"exec.outputs={tmp_path}"]
         return subprocess.Popen(
             [*program, "exec.checkpoint_seconds=0"], stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -385,7 +374,7 @@ def test_status(brief, tmp_path, command):
 
 
 def test_interrupt_while_workers_are_prepared(tmp_path):
-    program = [Path(sys.executable).with_name("layergraft"), "train", *SWEEP, f"exec.outputs={tmp_path}"]
+    program = [LAYERGRAFT, "train", *SWEEP, f"exec.outputs={tmp_path}"]
     default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=default)
     while not any(map(_is_forkserver, children(process.pid))):
