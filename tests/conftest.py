@@ -3,6 +3,8 @@
 import functools
 import os
 import socket
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the tests' networks are too small to share out
 
@@ -41,6 +43,7 @@ HOSTS = [
 ]
 CPU = Backend("cpu", "float32")
 GREY = (1, 8, 8)  # the digits' shape
+LAYERGRAFT = Path(sys.executable).with_name("layergraft")  # the installed command
 
 
 def pytest_xdist_auto_num_workers(config):

@@ -3,13 +3,11 @@
 import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import TINY
+from conftest import LAYERGRAFT, TINY
 from layergraft.cli import COMMANDS, main
 from layergraft.runs.compose import conf_dir
 
@@ -199,9 +197,8 @@ def test_completion(line, expected, command, monkeypatch):
 
 
 def test_completion_in_a_real_bash():
-    program = Path(sys.executable).with_name("layergraft")
     script = f"""
-    PATH={program.parent}:$PATH
+    PATH={LAYERGRAFT.parent}:$PATH
     eval "$(layergraft train -sc install=bash)"
     COMP_LINE='layergraft train donor=p' COMP_WORDS=(layergraft train donor=p) COMP_CWORD=2 COMP_POINT=${{#COMP_LINE}}
     hydra_bash_completion
@@ -264,8 +261,9 @@ def test_donate_says_what_it_cut(command, tmp_path):
 
 
 def test_a_pipe_that_closes_is_no_error():
-    program = Path(sys.executable).with_name("layergraft")
-    done = subprocess.run(["bash", "-c", f"{program} sites host=resnet110 | head -1"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", f"{LAYERGRAFT} sites host=resnet110 | head -1"], capture_output=True, text=True
+    )
     assert done.stdout.startswith("resnet110, width 16: 1,72") and done.stderr == ""
 
 

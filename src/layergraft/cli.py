@@ -255,11 +255,11 @@ FOLDERS = ("status", "report", "compare", "export")  # take no keys of a run
 ADVISE_HELP = """layergraft advise [KEY=VALUE ...] [--epochs N] [--seeds 5] [--finalists 3]
 
 At which site and by which strategy to load this donor into this host for these data: all of them run briefly, the better third
-goes on for longer, and the finalists run on seeds that the choice has not seen, beside the host without a donor. Ends with the
+is trained anew for longer, and the finalists on seeds that the choice has not seen, beside the host without a donor. Ends with the
 advice, how sure it is, and the command for the whole run. It takes what `layergraft train` takes; lists of values
 (site=layer1.0,layer3.0 surgery=replace,parallel) are what it chooses from, in place of three sites and six strategies.
---epochs: of the longest runs, by default half of schedule.epochs; --seeds: of the finalists. The runs are in the store like
-any other: the same command goes on where it was.
+--epochs: of the longest runs, by default half of schedule.epochs, or what the strategies take where that is more; --seeds: of
+the finalists. The runs are in the store like any other: the same command goes on where it was.
 """
 CONDITIONS = """
 A condition is AXIS=VALUE, several joined by commas: strategy=freeze,site=early|late,seed<3. Axes are strategy, site, host,

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from benchmarks.chaos import differences
 
+from conftest import LAYERGRAFT
 from layergraft.store import read_record
 
 SMALL = ["-m", "seed=range(3)", "donor=random", "host=resnet8", "strategy=freeze", "host.width=4", "optim.batch_size=25",
@@ -36,8 +36,7 @@ def calm(tmp_path_factory):
 
 
 def program(outputs, epochs, *overrides):
-    layergraft = Path(sys.executable).with_name("layergraft")
-    return [layergraft, "train", *SMALL, f"schedule.epochs={epochs}", f"exec.outputs={outputs}", *overrides]
+    return [LAYERGRAFT, "train", *SMALL, f"schedule.epochs={epochs}", f"exec.outputs={outputs}", *overrides]
 
 
 @pytest.mark.slow  # half a minute goes to starting Ray

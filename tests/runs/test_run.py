@@ -3,9 +3,7 @@
 import json
 import shutil
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import TINY
+from conftest import LAYERGRAFT, TINY
 from layergraft.errors import UserError
 from layergraft.runs import run as runs
 from layergraft.runs.assemble import assemble, checked
@@ -154,7 +152,7 @@ LONG = ["donor=random", "strategy=hybrid", "schedule=cosine", "schedule.epochs=8
 
 def killed(overrides, outputs, epochs):
     """Start a run in a process of its own and kill it, without warning, after some epochs."""
-    program = [Path(sys.executable).with_name("layergraft"), "train", *overrides, f"exec.outputs={outputs}"]
+    program = [LAYERGRAFT, "train", *overrides, f"exec.outputs={outputs}"]
     process = subprocess.Popen(program, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         for path in outputs.glob("runs/*/last.ckpt"):

@@ -18,12 +18,10 @@ import torch
 from benchmarks.chaos import children, completed, differences, disturbed
 from torch import nn
 
-from conftest import SWEEP, TINY
+from conftest import LAYERGRAFT, SWEEP, TINY
 from layergraft.cli import main
 from layergraft.runs.sweep import places
 from layergraft.store import read_record
-
-LAYERGRAFT = Path(sys.executable).with_name("layergraft")
 
 
 def keys(outputs):

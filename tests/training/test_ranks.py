@@ -4,14 +4,13 @@ import copy
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 
+from conftest import LAYERGRAFT
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
@@ -143,7 +142,7 @@ def test_batch_norm_over_cpu_processes_is_refused_before_any_training(config):
 
 def test_an_interrupt_ends_the_ranks_at_once(tmp_path):
     """The parent alone is interrupted, by its pid: none of the ranks may train on, nor write, after it has ended."""
-    program = [Path(sys.executable).with_name("layergraft"), "train", "strategy=hybrid", "host=resnet8", "host.width=4", "donor=random", "exec=cpu",
+    program = [LAYERGRAFT, "train", "strategy=hybrid", "host=resnet8", "host.width=4", "donor=random", "exec=cpu",
                "host.norm=group", "exec.devices=2", "schedule.epochs=2000", "exec.checkpoint_seconds=0.2", f"exec.outputs={tmp_path}"]  # fmt: skip
     process = subprocess.Popen(
         program, stderr=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -23,7 +23,9 @@ class AdviseConf:
     params: dict[str, Any] | None = None
     controls: list[list[str]] = field(default_factory=list)  # an experiment's; advice has its own
     contrasts: dict[str, Any] = field(default_factory=dict)  # likewise
-    epochs: int | None = None  # of the longest runs; null: half of schedule.epochs, rounded up
+    epochs: int | None = (
+        None  # of the longest runs; null: half of schedule.epochs, rounded up, or more where a strategy takes more
+    )
     seeds: int = 5  # of the finalists
     finalists: int = 3
 
