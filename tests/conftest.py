@@ -46,9 +46,22 @@ GREY = (1, 8, 8)  # the digits' shape
 LAYERGRAFT = Path(sys.executable).with_name("layergraft")  # the installed command
 
 
+@pytest.hookimpl(optionalhook=True)  # of a plugin that not every machine has
 def pytest_xdist_auto_num_workers(config):
     """One more than there are cores: a quarter of the time, tests wait for processes that they started."""
     return len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) + 1
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=("cpu", "cuda"), help="of the tests marked cuda; cuda where there is a GPU")
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """Where the tests marked `cuda` train: they are rehearsed on the CPU where there is no GPU."""
+    asked = request.config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    assert asked == "cpu" or torch.cuda.is_available(), "--device=cuda, and torch sees no CUDA device"
+    return asked
 
 
 def place_at(spec, path, image=GREY, surgery=None):

@@ -11,6 +11,13 @@ __all__ = ["Data", "Donor", "Host", "Run", "RunFailed", "Strategy", "Surgery", "
 
 def __getattr__(name: str) -> object:
     """Names are looked up when they are used: the command line starts without the rest."""
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("layergraft")
+        except PackageNotFoundError:
+            return "0+source"  # a source tree on the path, not installed
     if name not in __all__:
         raise AttributeError(f"module 'layergraft' has no attribute '{name}'")
     from importlib import import_module

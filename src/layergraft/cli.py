@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import layergraft
 from layergraft.errors import RunFailed, UserError, unknown
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(USAGE, end="")
         return
     if arguments == ["--version"]:
-        from importlib.metadata import version
-
-        print(f"layergraft {version('layergraft')}")
+        print(f"layergraft {layergraft.__version__}")
         return
     command, *rest = arguments
     full = os.environ.get("HYDRA_FULL_ERROR") == "1" or any(

@@ -376,7 +376,7 @@ class Config:
     seed: int = 0
     """Of everything drawn by chance, each from a stream of its own."""
     precision: Precision = Precision.auto
-    """auto, float32 or bf16_mixed."""
+    """float32, bf16_mixed or auto: bf16 on a GPU that has it in hardware (compute capability 8.0 and up), else float32."""
     exec: ExecSpec = field(default_factory=ExecSpec)
 
     @property

@@ -30,7 +30,7 @@ from layergraft.specs import RESULT_VERSION, Config, Device, HostSpec, Precision
 from layergraft.strategies import Curves, Plan, make_plan
 from layergraft.surgery import Grafted
 from layergraft.timeline import timeline
-from layergraft.training.fit import Backend, Recipe, check
+from layergraft.training.fit import Backend, Recipe, check, lacks_bf16
 from layergraft.training.module import all_norm_paths, norm_paths
 from layergraft.training.probes import Probes, Subject
 
@@ -80,6 +80,13 @@ def backend_of(config: Config) -> Backend:
     backend = Backend.resolve(config.exec.device, config.precision)
     names = ("devices", "compile", "channels_last", "features_gib")
     return replace(backend, beside=config.exec.workers or 1, **{name: getattr(config.exec, name) for name in names})
+
+
+def precision_note(config: Config) -> str | None:
+    """A line for people where `precision=auto` is not the bf16 that a GPU usually has; None elsewhere."""
+    if config.precision is Precision.auto and backend_of(config).device == "cuda" and lacks_bf16():
+        return f"precision:   float32, since {torch.cuda.get_device_name()} has no bf16 in hardware"
+    return None
 
 
 def for_gpus(config: Config) -> Config:

@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save
 from torch.utils.tensorboard import SummaryWriter
 
+import layergraft
 from layergraft.claims import Claimed, claim
 from layergraft.data.batches import Batches
 from layergraft.donors import NoDonor
@@ -83,7 +84,7 @@ def execute(
     run = checked(config)
     require(
         planned is None or run.key == planned,
-        f"it was planned as {planned} and is {run.key} here: its data or files have changed, or precision=auto is another here",
+        f"it was planned as {planned} and is {run.key} here: its data or files have changed, or precision=auto is another here, which precision=float32 or bf16_mixed settles",
     )
     outputs = outputs_of(config)
     folder = run_folder(outputs, run.key)
@@ -276,12 +277,12 @@ def _curves(fitted: Fitted) -> str:
 
 def environment(backend: Backend) -> dict[str, Any]:
     """What ran it: versions and hardware."""
-    packages = ("layergraft", "torch", "torchvision", "pytorch-lightning", "hydra-core", *added())
+    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", *added())
     return {
         "device": torch.cuda.get_device_name() if backend.device == "cuda" else f"CPU {platform.machine()}",
         "precision": backend.precision,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "system": platform.system(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {"layergraft": layergraft.__version__, **{name: version(name) for name in packages}},
     }

@@ -26,6 +26,7 @@ from layergraft.runs.assemble import (
     checked,
     obtain_donors,
     outputs_of,
+    precision_note,
     sites_of,
     steps_per_epoch,
     timeline_of,
@@ -87,6 +88,8 @@ def train_one(config: Config) -> float | None:
     Raises RunFailed where the run failed.
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if note := precision_note(config):
+        console.print(note, markup=False)
     if config.exec.rerun:
         obtain_donors(config)
     record = execute(config, [_EpochBar(console)])

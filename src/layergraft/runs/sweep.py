@@ -20,7 +20,7 @@ from layergraft.donors.cache import PROVENANCE, forget_donor
 from layergraft.errors import counted, require
 from layergraft.explain import of_the_run
 from layergraft.files import write_json
-from layergraft.runs.assemble import axes, checked, outputs_of
+from layergraft.runs.assemble import axes, checked, outputs_of, precision_note
 from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, disk_full, is_full
 from layergraft.runs.pool import WORKER_DIED, Crew, Failed, Pool, Task
 from layergraft.runs.work import Attempt, Outcome, attempt, make_donors
@@ -98,6 +98,8 @@ def run(jobs: Sequence[Job], *, newer_than: float = 0.0, crew: Crew | None = Non
     if len(todo) < len(jobs):
         console.print(f"{len(jobs) - len(todo)} of {counted(len(jobs), 'run')} in the store already")
     if todo:
+        for note in {precision_note(job.config) for job in todo} - {None}:
+            console.print(note, markup=False)
         there = list(where)[: len(todo)] or places(todo[0].config.exec, len(todo))
         _Sweep(todo, newer_than).work(console, there, crew)
 

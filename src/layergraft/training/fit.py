@@ -51,6 +51,11 @@ class Batches(Protocol):
     def test(self) -> Any: ...
 
 
+def lacks_bf16() -> bool:
+    """Whether this GPU has no bf16 in hardware (compute capability below 8.0: a T4, a V100), where torch emulates it slowly."""
+    return torch.cuda.get_device_capability() < (8, 0)
+
+
 @dataclass(frozen=True)
 class Backend:
     """Where and in what arithmetic to train, after `auto` has been resolved: cpu or cuda, float32 or bf16_mixed."""
@@ -78,7 +83,8 @@ class Backend:
                 "exec asks for CUDA, but torch sees no CUDA device here; exec=auto or exec=cpu does without"
             )
         if precision is Precision.auto:
-            precision = Precision.bf16_mixed if name == "cuda" else Precision.float32
+            in_hardware = name == "cuda" and not lacks_bf16()
+            precision = Precision.bf16_mixed if in_hardware else Precision.float32
         return cls(name, precision.name)
 
     @contextmanager

@@ -15,6 +15,7 @@ from layergraft.strategies import Plan
 
 # They need a closure that is called again and again, or sparse gradients, or nothing but matrices.
 UNFIT = ("LBFGS", "SparseAdam", "Muon")
+FUSED_ON_CUDA = ("adam", "adamw", "sgd")  # Adagrad's fused kernel is the CPU's alone up to torch 2.11
 CLASSES = {
     name.lower(): value
     for name, value in vars(torch.optim).items()
@@ -81,7 +82,8 @@ def make(network: nn.Module, plan: Plan, spec: OptimSpec) -> torch.optim.Optimiz
     if spec.name.lower() == "sgd":
         options["momentum"] = spec.momentum
     own_way = {"fused", "foreach", "differentiable"} & options.keys()  # they exclude one another
-    if "fused" in taken and not own_way and not groups[0]["params"][0].is_meta:
+    device = groups[0]["params"][0].device.type
+    if "fused" in taken and not own_way and (device == "cpu" or device == "cuda" and spec.name.lower() in FUSED_ON_CUDA):
         options["fused"] = True
     try:
         return build(groups, lr=spec.lr, **options)
