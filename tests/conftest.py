@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the tests' networks are too small to share out
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA: deterministic algorithms ask for it
 
 import numpy as np
 import pytest
@@ -82,6 +83,14 @@ def composer():
 def config(composer):
     """Function: overrides -> the Config of a run, as `layergraft train` composes it."""
     return lambda *overrides: composer(list(map(spelled, overrides)))
+
+
+@pytest.fixture
+def on_device(config, device, tmp_path):
+    """Function: overrides -> the config of a small run on the device, with a store of its own."""
+    small = ["host=resnet8", "host.width=8", "donor=random", "data.shift=0", "schedule.epochs=4", "optim.batch_size=50",
+             "optim.weight_decay=0.01", "exec.threads=1", "exec.similarity.resamples=0"]  # fmt: skip
+    return lambda *overrides: config(*small, f"exec={device}", f"exec.outputs={tmp_path / 'outputs'}", *overrides)
 
 
 @pytest.fixture

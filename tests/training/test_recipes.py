@@ -322,36 +322,6 @@ def test_a_run_that_diverges_is_recorded_with_its_checkpoint(config, tmp_path):
     assert execute(config(*overrides)) == record  # it would diverge again
 
 
-# Compilation
-
-
-def test_compiled_training_across_a_phase_change_is_eager_training(images):
-    torch.compiler.reset()
-    data = images(channels=1, size=8)
-    torch.manual_seed(0)
-    conv = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-    network = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
-    groups = {"conv": ["0"], "rest": [".*"]}
-    phases = {"a": PhaseSpec(0, {"rest": 1.0}, ["conv"]), "b": PhaseSpec(2, {"conv": 0.5}, ["rest"])}
-    strategy = StrategySpec("s", groups=groups, phases=phases)
-    names = [name for name, _ in network.named_parameters()]
-    plan = make_plan(strategy, names, norm_paths(network), {}, 4)
-    batches = Batches.of(data, BatchSpec(10), 0, "cpu")
-    recipe = Recipe(OptimSpec("sgd", 0.2, weight_decay=0.1, batch_size=10), ScheduleSpec(epochs=4))
-    compiled = copy.deepcopy(network)
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    fitted = fit(network, plan, batches, recipe, CPU)
-    subject = Subject(["0", "3"], drifting=["0.0.weight"])
-    probes = Probes(ProbeSpec([0, 1, -1]), compiled, subject, batches.val.first(20), batches.val, 4)
-    again = fit(compiled, plan, batches, recipe, Backend("cpu", "float32", compile=True), probe=probes)
-    assert [point["epoch"] for point in probes.points] == [0, 1, 4]  # the hooks are seen by none but the look itself
-    assert compiled._compiled_call_impl is not None
-    require_close(compiled, network.state_dict(), 1e-5)
-    assert [p["train/loss"] for p in again.curves] == pytest.approx([p["train/loss"] for p in fitted.curves], abs=1e-5)
-    assert list(compiled.state_dict()) == list(before)
-    assert not torch.equal(compiled[0][0].weight, before["0.0.weight"])  # thawed, though it was compiled frozen
-
-
 def test_bad_values_name_their_keys():
     with pytest.raises(UserError, match=r"optim.accumulate is 0; it must be 1 or more"):
         validate(OptimSpec(accumulate=0), "optim")

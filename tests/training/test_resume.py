@@ -32,7 +32,8 @@ WARM = ScheduleSpec("constant", EPOCHS, warmup=1.5)
 class Experiment:
     """One training, as often as it is asked for, from scratch or from a checkpoint."""
 
-    def __init__(self, data, folder, monkeypatch, strategy, optim, schedule, regularizer=None, dropout=0.0):
+    def __init__(self, data, folder, monkeypatch, strategy, optim, schedule, regularizer=None, dropout=0.0, backend=CPU):
+        self.backend = backend
         self.data, self.folder, self.strategy = data, folder, strategy
         self.recipe = Recipe(optim, schedule, regularizer or RegularizerSpec())
         self.dropout = dropout
@@ -67,10 +68,10 @@ class Experiment:
         names = [name for name, _ in network.named_parameters()]
         plan = make_plan(self.strategy, names, norm_paths(network), roles, EPOCHS)
         spec = BatchSpec(10, self.recipe.optim.accumulate, 1, self.recipe.regularizer.mixup)
-        batches = Batches.of(self.data, spec, 0, "cpu")
+        batches = Batches.of(self.data, spec, 0, self.backend.device)
         saving = Saving(self.folder, 0 if resume is None else 1e9, {"run": 1}, resume)
         torch.manual_seed(5)
-        fitted = fit(network, plan, batches, self.recipe, CPU, saving=saving)
+        fitted = fit(network, plan, batches, self.recipe, self.backend, saving=saving)
         return fitted, network.state_dict()
 
 

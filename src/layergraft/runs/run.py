@@ -199,7 +199,8 @@ def _train(
     if run.backend.devices > 1:
         fitted = ranks.fit(run.network, run.plan, batches, recipe_of(config), run.backend, seed=seed, **options)
     else:
-        with torch.random.fork_rng():  # a network that draws does so from its own seed
+        mine = [torch.cuda.current_device()] if run.backend.device == "cuda" else []
+        with torch.random.fork_rng(mine):  # a network that draws does so from its own seed
             torch.manual_seed(seed)
             fitted = fit(run.network, run.plan, batches, recipe_of(config), run.backend, callbacks=callbacks, **options)
     record["timings"] = {"fit_seconds": time.perf_counter() - start}

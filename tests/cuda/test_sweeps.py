@@ -1,0 +1,89 @@
+"""Several runs on one device: side by side, with a worker that is killed, with too little memory."""
+
+import os
+import signal
+import threading
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.chaos import workers
+from layergraft.runs import sweep
+from layergraft.runs.failures import MEMORY
+from layergraft.runs.run import execute
+from layergraft.store import RECORD, read_record
+
+pytestmark = pytest.mark.cuda
+
+
+def planned(on_device, number, *overrides):
+    """Runs of so many seeds, two at a time."""
+    side_by_side = ["exec.jobs_per_gpu=2", "exec.workers=2", "exec.checkpoint_seconds=0", "strategy=freeze", *overrides]
+    return sweep.plan(([*overrides], on_device(*side_by_side, f"seed={seed}")) for seed in range(number))
+
+
+def records(jobs):
+    return [read_record(sweep.folder_of(job)) for job in jobs]
+
+
+def test_two_workers_side_by_side(on_device, tmp_path, device):
+    jobs = planned(on_device, 4)
+    sweep.run(jobs)
+    there = records(jobs)
+    assert [record["status"] for record in there] == ["completed"] * 4, there
+    assert {record["environment"]["device"].startswith("CPU") for record in there} == {device == "cpu"}
+    alone = execute(on_device("strategy=freeze", f"exec.outputs={tmp_path / 'alone'}"))
+    assert alone["key"] == jobs[0].key
+    close = {"abs": 1e-6} if device == "cpu" else {"rel": 0.05}
+    assert there[0]["metrics"]["train/loss"] == pytest.approx(alone["metrics"]["train/loss"], **close)
+
+
+def test_a_killed_worker_costs_nothing(on_device):
+    jobs = planned(on_device, 2, "schedule.epochs=20")
+    killed = []
+
+    def kill():
+        while not any((sweep.folder_of(job) / "last.ckpt").exists() for job in jobs):
+            time.sleep(0.01)
+        killed.append(workers(os.getpid())[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    sweep.run(jobs)
+    thread.join()
+    assert killed and [record["status"] for record in records(jobs)] == ["completed"] * 2
+    assert [len(pd.read_csv(sweep.folder_of(job) / "curves.csv")) for job in jobs] == [20, 20]
+
+
+def test_what_runs_out_of_memory_is_recorded_and_tried_again_alone(on_device, device, monkeypatch):
+    """Another program, here, has all of the GPU but 1.5 GiB, until the first run has failed for it."""
+    if device == "cpu":
+        pytest.skip("a GPU's memory is filled; tests/runs/test_failures.py has the same on a CPU, by a script")
+    needs = ["data=textures", "data.per_class=250", "optim.batch_size=1000", "host=resnet20", "host.width=64", "schedule.epochs=1",
+             "exec.data_gib=1", "exec.probe.epochs=[]", "precision=float32"]  # fmt: skip
+    jobs = planned(on_device, 2, *needs)
+    free, _ = torch.cuda.mem_get_info()
+    ballast = [torch.empty(free - 3 * 2**29, dtype=torch.uint8, device="cuda")]
+    failed = []
+    plain = sweep._Sweep._again
+
+    def again(self, task, outcome, pool):
+        if outcome.transient == MEMORY:
+            if not failed:
+                ballast.clear()
+                torch.cuda.empty_cache()
+            failed.append((read_record(sweep.folder_of(task.about)), task.crowd))
+        found = plain(self, task, outcome, pool)
+        assert outcome.transient != MEMORY or found.crowd == 1
+        return found
+
+    monkeypatch.setattr(sweep._Sweep, "_again", again)
+    sweep.run(jobs)
+    assert failed and all(crowd is None for _, crowd in failed)
+    assert all(record is None or record["status"] == "failed" and "memory" in record["error"] for record, _ in failed)
+    assert any(record is not None for record, _ in failed)
+    assert [record["status"] for record in records(jobs)] == ["completed"] * 2
+    assert all((sweep.folder_of(job) / RECORD).exists() for job in jobs)

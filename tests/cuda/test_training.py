@@ -1,0 +1,206 @@
+"""One run on the device: what holds still, what is equal to the CPU's, what the fast paths change."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from layergraft.data.batches import Batches, BatchSpec
+from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.sites import survey
+from layergraft.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.runs.assemble import assemble, backend_of, outputs_of, probes_of, recipe_of
+from layergraft.runs.run import execute
+from layergraft.runs.similarity import similarity
+from layergraft.specs import ProbeSpec, SurgerySpec
+from layergraft.store import run_folder
+from layergraft.strategies import make_plan
+from layergraft.surgery import calibrated, graft
+from layergraft.training.fit import Backend, Recipe, fit
+from layergraft.training.module import norm_paths
+from layergraft.training.probes import Probes, Subject
+from training.test_prefix import KEPT, STEM, both_ways, frozen
+from training.test_resume import ADAMW, COSINE, SGD, Experiment, require_exact_from_every_checkpoint
+
+pytestmark = pytest.mark.cuda
+
+
+def trained(config):
+    """(the run as it was assembled, its record, the weights that it ended with)."""
+    before = assemble(config)
+    record = execute(config)
+    assert record["status"] == "completed", record.get("traceback")
+    return before, record, load_file(run_folder(outputs_of(config), record["key"]) / "model.safetensors")
+
+
+@pytest.fixture
+def deterministic():
+    """The same bits each time, on CUDA too; an operation that cannot raises."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def apart(some, others):
+    """Euclidean distance of two state dicts."""
+    return sum((some[name].double() - others[name].double()).square().sum().item() for name in others) ** 0.5
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16_mixed"])
+def test_what_is_frozen_is_byte_identical_afterwards(on_device, precision):
+    before, _, after = trained(on_device("strategy=freeze", "optim=sgd", f"precision={precision}", "site=layer2.0"))
+    frozen = [*before.plan.groups["graft"]]
+    frozen += [f"{path}.{name}" for path, group in before.plan.norms.items() if group == "graft"
+               for name in ("running_mean", "running_var", "num_batches_tracked")]  # fmt: skip
+    start = before.network.state_dict()
+    moved = {name for name, tensor in start.items() if not torch.equal(tensor, after[name])}
+    assert len(frozen) > 6 and moved and not moved & set(frozen)
+    assert moved | set(frozen) == set(start)
+
+
+def test_bf16_with_clipping_accumulation_and_an_average(on_device):
+    options = ["optim.clip_norm=0.5", "optim.accumulate=2", "regularizer.ema=0.9", "strategy=full", "data.train_size=200"]
+    start, _, low = trained(on_device(*options, "precision=bf16_mixed"))
+    _, _, full = trained(on_device(*options, "precision=float32"))
+    moved = apart(full, start.network.state_dict())
+    assert 0 < apart(low, full) < 0.2 * moved  # Adam's steps are by the sign where gradients are all but 0
+
+
+@pytest.mark.parametrize("optim, precision", [(SGD, "float32"), (ADAMW, "bf16_mixed")], ids=["sgd", "adamw"])
+def test_a_resumed_run_ends_with_the_same_weights(images, config, tmp_path, monkeypatch, device, deterministic, optim, precision):  # fmt: skip
+    strategy = config("strategy=hybrid", "schedule.epochs=4").strategy
+    data = replace(images(channels=1, size=8), train=images(channels=1, size=8).train.take(range(25)))
+    backend = Backend(device, precision, channels_last=None)
+    experiment = Experiment(data, tmp_path / "checkpoints", monkeypatch, strategy, optim, COSINE, dropout=0.3, backend=backend)  # fmt: skip
+    require_exact_from_every_checkpoint(experiment)
+
+
+@pytest.mark.parametrize("strategy", ["l2_sp", "auto_rgn"])
+def test_it_learns_what_it_learns_on_a_cpu(on_device, tmp_path, strategy):
+    options = [f"strategy={strategy}", "precision=float32", "optim=sgd", "data.train_size=200", "schedule.epochs=2"]
+    start, record, there = trained(on_device(*options))
+    _, again, here = trained(on_device(*options, "exec=cpu", f"exec.outputs={tmp_path / 'cpu'}"))
+    assert record["key"] == again["key"]
+    moved = apart(here, start.network.state_dict())
+    assert moved > 0 and apart(there, here) < 0.01 * moved
+
+
+@pytest.mark.parametrize("calibrate", ["none", "batch_norm", "moments", "lsuv"])
+def test_calibration_and_least_squares_give_what_they_give_on_a_cpu(images, device, calibrate):
+    data, spec = images(channels=1, size=8), SurgerySpec(fit="project", calibrate=calibrate)
+    torch.manual_seed(3)
+    host, donor = CifarResNet("resnet8", width=4), nn.Conv2d(6, 8, 3, padding=1)
+    x_NCHW, _ = Batches.of(data, BatchSpec(10), 0, "cpu").val.first(20)
+    found = []
+    for where in (device, "cpu"):
+        intact = host.build(data.shape, data.num_classes, seed=0)
+        made = graft(intact, [(survey(intact, data.shape)["layer2.0.conv1"], copy.deepcopy(donor))], spec, data.shape)
+        plain = {name: tensor.clone() for name, tensor in made.network.state_dict().items()}
+        made.host.to(where)
+        made.network.to(where)
+        with Backend(where, "float32").arithmetic():
+            fitted = calibrated(made, x_NCHW.to(where), spec).network.cpu()
+        found.append(fitted.state_dict())
+    assert apart(found[1], plain) > 0.1
+    for name, tensor in found[1].items():
+        torch.testing.assert_close(found[0][name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")  # fmt: skip
+
+
+def test_probes_and_similarity_see_what_they_see_on_a_cpu(on_device, tmp_path):
+    options = ["donor=pca", "strategy=freeze", "precision=float32", "exec.similarity.resamples=2", "schedule.epochs=1"]
+    (there, first), (here, second) = (
+        (execute(config), similarity(config, assemble(config)))
+        for config in (on_device(*options), on_device(*options, "exec=cpu", f"exec.outputs={tmp_path / 'cpu'}"))
+    )
+    assert first == there["similarity"] and second == here["similarity"]
+    seen, wanted = there["probes"][0], here["probes"][0]
+    assert seen == pytest.approx(wanted, rel=5e-3, abs=1e-4) and len(seen) > 15
+    assert first["site"].keys() == second["site"].keys() != set()
+    for at in second["site"]:
+        for measure, found in second["site"][at].items():
+            assert first["site"][at][measure]["mean"] == pytest.approx(found["mean"], rel=0.02, abs=0.1)
+
+
+def test_batches_are_moved_once_an_epoch(images, device):
+    batches = Batches.of(images(), BatchSpec(5, shift=1, flip=True), 0, device)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    list(batches.train)
+    with profile(activities=activities) as seen:
+        assert len(list(batches.train)) == 8
+    moved = [event.name for event in seen.events() if "Memcpy HtoD" in event.name]
+    waits = [event.name for event in seen.events() if event.name == "aten::_local_scalar_dense"]
+    assert waits == [] and len(moved) == (3 if device == "cuda" else 0)  # order, offsets, mirrors
+
+
+def test_channels_last_is_the_same_training(on_device, device):
+    options = ["strategy=full", "optim=sgd", "schedule.epochs=2", "host.width=16"]
+    before = assemble(on_device(*options))
+    ended = []
+    for last in (True, False):
+        network, seen = copy.deepcopy(before.network), []
+        network.layer1.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output))
+        batches = Batches.of(before.data, BatchSpec(50), 0, device)
+        fit(network, before.plan, batches, recipe_of(on_device(*options)), Backend(device, "bf16_mixed", channels_last=last))
+        assert seen[0].is_contiguous(memory_format=torch.channels_last) == last and seen[0].dtype == torch.bfloat16
+        assert all(tensor.is_contiguous() for tensor in network.state_dict().values())
+        ended.append({name: tensor.cpu() for name, tensor in network.state_dict().items()})
+    moved = apart(ended[0], before.network.state_dict())
+    assert apart(*ended) < 0.1 * moved
+
+
+@pytest.mark.parametrize(
+    ("host", "still"),
+    [(CifarResNet("resnet8", width=16), [*STEM, "layer1"]), (TorchvisionResNet("resnet18", width=16), [*STEM, "layer1", "layer2"])],
+    ids=["resnet8", "resnet18"],
+)  # fmt: skip
+@pytest.mark.parametrize("precision", ["float32", "bf16_mixed"])
+def test_a_kept_prefix_changes_no_bit(images, device, deterministic, host, still, precision):
+    data = images()
+    network = host.build(data.shape, data.num_classes, seed=0)
+    kept = replace(KEPT, device=device, precision=precision, channels_last=None)
+    fitted = both_ways(network, *frozen(*still), data, kept=kept)
+    (prefix,) = fitted.prefixes
+    assert prefix["through"].startswith(still[-1])
+
+
+def test_a_look_moves_nothing(on_device, deterministic):
+    options = ["strategy=hybrid", "schedule.epochs=2"]
+    ended = []
+    for epochs in ("[]", "[0,1,-1]"):
+        config = on_device(*options, f"exec.probe.epochs={epochs}")
+        before = assemble(config)
+        batches = Batches.of(before.data, BatchSpec(50), 0, before.backend.device)
+        fit(before.network, before.plan, batches, recipe_of(config), backend_of(config), probe=probes_of(config, before, batches))  # fmt: skip
+        ended.append({name: tensor.cpu() for name, tensor in before.network.state_dict().items()})
+    assert apart(*ended) == 0
+
+
+def test_compiled_training_across_a_phase_change_is_eager_training(images, device):
+    torch.compiler.reset()
+    data = images(channels=1, size=8)
+    torch.manual_seed(0)
+    conv = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    network = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    groups = {"conv": ["0"], "rest": [".*"]}
+    phases = {"a": PhaseSpec(0, {"rest": 1.0}, ["conv"]), "b": PhaseSpec(2, {"conv": 0.5}, ["rest"])}
+    names = [name for name, _ in network.named_parameters()]
+    plan = make_plan(StrategySpec("s", groups=groups, phases=phases), names, norm_paths(network), {}, 4)
+    batches = Batches.of(data, BatchSpec(10), 0, device)
+    recipe = Recipe(OptimSpec("sgd", 0.2, weight_decay=0.1, batch_size=10), ScheduleSpec(epochs=4))
+    compiled = copy.deepcopy(network)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    fitted = fit(network, plan, batches, recipe, Backend(device, "float32"))
+    subject = Subject(["0", "3"], drifting=["0.0.weight"])
+    probes = Probes(ProbeSpec([0, 1, -1]), compiled, subject, batches.val.first(20), batches.val, 4)
+    again = fit(compiled, plan, batches, recipe, Backend(device, "float32", compile=True), probe=probes)
+    assert [point["epoch"] for point in probes.points] == [0, 1, 4]  # the hooks are seen by none but the look itself
+    assert compiled._compiled_call_impl is not None
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], tensor, rtol=0, atol=1e-5, msg=name)
+    assert [p["train/loss"] for p in again.curves] == pytest.approx([p["train/loss"] for p in fitted.curves], abs=1e-5)
+    assert list(compiled.state_dict()) == list(before)
+    assert not torch.equal(compiled[0][0].weight.cpu(), before["0.0.weight"])  # thawed, though it was compiled frozen
