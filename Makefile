@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow bench lint docs wheel sweep report tensorboard lock
+.PHONY: help setup test test-slow bench gpu gpu-wheels lint docs wheel sweep report tensorboard lock
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -23,6 +23,18 @@ test-slow: setup  ## the tests that `make test` leaves out: minutes each, one at
 
 bench: setup  ## speed, beside what people would use instead: long; TOPICS='prefix start' takes some of it
 	$(BIN)/python benchmarks/bench.py $(TOPICS)
+
+# No setup: this is for machines that have PyTorch and no network. GPU_PARTS=1,2 runs some of it, DEVICE=cpu rehearses it.
+DEVICE ?= cuda
+OUT ?= outputs/gpu
+GPU_WHEELS ?= outputs/gpu-wheels
+GPU_PYTHON = $(if $(wildcard $(BIN)/.installed),$(BIN)/python,$(PYTHON))
+
+gpu:  ## what a GPU tells in five minutes: checks, tests, speed (docs/gpu.md)
+	$(GPU_PYTHON) benchmarks/gpu.py --device $(DEVICE) --wheels $(GPU_WHEELS) --to $(OUT) $(if $(GPU_PARTS),--parts $(GPU_PARTS))
+
+gpu-wheels:  ## a folder of wheels for `make gpu`, of what its machine lacks; needs a network
+	$(GPU_PYTHON) -m pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir $(GPU_WHEELS) hydra-core omegaconf antlr4-python3-runtime
 
 lint: setup  ## ruff (rules, format), mypy (strict) and the hooks of pre-commit
 	$(BIN)/pre-commit run --all-files

@@ -2,22 +2,22 @@
 
     python benchmarks/bench.py [TOPIC ...] [--seeds 5] [--to FOLDER]
 
-Topics: run_time, memory, prefix, memory_format, sweeps, start, report_size, loading; where there is a GPU, matmul_rate and
-packed too. Each writes benchmarks/results/TOPIC_HARDWARE_DATE.md. Nothing else should run on the machine meanwhile.
+Topics: run_time, memory, prefix, memory_format, sweeps, start, report_size, loading; where there is a GPU, first_run,
+side_by_side, matmul_rate and packed too. Each writes benchmarks/results/TOPIC_HARDWARE_DATE.md. Nothing else should run on
+the machine meanwhile. `make gpu` (benchmarks/gpu.py) runs those of a GPU in five minutes, at smaller sizes.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import time
 import warnings
 from pathlib import Path
 
-from measure import CUDA, RESULTS, table, write
+from measure import CUDA, RESULTS, publish, table
 
 TOPICS = ("run_time", "memory", "prefix", "memory_format", "sweeps", "start", "report_size", "loading")
-ON_CUDA = ("matmul_rate", "packed")
+ON_CUDA = ("first_run", "side_by_side", "matmul_rate", "packed")
 
 
 def main() -> None:
@@ -31,15 +31,16 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     every = []
     for topic in args.topics or (TOPICS + ON_CUDA if CUDA else TOPICS):
-        module, start = importlib.import_module(topic), time.perf_counter()
+        module = importlib.import_module(topic)
         seeds = {"seeds": args.seeds} if topic == "sweeps" and args.seeds else {}
-        figures = module.figures(**seeds)
-        asked = " ".join([topic, *(f"--{name} {number}" for name, number in seeds.items())])
-        path = write(args.to, asked, module.__doc__.strip(), figures, time.perf_counter() - start)
+        options = [(name, str(number)) for name, number in seeds.items()]
+        command = " ".join(["python benchmarks/bench.py", topic, *(f"--{name} {number}" for name, number in options)])
+        name = "-".join([topic, *(part for option in options for part in option)])
+        path, figures = publish(args.to, name, command, module.__doc__, module.figures(**seeds))
         print(f"{table(figures)}\n\nin {path}\n", flush=True)
         every += figures
     if not CUDA:
-        print("There is no GPU here: matmul_rate, packed and the others' figures on CUDA were not measured.\n")
+        print(f"There is no GPU here: {', '.join(ON_CUDA)} and the others' figures on CUDA were not measured.\n")
     if len(args.topics) != 1:
         print(table(every))
 

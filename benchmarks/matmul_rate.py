@@ -1,17 +1,20 @@
 """ResNet-18 in bf16, channels last: the share of this GPU's own matrix multiplication that a whole run reaches
 
-The rate of the GPU is measured here, on bf16 matrices of 8192 x 8192. The run is all of `fit`: 50,000 images of 32 x 32 that
-lie on the GPU, moved and mirrored there, batches of 512, Adam, validation after each of 3 epochs, the test split. Its
-operations are those that torch counts in a forward and a backward pass, times the images that were trained on; those of
-validation are not counted, its time is.
+The rate of the GPU is measured here, on bf16 matrices of 8192 x 8192. The run is all of `fit`: images of 32 x 32 that lie on
+the GPU, moved and mirrored there, batches of 512, Adam, validation after each epoch, the test split. Its operations are those
+that torch counts in a forward and a backward pass, times the images that were trained on; those of validation are not
+counted, its time is. What is left of it after the first epoch, in which kernels are chosen and compiled, is given beside it.
 """
 
 from __future__ import annotations
 
 import copy
+import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
+import pytorch_lightning as pl
 import torch
 from measure import CUDA, Figure, by_turns, spread
 from run_time import ALL, backend_here, noise
@@ -23,6 +26,8 @@ from layergraft.recipes import OptimSpec, ScheduleSpec
 from layergraft.strategies import make_plan
 from layergraft.training.fit import Recipe, fit
 from layergraft.training.module import norm_paths
+
+GOAL = 30.0  # percent
 
 
 def matmul_rate(device: str, size: int, repeats: int = 50) -> float:
@@ -47,7 +52,19 @@ def operations(network: torch.nn.Module, shape: tuple[int, int, int]) -> float:
     return counter.get_total_flops() / 2
 
 
-def figures(size: int = 8192, images: int = 50_000, batch: int = 512, epochs: int = 3, width: int = 64) -> list[Figure]:
+class EpochEnds(pl.Callback):
+    """When each epoch of training ended, validation included: what it logs has read the losses from the device."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.times.append(time.perf_counter())
+
+
+def figures(
+    size: int = 8192, images: int = 50_176, batch: int = 512, epochs: int = 3, width: int = 64, repeats: int = 3
+) -> Iterator[Figure]:
     data = noise((3, 32, 32), images, 10_000 if CUDA else 64)
     host = TorchvisionResNet("resnet18", width=width, stem="small")
     start = host.build(data.shape, data.num_classes, 0)
@@ -56,25 +73,32 @@ def figures(size: int = 8192, images: int = 50_000, batch: int = 512, epochs: in
     recipe = Recipe(OptimSpec("adam", 1e-3, batch_size=batch), ScheduleSpec(epochs=epochs))
     backend = replace(backend_here(), precision="bf16_mixed")
     rate = matmul_rate(backend.device, size)
-
+    yield Figure(f"bf16 matrices of {size} x {size}, TFLOP/s", f"{rate / 1e12:.3g} (the best of 5)")
     batches = Batches.of(data, BatchSpec(batch, shift=4, flip=True), 0, backend.device)
 
-    def run(**fields: object) -> None:
-        fit(copy.deepcopy(start), plan, batches, recipe, replace(backend, **fields))
+    later: list[float] = []
 
-    ways = {
-        "as it comes": {},
-        "channels first": {"channels_last": False},
-        "compiled, from the cache on disk": {"compile": True},
-    }
-    seconds = by_turns({name: lambda fields=fields: run(**fields) for name, fields in ways.items()}, 3)
-    trained = images // batch * batch * epochs
-    found = []
-    for name in ways:
-        shares = [100 * each * trained / took / rate for took in seconds[name]]
-        goal, met = ("30 or more", sorted(shares)[1] >= 30) if name == "as it comes" else ("", None)
-        more = f"{trained / sorted(seconds[name])[1]:,.0f} images a second; the GPU: {rate / 1e12:.0f} TFLOP/s"
-        found.append(
-            Figure(f"resnet18, bf16, batch {batch}, {name}: % of the matmul rate", spread(shares, 1), goal, met, more)
+    def run(**fields: object) -> None:
+        ends = EpochEnds()
+        fit(copy.deepcopy(start), plan, batches, recipe, replace(backend, **fields), callbacks=[ends])
+        later.append((ends.times[-1] - ends.times[0]) / (epochs - 1))
+
+    ways: list[tuple[str, dict[str, object], int]] = [
+        ("as it comes", {}, repeats),
+        ("channels first", {"channels_last": False}, repeats),
+        ("compiled, from the cache on disk", {"compile": True}, 1),  # last: compiling may take a minute
+    ]
+    trained = images // batch * batch
+    for name, fields, times in ways:
+        later.clear()
+        (seconds,) = by_turns({name: lambda fields=fields: run(**fields)}, times).values()
+        shares = [100 * each * trained * epochs / took / rate for took in seconds]
+        epoch = statistics.median(later[1:])
+        judged = CUDA and name == "as it comes"
+        yield Figure(
+            f"{host.name}, bf16, batch {batch}, {name}: % of the matmul rate",
+            spread(shares, 1),
+            f"{GOAL:g} or more" if judged else "",
+            statistics.median(shares) >= GOAL if judged else None,
+            f"after the first epoch {100 * each * trained / epoch / rate:.1f}%, {trained / epoch:,.0f} images a second",
         )
-    return found

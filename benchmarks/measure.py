@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from layergraft.specs import Config
 
 RESULTS = Path(__file__).parent / "results"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -79,7 +84,7 @@ def at_most(
 
 def hardware() -> str:
     if CUDA:
-        return torch.cuda.get_device_name()
+        return f"{torch.cuda.get_device_name()}, driver {driver()}"
     return f"CPU {platform.machine()}, {CORES} cores"
 
 
@@ -88,19 +93,50 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def write(folder: Path, asked: str, about: str, figures: Sequence[Figure], took: float) -> Path:
-    """TOPIC_HARDWARE_DATE.md in `folder`; `asked` is the topic, with options where it had some: `sweeps --seeds 5`."""
-    kind = torch.cuda.get_device_name().replace(" ", "-") if CUDA else "cpu"
-    path = folder / f"{asked.replace('_', '-').replace(' --', '-').replace(' ', '-')}_{kind}_{date.today()}.md"
-    lines = [
-        f"# {about.splitlines()[0]}",
-        f"`python benchmarks/bench.py {asked}`, {date.today()}: {hardware()}, torch {torch.__version__}, {took:.0f} s. Of repeats "
-        "the median, with the quartiles (of fewer than four the smallest and largest).",
-        table(figures),
-        "\n".join(about.splitlines()[1:]).strip(),
-    ]
-    path.write_text("\n\n".join(line for line in lines if line) + "\n")
-    return path
+def driver() -> str:
+    """The version of NVIDIA's driver, as nvidia-smi has it."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def result_path(folder: Path, topic: str) -> Path:
+    """TOPIC_HARDWARE_DATE.md"""
+    kind = re.sub(r"[^\w.-]+", "-", torch.cuda.get_device_name()) if CUDA else "cpu"
+    return folder / f"{topic.replace('_', '-')}_{kind}_{date.today()}.md"
+
+
+def publish(
+    folder: Path, topic: str, command: str, about: str, figures: Iterable[Figure]
+) -> tuple[Path, list[Figure]]:
+    """Write the result anew after each figure, so that what is cut off loses only the rest. `command` makes it again; of
+    `about` the first line is the title."""
+    path, found, start = result_path(folder, topic), [], time.perf_counter()
+    title, _, how = about.strip().partition("\n")
+    for figure in figures:
+        found.append(figure)
+        took = time.perf_counter() - start
+        lines = [
+            f"# {title}",
+            f"`{command}`, {date.today()}: {hardware()}, torch {torch.__version__}, {took:.0f} s. Of repeats "
+            "the median, with the quartiles (of fewer than four the smallest and largest).",
+            table(found),
+            how.strip(),
+        ]
+        path.write_text("\n\n".join(line for line in lines if line) + "\n")
+    return path, found
+
+
+def composed(*overrides: str) -> Config:
+    """A run's config, as `layergraft train` composes it."""
+    from hydra import compose, initialize_config_dir
+
+    from layergraft.runs.compose import conf_dir, spelled, to_config
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return to_config(compose("config", [spelled(override) for override in overrides]))
 
 
 def child(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess:

@@ -1,262 +1,183 @@
-"""Small runs packed on one GPU (or on a CPU): images a second in all, over one run at a time
+"""Ways to pack small runs on one GPU, in plain code: images a second in all, over one run's
 
-ResNet-20, width 16, batches of 128 that lie on the GPU, in bf16. `processes`: as many runs at a time as `exec.jobs_per_gpu`
-makes; each is all of `fit`, and they start together. With an MPS daemon (nvidia-cuda-mps-control, started here for the time of
-the measurement where it is installed) their kernels run side by side instead of by turns. The others are what one process
-could do, written plainly: a CUDA graph of a step, threads that each have a stream, and models stacked by torch.func, whose
-weights are one batched tensor.
+ResNet-20, 32 x 32, batches of 128, Adam, bf16; training steps on one batch that lies on the device, and nothing else. The ways:
+threads with a stream each; the step as a CUDA graph; several models as one by grouped convolutions, with one batch norm over
+the channels of all (Wang et al., HFTA, 2021), which is checked to give what each gives by itself; and that as a graph. They are
+candidates: layergraft has none of them. What its own workers reach side by side is `side_by_side`.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import os
-import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from measure import CUDA, Figure, spread
-from run_time import ALL, backend_here, noise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet
-from layergraft.recipes import OptimSpec, ScheduleSpec
-from layergraft.strategies import make_plan
-from layergraft.training.fit import Recipe, fit
-from layergraft.training.module import norm_paths
+from layergraft.hosts.blocks import PadShortcut
 
-HOST, DEVICE = CifarResNet("resnet20"), "cuda" if CUDA else "cpu"
-GOAL = 4.0
-SIZES = SimpleNamespace(images=25_600, batch=128, epochs=4, steps=400, at_once=(4, 16), stacked=(4, 16))
-if not CUDA:
-    SIZES = SimpleNamespace(images=640, batch=128, epochs=1, steps=4, at_once=(2,), stacked=(2, 4))
+DEVICE = "cuda" if CUDA else "cpu"
+CLASSES = 10
 
 
-def network() -> nn.Module:
-    return HOST.build((3, 32, 32), 10, 0).to(DEVICE, memory_format=torch.channels_last)
+class StackedShortcut(nn.Module):
+    """PadShortcut for each of several models, (N, models * C, H, W)."""
+
+    def __init__(self, one: PadShortcut, models: int) -> None:
+        super().__init__()
+        self.one, self.models = one, models
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        n, _, h, w = x_NCHW.shape
+        y: Tensor = self.one(x_NCHW.reshape(n * self.models, -1, h, w))
+        return y.reshape(n, -1, *y.shape[2:])
 
 
-def batch() -> tuple[Tensor, Tensor]:
-    x_NCHW = torch.randn(SIZES.batch, 3, 32, 32, device=DEVICE).to(memory_format=torch.channels_last)
-    return x_NCHW, torch.randint(0, 10, (SIZES.batch,), device=DEVICE)
+class StackedLinear(nn.Module):
+    """A linear layer for each of several models: (N, models * in) to (N, models * out)."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.w_BIO = nn.Parameter(torch.stack([layer.weight.detach().T for layer in layers]))
+        self.b_B1O = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers])[:, None])
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        x_BNI = x_NI.unflatten(1, (len(self.w_BIO), -1)).transpose(0, 1)
+        return torch.baddbmm(self.b_B1O, x_BNI, self.w_BIO).transpose(0, 1).flatten(1)
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, x_NCHW: Tensor, y_N: Tensor) -> None:
-    optimizer.zero_grad()
-    with torch.autocast(DEVICE, torch.bfloat16):
-        loss = F.cross_entropy(model(x_NCHW), y_N)
-    loss.backward()
-    optimizer.step()
+def stacked(models: Sequence[nn.Module]) -> nn.Module:
+    """Models of one architecture as one: (N, models * C, H, W) to logits (N, models * classes)."""
+    whole = copy.deepcopy(models[0])
+    for path, module in models[0].named_modules():
+        parts = [model.get_submodule(path) for model in models]
+        new: nn.Module
+        if isinstance(module, nn.Conv2d):
+            shape = (len(models) * module.in_channels, len(models) * module.out_channels, module.kernel_size)
+            new = nn.Conv2d(*shape, module.stride, module.padding, groups=len(models) * module.groups, bias=False)
+        elif isinstance(module, nn.BatchNorm2d):
+            new = nn.BatchNorm2d(len(models) * module.num_features)
+        elif isinstance(module, PadShortcut):
+            new = StackedShortcut(module, len(models))
+        elif isinstance(module, nn.Linear):
+            new = StackedLinear(parts)
+        else:
+            continue
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            for name, tensor in new.state_dict().items():
+                if tensor.ndim:
+                    tensor.copy_(torch.cat([part.state_dict()[name] for part in parts]))
+        whole.set_submodule(path, new)
+    return whole
 
 
-def adam(parameters: object, **options: bool) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, 1e-3, fused=True, **options)
+def require_stacked_is_each(models: Sequence[nn.Module], x_NCHW: Tensor) -> None:
+    """Raise RuntimeError where the models as one do not give what each of them gives for these images."""
+    each = torch.cat([copy.deepcopy(model)(x_NCHW) for model in models], 1)
+    worst = (stacked(models)(x_NCHW.repeat(1, len(models), 1, 1)) - each).abs().max() / each.abs().max()
+    if not worst < 1e-3:
+        raise RuntimeError(f"stacked models give other logits than each by itself, by {worst:.1e} of the largest")
 
 
-def one_run(go: Path | None) -> None:
-    """In a process of its own: a first epoch to warm up, then, when `go` is there, the run, whose seconds are printed."""
-    data, backend = noise((3, 32, 32), SIZES.images), backend_here()
-    start = HOST.build(data.shape, data.num_classes, 0)
-
-    def run(epochs: int) -> float:
-        plan = make_plan(ALL, [n for n, _ in start.named_parameters()], norm_paths(start), HOST.roles, epochs)
-        recipe = Recipe(OptimSpec("adam", 1e-3, batch_size=SIZES.batch), ScheduleSpec(epochs=epochs))
-        batches = Batches.of(data, BatchSpec(SIZES.batch, shift=4, flip=True), 0, backend.device, gib=4)
-        begun = time.time()
-        fit(copy.deepcopy(start), plan, batches, recipe, backend)
-        return begun
-
-    torch.set_num_threads(1)
-    run(1)
-    print(f"ready on {DEVICE}", flush=True)
-    while not go.exists():
-        time.sleep(0.01)
-    print(json.dumps([run(SIZES.epochs), time.time()]), flush=True)
+def network(seed: int = 0) -> nn.Module:
+    return CifarResNet("resnet20").build((3, 32, 32), CLASSES, seed)
 
 
-def processes(number: int) -> float:
-    """Images a second of so many runs at once, from the first's start to the last's end."""
-    with tempfile.TemporaryDirectory() as folder:
-        go = Path(folder) / "go"
-        command = [sys.executable, __file__, str(go), json.dumps(vars(SIZES))]
-        runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(number)]
-        try:
-            for run in runs:
-                if run.stdout.readline() != f"ready on {DEVICE}\n":
-                    raise RuntimeError("a process failed, or has another device")
-            go.touch()
-            times = [json.loads(run.communicate()[0]) for run in runs]
-        finally:
-            for run in runs:
-                run.kill()
-    trained = SIZES.images // SIZES.batch * SIZES.batch * SIZES.epochs * number
-    return trained / (max(end for _, end in times) - min(begun for begun, _ in times))
+def adam(model: nn.Module, **options: bool) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), 1e-3, fused=True, **options)
 
 
-def has_mps() -> bool:
-    """Whether a daemon starts here, and a process finds its GPU through it."""
-    if not shutil.which("nvidia-cuda-mps-control"):
-        return False
-    try:
-        with mps():
-            subprocess.run([sys.executable, "-c", "import torch; torch.zeros(1).cuda()"], check=True, timeout=60)
-    except subprocess.SubprocessError as error:
-        print(f"MPS was not measured: {error}", file=sys.stderr)
-        return False
-    return True
+def figures(
+    batch: int = 128, steps: int = 400, threads: Sequence[int] = (4, 16), stacks: Sequence[int] = (4, 16), repeats: int = 2
+) -> Iterator[Figure]:
+    def on_device(model: nn.Module, models: int = 1) -> tuple[nn.Module, Tensor, Tensor]:
+        """The model, and a batch for each that it stands for: images (N, models * 3, H, W), labels (N, models)."""
+        x_NCHW = torch.randn(batch, 3 * models, 32, 32, device=DEVICE).to(memory_format=torch.channels_last)
+        y = torch.randint(0, CLASSES, (batch, models), device=DEVICE)
+        return model.to(DEVICE, memory_format=torch.channels_last), x_NCHW, y
 
-
-@contextmanager
-def mps() -> Iterator[None]:
-    """An MPS daemon in folders of its own, for the processes that are started within."""
-    with tempfile.TemporaryDirectory() as folder:
-        own = {"CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
-        os.environ.update(own)
-        try:
-            subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)
-            yield
-        finally:
-            subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False)
-            for name in own:
-                del os.environ[name]
-
-
-def rate(run: Callable[[], None], models: int = 1) -> float:
-    """Images a second of `run`, a step of so many models."""
-    for _ in range(SIZES.steps // 10 + 1):
-        run()
-    if CUDA:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(SIZES.steps):
-        run()
-    if CUDA:
-        torch.cuda.synchronize()
-    return models * SIZES.steps * SIZES.batch / (time.perf_counter() - start)
-
-
-def eager() -> float:
-    model, (x, y) = network(), batch()
-    optimizer = adam(model.parameters())
-    return rate(lambda: step(model, optimizer, x, y))
-
-
-def graphed() -> float:
-    """A step captured once and replayed."""
-    model, (x, y) = network(), batch()
-    optimizer = adam(model.parameters(), capturable=True)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step(model, optimizer, x, y)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(model, optimizer, x, y)
-    return rate(graph.replay)
-
-
-def streams(number: int) -> float:
-    """So many models, each by a thread with a stream of its own."""
-    own = [(network(), *batch()) for _ in range(number)]
-
-    def work(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
-        optimizer = adam(model.parameters())
-        with torch.cuda.stream(torch.cuda.Stream()) if CUDA else nullcontext():
-            for _ in range(steps):
-                step(model, optimizer, x, y)
-        if CUDA:
-            torch.cuda.synchronize()
-
-    for steps in (SIZES.steps // 10 + 1, SIZES.steps):
-        threads = [threading.Thread(target=work, args=(*one, steps)) for one in own]
-        start = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    return number * SIZES.steps * SIZES.batch / (time.perf_counter() - start)
-
-
-def stacked(number: int) -> float:
-    """So many models as one: every weight has a first axis for the model. Batch norms' statistics, which torch.func cannot
-    move, are left alone: they take the batch's, so this is a little less work than training."""
-    models = [network() for _ in range(number)]
-    for model in models:
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.track_running_stats, module.running_mean, module.running_var = False, None, None
-                module.num_batches_tracked = None
-    parameters, _ = torch.func.stack_module_state(models)
-    shell = copy.deepcopy(models[0]).to("meta")
-    x = torch.stack([batch()[0] for _ in range(number)])
-    y = torch.stack([batch()[1] for _ in range(number)])
-    optimizer = adam(parameters.values())
-
-    def loss(weights: Mapping[str, Tensor], x_NCHW: Tensor, y_N: Tensor) -> Tensor:
-        return F.cross_entropy(torch.func.functional_call(shell, dict(weights), (x_NCHW,)), y_N)
-
-    every = torch.func.vmap(loss)
-
-    def run() -> None:
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, x_NCHW: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
         with torch.autocast(DEVICE, torch.bfloat16):
-            total = every(parameters, x, y).sum()
-        total.backward()
+            logits = model(x_NCHW).view(batch, -1, CLASSES)  # a sum over the models: each has its own gradient
+            loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / batch
+        loss.backward()
         optimizer.step()
 
-    return rate(run, number)
+    def rate(run: Callable[[], None], models: int = 1) -> float:
+        """Images a second of `run`, a step of so many models."""
+        for _ in range(steps // 10 + 1):
+            run()
+        synchronise()
+        start = time.perf_counter()
+        for _ in range(steps):
+            run()
+        synchronise()
+        return models * steps * batch / (time.perf_counter() - start)
 
+    def plain(models: int = 1) -> float:
+        parts = on_device(network() if models == 1 else stacked([network(seed) for seed in range(models)]), models)
+        optimizer = adam(parts[0])
+        return rate(lambda: step(parts[0], optimizer, *parts[1:]), models)
 
-def figures(repeats: int = 2) -> list[Figure]:
-    ways: dict[str, Callable[[], float]] = {"one process": lambda: processes(1)}
-    ways |= {f"{number} processes": lambda number=number: processes(number) for number in SIZES.at_once}
+    def graphed(models: int = 1) -> float:
+        """A step captured once and replayed."""
+        parts = on_device(network() if models == 1 else stacked([network(seed) for seed in range(models)]), models)
+        optimizer = adam(parts[0], capturable=True)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step(parts[0], optimizer, *parts[1:])
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step(parts[0], optimizer, *parts[1:])
+        return rate(graph.replay, models)
 
-    def under_mps(number: int) -> float:
-        with mps():
-            return processes(number)
+    def streams(number: int) -> float:
+        """So many models, each by a thread with a stream of its own."""
+        own = [on_device(network()) for _ in range(number)]
+        optimizers = [adam(model) for model, _, _ in own]
+        synchronise()
 
-    if CUDA and has_mps():
-        ways |= {f"{number} processes under MPS": lambda number=number: under_mps(number) for number in SIZES.at_once}
-    ways["a plain step, by itself"] = eager
+        def work(index: int, steps: int) -> None:
+            with torch.cuda.stream(torch.cuda.Stream()) if CUDA else nullcontext():
+                for _ in range(steps):
+                    step(own[index][0], optimizers[index], *own[index][1:])
+            synchronise()
+
+        for count in (steps // 10 + 1, steps):
+            every = [threading.Thread(target=work, args=(index, count)) for index in range(number)]
+            start = time.perf_counter()
+            for thread in every:
+                thread.start()
+            for thread in every:
+                thread.join()
+        return number * steps * batch / (time.perf_counter() - start)
+
+    require_stacked_is_each([network(seed) for seed in range(3)], torch.randn(8, 3, 32, 32))
+    ways: dict[str, Callable[[], float]] = {}
     if CUDA:
         ways["the step as a CUDA graph"] = graphed
-    ways |= {f"{number} threads with streams": lambda number=number: streams(number) for number in SIZES.stacked}
-    ways |= {f"{number} models stacked": lambda number=number: stacked(number) for number in SIZES.stacked}
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            found[name].append(way())
-    rows = []
-    for name, rates in found.items():
-        of_runs = "processes" in name
-        base = "one process" if of_runs else "a plain step, by itself"
-        if name in ("one process", "a plain step, by itself"):
-            continue
-        ratios = [a / b for a, b in zip(rates, found[base], strict=True)]
-        more = f"{statistics.median(rates):,.0f} images a second over {statistics.median(found[base]):,.0f}"
-        rows.append(
-            (statistics.median(ratios) * of_runs, Figure(f"resnet20: {name}, over {base}", spread(ratios), more=more))
-        )
-    best, figure = max(rows, key=lambda row: row[0])
-    judged = replace(figure, goal=f"{GOAL:g} or more, of the best", met=best >= GOAL) if CUDA else figure
-    return [judged if row is figure else row for _, row in rows]
+    ways |= {f"{number} models stacked": lambda number=number: plain(number) for number in stacks}
+    if CUDA:
+        ways |= {f"{number} models stacked, as a CUDA graph": lambda number=number: graphed(number) for number in stacks}
+    ways |= {f"{number} threads with streams": lambda number=number: streams(number) for number in threads}
+    for name, way in ways.items():
+        alone, packed = zip(*((plain(), way()) for _ in range(repeats)), strict=True)
+        ratios = [a / b for a, b in zip(packed, alone, strict=True)]
+        more = f"{statistics.median(packed):,.0f} images a second over {statistics.median(alone):,.0f}"
+        yield Figure(f"resnet20: {name}, over a plain step", spread(ratios), more=more)
 
 
-if __name__ == "__main__":
-    SIZES.__dict__.update(json.loads(sys.argv[2]))
-    one_run(Path(sys.argv[1]))
+def synchronise() -> None:
+    if CUDA:
+        torch.cuda.synchronize()

@@ -4,24 +4,31 @@ Same network, batches, epochs and threads, validation after each epoch, the test
 `fit`: Lightning, learning rates by step, phases, TensorBoard, checkpoints when they are due; with and without the probes
 before and after. The loop is written twice: as people write it (Adam as it comes, channels first),
 and with what layergraft has found to be faster (fused Adam, channels last), which tells what the framework costs. Both sides
-of the latter end with the same weights; on a CPU the benchmark stops where they do not.
+of the latter end with the same weights; on a CPU the benchmark stops where they do not. How often a step waits for the
+device is counted by torch's profiler.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
+import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from measure import CORES, CUDA, Figure, at_most, by_turns
 from peers import plain
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.images import ImageData, Split
@@ -34,6 +41,7 @@ from layergraft.training.fit import Backend, Recipe, Saving, fit
 from layergraft.training.module import norm_paths
 from layergraft.training.probes import Probes, Subject
 
+WAITS = re.compile(r"aten::_local_scalar_dense|cuda(Device|Stream|Event)Synchronize|Memcpy DtoH")
 ALL = StrategySpec("full", groups={"all": [".*"]}, phases={"only": PhaseSpec(0, train={"all": 1.0})})
 
 
@@ -142,8 +150,56 @@ def measured(case: Case) -> list[Figure]:
     ]
 
 
-def figures() -> list[Figure]:
+class Profiled(pl.Callback):
+    """The events of some steps of the first epoch, hooks and optimizer included."""
+
+    FIRST, STEPS = 2, 4
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int) -> None:
+        if batch_idx == self.FIRST and trainer.current_epoch == 0:
+            self.profile = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])])
+            self.profile.__enter__()
+            self.range = record_function("steps")
+            self.range.__enter__()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: object, outputs: object, batch: object, batch_idx: int) -> None:  # fmt: skip
+        if batch_idx == self.FIRST + self.STEPS - 1 and trainer.current_epoch == 0:
+            self.range.__exit__(None, None, None)
+            self.profile.__exit__(None, None, None)
+
+
+def is_of_optimizer(event: FunctionEvent | None) -> bool:
+    """Whether it is within a fused optimizer, which on a CPU reads its own counts of steps."""
+    while event is not None and not event.name.startswith("aten::_fused_"):
+        event = event.cpu_parent
+    return event is not None
+
+
+def waits(case: Case) -> Figure:
+    """How often a step makes the host wait for the device: a number that is read, a copy to the host, a call that waits."""
+    host, data = case.host, noise(case.shape, (Profiled.FIRST + Profiled.STEPS + 2) * case.batch)
+    network = host.build(data.shape, data.num_classes, 0)
+    plan = make_plan(ALL, [name for name, _ in network.named_parameters()], norm_paths(network), host.roles, 1)
+    optim = OptimSpec("adam", 1e-3, batch_size=case.batch, clip_norm=1.0)
+    batches, seen = Batches.of(data, BatchSpec(case.batch, shift=1, flip=True), 0, backend_here().device), Profiled()
+    fit(network, plan, batches, Recipe(optim, ScheduleSpec(epochs=1)), backend_here(), callbacks=[seen])
+    events = list(seen.profile.events())
+    (steps,) = (event.time_range for event in events if event.name == "steps" and event.device_type == DeviceType.CPU)
+    inside = [event for event in events if steps.start <= event.time_range.start < steps.end]
+    counted = Counter(event.name for event in inside if WAITS.search(event.name) and not is_of_optimizer(event))
+    each = ", ".join(f"{name} {number}" for name, number in counted.items())
+    total = f"{sum(counted.values()) / Profiled.STEPS:g} (n = {Profiled.STEPS} steps)"
+    return Figure(f"{case.name.partition(',')[0]}: the host waits for the device, times a step", total, "0", not counted, each)
+
+
+def figures(shrink: int = 1, repeats: int | None = None, cases: int | None = None) -> Iterator[Figure]:
+    """A `shrink` above 1 takes that part of the training images."""
     threads = torch.get_num_threads()
-    found = [figure for case in (ON_CUDA if CUDA else CASES) for figure in measured(case)]
+    chosen = (ON_CUDA if CUDA else CASES)[:cases]
+    for case in chosen:
+        yield waits(case)
+    for case in chosen:
+        steps = max(1, case.train // shrink // case.batch)
+        name = re.sub(r"[\d,]+ steps", f"{steps * case.epochs} steps", case.name)
+        yield from measured(replace(case, name=name, train=steps * case.batch, repeats=repeats or case.repeats))
     torch.set_num_threads(threads)
-    return found
