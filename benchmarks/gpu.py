@@ -55,10 +55,10 @@ class Part:
 TESTS = "cuda_tests"
 DONE = "done"
 PARTS = {
-    1: Part("first_run", 35, toy={"overrides": ["host.width=8", "donor.schedule.epochs=2"]}),
-    2: Part(TESTS, 85),
-    3: Part("side_by_side", 65, toy={"at_once": [1, 2], "runs": 2, "overrides": ["schedule.epochs=4"]}),
-    4: Part("matmul_rate", 55, {"images": 25_600, "repeats": 2},
+    1: Part("first_run", 50, toy={"overrides": ["host.width=8", "donor.schedule.epochs=2"]}),
+    2: Part(TESTS, 80),
+    3: Part("side_by_side", 55, toy={"at_once": [1, 2], "runs": 2, "overrides": ["schedule.epochs=4"]}),
+    4: Part("matmul_rate", 45, {"images": 25_600, "repeats": 2},
             {"size": 256, "images": 128, "batch": 64, "epochs": 2, "width": 4, "repeats": 1}),
     5: Part("packed", 25, {"steps": 100, "repeats": 1}, {"batch": 32, "steps": 4, "threads": [2], "stacks": [2], "repeats": 1}),
     6: Part("run_time", 25, {"shrink": 10, "repeats": 2}, {"shrink": 2, "repeats": 1, "cases": 1}),
@@ -128,12 +128,11 @@ def machine(device: str) -> str:
         return f"the CPU, as a rehearsal, {os.cpu_count()} cores\n{lines[0]}"
     if not torch.cuda.is_available():
         raise LookupError("torch sees no CUDA device here; make gpu DEVICE=cpu rehearses on the CPU")
-    from measure import driver
+    from measure import hardware, nvidia_smi
 
-    free, total = (number / 2**30 for number in torch.cuda.mem_get_info())
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
-    about = f"compute capability {capability}, driver {driver()}, CUDA {torch.version.cuda}"
-    lines.insert(0, f"{torch.cuda.get_device_name()}, {about}, {free:.0f} of {total:.0f} GiB free, {os.cpu_count()} cores")
+    memory = f"{nvidia_smi('memory.free')} of {nvidia_smi('memory.total')} free"
+    lines.insert(0, f"{hardware()}, compute capability {capability}, CUDA {torch.version.cuda}, {memory}, {os.cpu_count()} cores")
     return "\n".join(lines)
 
 
@@ -176,10 +175,12 @@ def ran(number: int, device: str, to: Path, log: IO[str], seconds: float) -> str
 
 
 def copy(lines: IO[str], log: IO[str]) -> None:
-    for line in lines:
-        print(line, end="", flush=True)
-        log.write(line)
-        log.flush()
+    """Print the lines, and write them to `log`, as they come; ends, and closes them, when nobody can write more."""
+    with lines:
+        for line in lines:
+            print(line, end="", flush=True)
+            log.write(line)
+            log.flush()
 
 
 def done(part: Part, number: int, device: str, to: Path) -> int:

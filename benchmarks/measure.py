@@ -84,7 +84,7 @@ def at_most(
 
 def hardware() -> str:
     if CUDA:
-        return f"{torch.cuda.get_device_name()}, driver {driver()}"
+        return f"{torch.cuda.get_device_name()}, driver {nvidia_smi('driver_version')}"
     return f"CPU {platform.machine()}, {CORES} cores"
 
 
@@ -93,9 +93,9 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def driver() -> str:
-    """The version of NVIDIA's driver, as nvidia-smi has it."""
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+def nvidia_smi(field: str) -> str:
+    """What nvidia-smi says of the first GPU: `driver_version`, `memory.free`; asked that way, CUDA does not start for it."""
+    asked = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "--id=0"]
     try:
         return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):

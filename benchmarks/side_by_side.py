@@ -16,11 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from measure import CUDA, Figure, child, composed
+from measure import CUDA, Figure, composed
 
 from layergraft.runs import sweep
 from layergraft.runs.assemble import obtain_donors
@@ -33,35 +33,44 @@ CELLS = [(strategy, host) for host in ("resnet20", "resnet32") for strategy in (
 
 def figures(at_once: Sequence[int] = (1, 4, 8), runs: int = 8, overrides: Sequence[str] = ()) -> Iterator[Figure]:
     """`at_once` begins with 1."""
-    alone = None
-    for under in ("", " under MPS"):
-        if under and (reason := no_mps()):
-            yield Figure(f"runs at once{under}", "not measured", more=reason)
-            return
-        with mps() if under else nullcontext():
-            asked = json.dumps([at_once[1:] if under else at_once, runs, overrides])
-            found = json.loads(child(__file__, asked).stdout)
-        for number, (seconds, start) in ((int(number), times) for number, times in found.items()):
-            more = f"{60 * runs / seconds:.0f} runs a minute; {seconds:.1f} s, after {start:.1f} s in which workers started"
-            if alone is None:
-                alone = seconds
-                yield Figure(f"{runs} runs, one at a time, s", f"{seconds:.1f} (n = 1)", more=more)
-            else:
-                ratio, goal = alone / seconds, f"{GOAL:g} or more" if number == max(at_once) and CUDA else ""
-                yield Figure(f"{number} runs at once{under}: over one at a time", f"{ratio:.2f} (n = 1)", goal,
-                             ratio >= GOAL if goal else None, more)  # fmt: skip
-
-
-def no_mps() -> str:
-    """Why there is nothing to measure under MPS; empty where a daemon starts here and a process finds its GPU through it."""
+    alone = 0.0
+    for number, seconds, start in in_a_process(at_once, runs, overrides):
+        if number == 1:
+            alone = seconds
+            yield Figure(f"{runs} runs, one at a time, s", f"{seconds:.1f} (n = 1)", more=words(runs, seconds, start))
+        else:
+            yield over_one(alone, number, "", runs, seconds, start, max(at_once))
     if not CUDA or not shutil.which("nvidia-cuda-mps-control"):
-        return "nvidia-cuda-mps-control is not here" if CUDA else "there is no GPU"
+        yield Figure("the same under MPS", "not measured", more="there is no nvidia-cuda-mps-control" if CUDA else "there is no GPU")  # fmt: skip
+        return
     try:
         with mps():
-            child("-c", "import torch; torch.zeros(1).cuda()", timeout=30)
-    except subprocess.SubprocessError as error:
-        return f"its daemon does not serve a process: {error}"
-    return ""
+            for number, seconds, start in in_a_process(at_once[1:], runs, overrides):
+                yield over_one(alone, number, " under MPS", runs, seconds, start, max(at_once))
+    except (OSError, subprocess.SubprocessError) as error:
+        yield Figure("the same under MPS", "not measured", more=f"it failed: {error}")
+
+
+def over_one(alone: float, number: int, under: str, runs: int, seconds: float, start: float, most: int) -> Figure:
+    ratio, judged = alone / seconds, number == most and CUDA
+    return Figure(f"{number} runs at once{under}: over one at a time", f"{ratio:.2f} (n = 1)", f"{GOAL:g} or more" if judged else "",
+                  ratio >= GOAL if judged else None, words(runs, seconds, start))  # fmt: skip
+
+
+def words(runs: int, seconds: float, start: float) -> str:
+    return f"{60 * runs / seconds:.0f} runs a minute; {seconds:.1f} s, after {start:.1f} s in which workers started"
+
+
+def in_a_process(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> Iterator[tuple[int, float, float]]:
+    """`measured`, in a process of its own, whose workers begin in the environment as it is now. Raises CalledProcessError."""
+    command = [sys.executable, __file__, json.dumps([at_once, runs, overrides])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        for line in program.stdout:
+            number, seconds, start = json.loads(line)
+            yield number, seconds, start
+    if program.returncode:
+        raise subprocess.CalledProcessError(program.returncode, "side_by_side.py")
 
 
 @contextmanager
@@ -79,8 +88,8 @@ def mps() -> Iterator[None]:
                 del os.environ[name]
 
 
-def measured(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> dict[int, tuple[float, float]]:
-    """Number at once -> seconds from the first run's start to the last one's end, and from the start of all to that. Each
+def measured(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> Iterator[tuple[int, float, float]]:
+    """How many at once, seconds from the first run's start to the last one's end, and from the start of all to that. Each
     worker has done a short run before, which does not count."""
     size = ["+size=digits", "site=late", f"exec={'cuda' if CUDA else 'cpu'}", "exec.threads=1", "exec.similarity.resamples=0", *overrides]  # fmt: skip
     learned = ["donor.data=digits", "donor.data.half=A", "donor.schedule.epochs=5"]
@@ -92,7 +101,6 @@ def measured(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> dic
         configs = [composed(*size, *learned, f"strategy={strategy}", f"host={host}") for strategy, host in CELLS[:runs]]
         for config in (*before, *configs):
             obtain_donors(config)
-        found = {}
         for number in at_once:
             outputs = Path(folder) / str(number)
             shutil.copytree(first / "donors", outputs / "donors")
@@ -107,9 +115,9 @@ def measured(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> dic
                 raise RuntimeError(f"{len(failed)} of {runs} runs failed: {failed[0].get('traceback') or failed[0]}")
             start = min((folder / "config.yaml").stat().st_mtime for folder in folders[number:])
             end = max((folder / RECORD).stat().st_mtime for folder in folders)
-            found[number] = (end - start, start - begun)
-    return found
+            yield number, end - start, start - begun
 
 
 if __name__ == "__main__":
-    print(json.dumps(measured(*json.loads(sys.argv[1]))))
+    for found in measured(*json.loads(sys.argv[1])):
+        print(json.dumps(found), flush=True)

@@ -46,8 +46,9 @@ def deterministic():
 
 
 def apart(some, others):
-    """Euclidean distance of two state dicts."""
-    return sum((some[name].double() - others[name].double()).square().sum().item() for name in others) ** 0.5
+    """Euclidean distance of two state dicts' weights: statistics, and counts of batches, would outweigh them."""
+    names = [name for name in others if name.endswith(("weight", "bias"))]
+    return sum((some[name].double() - others[name].double()).square().sum().item() for name in names) ** 0.5
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16_mixed"])
@@ -81,7 +82,7 @@ def test_a_resumed_run_ends_with_the_same_weights(images, config, tmp_path, monk
 
 @pytest.mark.parametrize("strategy", ["l2_sp", "auto_rgn"])
 def test_it_learns_what_it_learns_on_a_cpu(on_device, tmp_path, strategy):
-    options = [f"strategy={strategy}", "precision=float32", "optim=sgd", "data.train_size=200", "schedule.epochs=2"]
+    options = [f"strategy={strategy}", "precision=float32", "optim=sgd", "optim.lr=0.01", "data.train_size=200", "schedule.epochs=2"]  # fmt: skip
     start, record, there = trained(on_device(*options))
     _, again, here = trained(on_device(*options, "exec=cpu", f"exec.outputs={tmp_path / 'cpu'}"))
     assert record["key"] == again["key"]
@@ -105,9 +106,9 @@ def test_calibration_and_least_squares_give_what_they_give_on_a_cpu(images, devi
         with Backend(where, "float32").arithmetic():
             fitted = calibrated(made, x_NCHW.to(where), spec).network.cpu()
         found.append(fitted.state_dict())
-    assert apart(found[1], plain) > 0.1
+    assert any(not torch.equal(tensor, plain[name]) for name, tensor in found[1].items())
     for name, tensor in found[1].items():
-        torch.testing.assert_close(found[0][name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")  # fmt: skip
+        torch.testing.assert_close(found[0][name], tensor, rtol=1e-2, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")  # fmt: skip
 
 
 def test_probes_and_similarity_see_what_they_see_on_a_cpu(on_device, tmp_path):
@@ -136,20 +137,22 @@ def test_batches_are_moved_once_an_epoch(images, device):
     assert waits == [] and len(moved) == (3 if device == "cuda" else 0)  # order, offsets, mirrors
 
 
-def test_channels_last_is_the_same_training(on_device, device):
-    options = ["strategy=full", "optim=sgd", "schedule.epochs=2", "host.width=16"]
+@pytest.mark.parametrize("precision, rounding", [("float32", 0.01), ("bf16_mixed", 0.2)])
+def test_channels_last_is_the_same_training(on_device, device, precision, rounding):
+    options = ["strategy=full", "optim=sgd", "optim.lr=0.01", "schedule.epochs=2", "host.width=16"]
     before = assemble(on_device(*options))
     ended = []
     for last in (True, False):
         network, seen = copy.deepcopy(before.network), []
         network.layer1.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output))
         batches = Batches.of(before.data, BatchSpec(50), 0, device)
-        fit(network, before.plan, batches, recipe_of(on_device(*options)), Backend(device, "bf16_mixed", channels_last=last))
-        assert seen[0].is_contiguous(memory_format=torch.channels_last) == last and seen[0].dtype == torch.bfloat16
+        fit(network, before.plan, batches, recipe_of(on_device(*options)), Backend(device, precision, channels_last=last))
+        assert seen[0].is_contiguous(memory_format=torch.channels_last) == last
+        assert seen[0].dtype == (torch.bfloat16 if precision == "bf16_mixed" else torch.float32)
         assert all(tensor.is_contiguous() for tensor in network.state_dict().values())
         ended.append({name: tensor.cpu() for name, tensor in network.state_dict().items()})
     moved = apart(ended[0], before.network.state_dict())
-    assert apart(*ended) < 0.1 * moved
+    assert apart(*ended) < rounding * moved
 
 
 @pytest.mark.parametrize(
@@ -176,7 +179,7 @@ def test_a_look_moves_nothing(on_device, deterministic):
         batches = Batches.of(before.data, BatchSpec(50), 0, before.backend.device)
         fit(before.network, before.plan, batches, recipe_of(config), backend_of(config), probe=probes_of(config, before, batches))  # fmt: skip
         ended.append({name: tensor.cpu() for name, tensor in before.network.state_dict().items()})
-    assert apart(*ended) == 0
+    assert all(torch.equal(tensor, ended[1][name]) for name, tensor in ended[0].items())
 
 
 def test_compiled_training_across_a_phase_change_is_eager_training(images, device):
@@ -199,8 +202,9 @@ def test_compiled_training_across_a_phase_change_is_eager_training(images, devic
     again = fit(compiled, plan, batches, recipe, Backend(device, "float32", compile=True), probe=probes)
     assert [point["epoch"] for point in probes.points] == [0, 1, 4]  # the hooks are seen by none but the look itself
     assert compiled._compiled_call_impl is not None
+    rounding = 1e-5 if device == "cpu" else 1e-4
     for name, tensor in network.state_dict().items():
-        torch.testing.assert_close(compiled.state_dict()[name], tensor, rtol=0, atol=1e-5, msg=name)
-    assert [p["train/loss"] for p in again.curves] == pytest.approx([p["train/loss"] for p in fitted.curves], abs=1e-5)
+        torch.testing.assert_close(compiled.state_dict()[name], tensor, rtol=0, atol=rounding, msg=name)
+    assert [p["train/loss"] for p in again.curves] == pytest.approx([p["train/loss"] for p in fitted.curves], abs=rounding)  # fmt: skip
     assert list(compiled.state_dict()) == list(before)
     assert not torch.equal(compiled[0][0].weight.cpu(), before["0.0.weight"])  # thawed, though it was compiled frozen

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -13,8 +14,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import LAYERGRAFT, TINY
-from layergraft.errors import UserError
+from layergraft.errors import RunFailed, UserError
 from layergraft.runs import run as runs
+from layergraft.runs import single
 from layergraft.runs.assemble import assemble, checked
 from layergraft.runs.run import execute
 from layergraft.training.fit import Backend
@@ -229,3 +231,18 @@ def test_resuming_by_name_and_what_cannot_be_resumed(tiny, tmp_path):
     assert execute(tiny(*LONG[1:]))["metrics"] == whole["metrics"]  # nothing was lost
     with pytest.raises(UserError, match="is in the store already; exec.rerun=true does it again from the checkpoint"):
         execute(tiny(*LONG[1:], kept))
+
+
+@pytest.mark.parametrize("capability, precision", [((7, 5), "float32"), ((8, 0), "bf16_mixed"), ((9, 0), "bf16_mixed")])
+def test_auto_is_bf16_where_the_gpu_has_it_in_hardware(config, monkeypatch, capsys, capability, precision):
+    for name, value in {"is_available": True, "device_count": 1, "get_device_capability": capability, "get_device_name": "Tesla T4"}.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    asked = config("strategy=freeze", "exec=auto")
+    assert checked(asked).backend == replace(checked(asked).backend, device="cuda", precision=precision)
+    assert checked(config("exec=auto", "precision=bf16_mixed")).backend.precision == "bf16_mixed"
+    monkeypatch.setattr(single, "execute", lambda *_: {"key": "a", "status": "failed", "error": "not here"})
+    for run in (asked, config("exec=auto", "precision=bf16_mixed")):
+        with pytest.raises(RunFailed):
+            single.train_one(run)
+        said = "precision:   float32, since Tesla T4 has no bf16 in hardware" in capsys.readouterr().err
+        assert said == (precision == "float32" and run is asked)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from layergraft.activations import evaluating, measuring, see
 from layergraft.data.batches import Batches, BatchSpec
@@ -134,6 +135,27 @@ def test_batches_lie_on_the_device(images, batch):
     batches = Batches.of(images(), batch, 0, "cuda")
     parts = [*batches.train, *batches.val, *batches.test, batches.val.first(7)]
     assert len(parts) == 4 + 3 and all(x.device == y.device == CUDA for x, y in parts)
+
+
+class Moves(TorchDispatchMode):
+    """Counts the tensors that go from the CPU to the device."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = func(*args, **(kwargs or {}))
+        if isinstance(given, torch.Tensor) and given.device == CUDA:
+            self.number += any(isinstance(x, torch.Tensor) and x.device.type == "cpu" and x.ndim for x in args)
+        return given
+
+
+@pytest.mark.parametrize("batch, moved", [(BatchSpec(5), 1), (BatchSpec(5, shift=1, flip=True), 3), (BatchSpec(10, shift=1, flip=True), 3)], ids=str)  # fmt: skip
+def test_an_epoch_is_moved_at_once(images, batch, moved):
+    """The order, the offsets and which images are mirrored: not a copy for each batch, which would wait for the one before."""
+    batches = Batches.of(images(), batch, 0, "cuda")
+    with Moves() as moves:
+        list(batches.train)
+    assert moves.number == moved
 
 
 def step(run, x_NCHW, y_N):
