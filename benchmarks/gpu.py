@@ -132,7 +132,9 @@ def machine(device: str) -> str:
 
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
     memory = f"{nvidia_smi('memory.free')} of {nvidia_smi('memory.total')} free"
-    lines.insert(0, f"{hardware()}, compute capability {capability}, CUDA {torch.version.cuda}, {memory}, {os.cpu_count()} cores")
+    lines.insert(
+        0, f"{hardware()}, compute capability {capability}, CUDA {torch.version.cuda}, {memory}, {os.cpu_count()} cores"
+    )
     return "\n".join(lines)
 
 
@@ -190,7 +192,9 @@ def done(part: Part, number: int, device: str, to: Path) -> int:
     from measure import CUDA, hardware, publish, result_path, table
 
     if CUDA != (device == "cuda"):
-        print(f"error: --device {device}, and torch {'sees' if CUDA else 'does not see'} a CUDA device", file=sys.stderr)
+        print(
+            f"error: --device {device}, and torch {'sees' if CUDA else 'does not see'} a CUDA device", file=sys.stderr
+        )
         return 2
     command = f"make gpu GPU_PARTS={number}" + ("" if CUDA else " DEVICE=cpu")
     if part.topic == TESTS:
@@ -202,7 +206,9 @@ def done(part: Part, number: int, device: str, to: Path) -> int:
         return code
     warnings.filterwarnings("ignore")
     module = importlib.import_module(part.topic)
-    path, figures = publish(to, part.topic, command, module.__doc__ or "", module.figures(**(part.gpu if CUDA else part.toy)))
+    path, figures = publish(
+        to, part.topic, command, module.__doc__ or "", module.figures(**(part.gpu if CUDA else part.toy))
+    )
     print(f"\n{table(figures)}\n\nin {path}", flush=True)
     return 0
 

@@ -108,9 +108,7 @@ def result_path(folder: Path, topic: str) -> Path:
     return folder / f"{topic.replace('_', '-')}_{kind}_{date.today()}.md"
 
 
-def publish(
-    folder: Path, topic: str, command: str, about: str, figures: Iterable[Figure]
-) -> tuple[Path, list[Figure]]:
+def publish(folder: Path, topic: str, command: str, about: str, figures: Iterable[Figure]) -> tuple[Path, list[Figure]]:
     """Write the result anew after each figure, so that what is cut off loses only the rest. `command` makes it again; of
     `about` the first line is the title."""
     path, found, start = result_path(folder, topic), [], time.perf_counter()

@@ -95,7 +95,11 @@ def adam(model: nn.Module, **options: bool) -> torch.optim.Optimizer:
 
 
 def figures(
-    batch: int = 128, steps: int = 400, threads: Sequence[int] = (4, 16), stacks: Sequence[int] = (4, 16), repeats: int = 2
+    batch: int = 128,
+    steps: int = 400,
+    threads: Sequence[int] = (4, 16),
+    stacks: Sequence[int] = (4, 16),
+    repeats: int = 2,
 ) -> Iterator[Figure]:
     def on_device(model: nn.Module, models: int = 1) -> tuple[nn.Module, Tensor, Tensor]:
         """The model, and a batch for each that it stands for: images (N, models * 3, H, W), labels (N, models)."""
@@ -169,7 +173,9 @@ def figures(
         ways["the step as a CUDA graph"] = graphed
     ways |= {f"{number} models stacked": lambda number=number: plain(number) for number in stacks}
     if CUDA:
-        ways |= {f"{number} models stacked, as a CUDA graph": lambda number=number: graphed(number) for number in stacks}
+        ways |= {
+            f"{number} models stacked, as a CUDA graph": lambda number=number: graphed(number) for number in stacks
+        }
     ways |= {f"{number} threads with streams": lambda number=number: streams(number) for number in threads}
     for name, way in ways.items():
         alone, packed = zip(*((plain(), way()) for _ in range(repeats)), strict=True)

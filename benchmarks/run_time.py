@@ -155,7 +155,9 @@ class Profiled(pl.Callback):
 
     FIRST, STEPS = 2, 4
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
+    ) -> None:
         if batch_idx == self.FIRST and trainer.current_epoch == 0:
             self.profile = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])])
             self.profile.__enter__()
@@ -189,7 +191,9 @@ def waits(case: Case) -> Figure:
     counted = Counter(event.name for event in inside if WAITS.search(event.name) and not is_of_optimizer(event))
     each = ", ".join(f"{name} {number}" for name, number in counted.items())
     total = f"{sum(counted.values()) / Profiled.STEPS:g} (n = {Profiled.STEPS} steps)"
-    return Figure(f"{case.name.partition(',')[0]}: the host waits for the device, times a step", total, "0", not counted, each)
+    return Figure(
+        f"{case.name.partition(',')[0]}: the host waits for the device, times a step", total, "0", not counted, each
+    )
 
 
 def figures(shrink: int = 1, repeats: int | None = None, cases: int | None = None) -> Iterator[Figure]:

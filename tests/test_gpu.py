@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from benchmarks import gpu
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +44,9 @@ def test_the_whole_rehearsal_takes_less_than_its_limits_and_writes_at_most_eight
 
 
 def test_all_parts_fit_in_five_minutes():
-    assert sum(part.seconds for part in gpu.PARTS.values()) <= 285  # what was found, wheels and the last words take a few
+    assert (
+        sum(part.seconds for part in gpu.PARTS.values()) <= 285
+    )  # what was found, wheels and the last words take a few
 
 
 def test_without_a_gpu_it_says_so(tmp_path):

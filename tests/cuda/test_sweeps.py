@@ -8,8 +8,8 @@ import time
 import pandas as pd
 import pytest
 import torch
-
 from benchmarks.chaos import workers
+
 from layergraft.runs import sweep
 from layergraft.runs.failures import MEMORY
 from layergraft.runs.run import execute

@@ -64,7 +64,13 @@ def test_what_is_frozen_is_byte_identical_afterwards(on_device, precision):
 
 
 def test_bf16_with_clipping_accumulation_and_an_average(on_device):
-    options = ["optim.clip_norm=0.5", "optim.accumulate=2", "regularizer.ema=0.9", "strategy=full", "data.train_size=200"]
+    options = [
+        "optim.clip_norm=0.5",
+        "optim.accumulate=2",
+        "regularizer.ema=0.9",
+        "strategy=full",
+        "data.train_size=200",
+    ]
     start, _, low = trained(on_device(*options, "precision=bf16_mixed"))
     _, _, full = trained(on_device(*options, "precision=float32"))
     moved = apart(full, start.network.state_dict())
@@ -146,7 +152,13 @@ def test_channels_last_is_the_same_training(on_device, device, precision, roundi
         network, seen = copy.deepcopy(before.network), []
         network.layer1.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output))
         batches = Batches.of(before.data, BatchSpec(50), 0, device)
-        fit(network, before.plan, batches, recipe_of(on_device(*options)), Backend(device, precision, channels_last=last))
+        fit(
+            network,
+            before.plan,
+            batches,
+            recipe_of(on_device(*options)),
+            Backend(device, precision, channels_last=last),
+        )
         assert seen[0].is_contiguous(memory_format=torch.channels_last) == last
         assert seen[0].dtype == (torch.bfloat16 if precision == "bf16_mixed" else torch.float32)
         assert all(tensor.is_contiguous() for tensor in network.state_dict().values())

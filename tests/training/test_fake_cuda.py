@@ -48,7 +48,9 @@ class FakeCuda(FakeTensorMode):
             return True if dtype == torch.bool else 0.5 if dtype.is_floating_point else 1
         if func.name().startswith("aten::_fused_"):  # not all of these have a fake
             assert torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CUDA")
-            assert {tensor.device for tensors in args for tensor in tensors if isinstance(tensor, torch.Tensor)} == {CUDA}
+            assert {tensor.device for tensors in args for tensor in tensors if isinstance(tensor, torch.Tensor)} == {
+                CUDA
+            }
             return None
         return super().__torch_dispatch__(func, types, args, kwargs)
 

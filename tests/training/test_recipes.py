@@ -17,13 +17,11 @@ from layergraft.recipes import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpe
 from layergraft.runs.assemble import checked
 from layergraft.runs.run import execute
 from layergraft.schema import validate
-from layergraft.specs import ProbeSpec
 from layergraft.strategies import make_plan
 from layergraft.training import optimizers
 from layergraft.training.checkpoints import CHECKPOINT, facts_of
 from layergraft.training.fit import Backend, Recipe, Saving, fit
 from layergraft.training.module import Diverged, all_norm_paths, norm_paths
-from layergraft.training.probes import Probes, Subject
 
 GROUP = CifarResNet("resnet8", width=4, norm="group")
 BATCH = CifarResNet("resnet8", width=4)

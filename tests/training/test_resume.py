@@ -32,7 +32,9 @@ WARM = ScheduleSpec("constant", EPOCHS, warmup=1.5)
 class Experiment:
     """One training, as often as it is asked for, from scratch or from a checkpoint."""
 
-    def __init__(self, data, folder, monkeypatch, strategy, optim, schedule, regularizer=None, dropout=0.0, backend=CPU):
+    def __init__(
+        self, data, folder, monkeypatch, strategy, optim, schedule, regularizer=None, dropout=0.0, backend=CPU
+    ):
         self.backend = backend
         self.data, self.folder, self.strategy = data, folder, strategy
         self.recipe = Recipe(optim, schedule, regularizer or RegularizerSpec())
