@@ -151,7 +151,10 @@ def test_backend(monkeypatch):
     with pytest.raises(UserError, match="no CUDA device here"):
         Backend.resolve(Device.cuda, Precision.auto)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert Backend.resolve(Device.auto, Precision.auto) == Backend("cuda", "bf16_mixed")
+    for capability, precision in {(7, 5): "float32", (8, 0): "bf16_mixed", (9, 0): "bf16_mixed"}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        assert Backend.resolve(Device.auto, Precision.auto) == Backend("cuda", precision)
+        assert Backend.resolve(Device.auto, Precision.bf16_mixed) == Backend("cuda", "bf16_mixed")
     assert Backend.resolve(Device.cpu, Precision.auto) == Backend("cpu", "float32")
 
 
