@@ -24,17 +24,18 @@ test-slow: setup  ## the tests that `make test` leaves out: minutes each, one at
 bench: setup  ## speed, beside what people would use instead: long; TOPICS='prefix start' takes some of it
 	$(BIN)/python benchmarks/bench.py $(TOPICS)
 
-# No setup: this is for machines that have PyTorch and no network. GPU_PARTS=1,2 runs some of it, DEVICE=cpu rehearses it.
+# No setup: these are for machines that have PyTorch and no network. GPU_PARTS=1,2 runs some parts, DEVICE=cpu rehearses them.
 DEVICE ?= cuda
 OUT ?= outputs/gpu
 GPU_WHEELS ?= outputs/gpu-wheels
-GPU_PYTHON = $(if $(wildcard $(BIN)/.installed),$(BIN)/python,$(PYTHON))
+# The environment of `make setup` if it is there and no other Python is asked for.
+GPU_PYTHON = $(if $(and $(filter file,$(origin PYTHON)),$(wildcard $(BIN)/.installed)),$(BIN)/python,$(PYTHON))
 
-gpu:  ## what a GPU tells in five minutes: checks, tests, speed (docs/gpu.md)
-	$(GPU_PYTHON) benchmarks/gpu.py --device $(DEVICE) --wheels $(GPU_WHEELS) --to $(OUT) $(if $(GPU_PARTS),--parts $(GPU_PARTS))
+gpu:  ## check and measure layergraft on an NVIDIA GPU, in five minutes (docs/gpu.md)
+	$(GPU_PYTHON) benchmarks/gpu.py --device '$(DEVICE)' --wheels '$(GPU_WHEELS)' --to '$(OUT)' $(if $(GPU_PARTS),--parts '$(GPU_PARTS)')
 
-gpu-wheels:  ## a folder of wheels for `make gpu`, of what its machine lacks; needs a network
-	$(GPU_PYTHON) -m pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir $(GPU_WHEELS) hydra-core omegaconf antlr4-python3-runtime
+gpu-wheels:  ## wheels of what a machine for `make gpu` may lack, in outputs/gpu-wheels; needs a network
+	$(GPU_PYTHON) -m pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir '$(GPU_WHEELS)' hydra-core omegaconf antlr4-python3-runtime
 
 lint: setup  ## ruff (rules, format), mypy (strict) and the hooks of pre-commit
 	$(BIN)/pre-commit run --all-files

@@ -1,8 +1,8 @@
 """A first run on this device, and the same run on the CPU
 
 The default arm over two epochs, the fewest that its strategy takes, in float32 and in bf16 mixed precision; then in float32 on
-the CPU with the same donor, which the first run has trained. What the first step's loss is must be the same to 1e-3, the
-records must have the same keys, and the network must be exported to a file that gives the same logits.
+the CPU with the same donor, which the first run has trained. The first step's loss must agree to within 1e-3, the records must
+have the same keys, and the networks must be exported to files that give the same logits.
 """
 
 from __future__ import annotations
@@ -70,16 +70,16 @@ def figures(overrides: Sequence[str] = ()) -> Iterator[Figure]:
         shutil.copytree(there / "donors", here / "donors")
         cpu = ran(here, "cpu", "float32", overrides)
         yield Figure("the same on the CPU, float32, s", f"{cpu.seconds:.1f} (n = 1)", more=accuracy(cpu))
-        yield Figure("formats that give the same logits", ", ".join(FORMATS), "all", True)
+        yield Figure("export formats that give the same logits", ", ".join(FORMATS), "all", True)
         missing = sorted(set(cpu.record) ^ set(full.record) | set(cpu.record) ^ set(low.record))
-        yield Figure("keys that not all three records have", ", ".join(missing) or "none", "none", not missing)
+        yield Figure("record keys missing from some of the three runs", ", ".join(missing) or "none", "none", not missing)
         same = cpu.record["key"] == full.record["key"]
-        yield Figure("the run's key in float32, here and on the CPU", "one" if same else "two", "one", same)
+        yield Figure("the same run key in float32 on both devices", "yes" if same else "no", "yes", same)
         worst = abs(full.first_loss - cpu.first_loss)
-        yield Figure("the first step's loss in float32, off the CPU's", f"{worst:.1e} (n = 1)", f"{TOLERANCE:g} or less",
+        yield Figure("first-step loss in float32, difference from the CPU", f"{worst:.1e} (n = 1)", f"{TOLERANCE:g} or less",
                      worst <= TOLERANCE, f"{full.first_loss:.6f} and {cpu.first_loss:.6f}; in bf16 {low.first_loss:.6f}")  # fmt: skip
     if missing or not same or not worst <= TOLERANCE:
-        raise RuntimeError(f"{device} and the CPU do not do the same work: see the figures above")
+        raise RuntimeError(f"{device} and the CPU do not do the same work: see the goals that were missed")
 
 
 def accuracy(run: Ran) -> str:

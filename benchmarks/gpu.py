@@ -1,13 +1,13 @@
-"""`make gpu`: what one NVIDIA GPU tells of layergraft in five minutes, without a network
+"""Check and measure layergraft on one NVIDIA GPU, in five minutes and without a network (`make gpu`)
 
     python benchmarks/gpu.py [--device cuda|cpu] [--parts 1,2] [--wheels FOLDER] [--to FOLDER]
 
-Six parts (PARTS), each a process of its own that has to be done by a certain time, what earlier parts have left over included;
-none stops the next. A part writes TOPIC_GPU_DATE.md as soon as it has a figure, the tests as each of them ends; log.txt has
-all that was printed. With --device cpu the same programs run at toy sizes, as a rehearsal.
+Runs six parts (PARTS), each in a process of its own. Each part has a time limit; unused time goes to later parts. A part that
+fails or is cut off does not stop the next. Each writes TOPIC_GPU_DATE.md, anew after each figure or test; log.txt has all that
+was printed. With --device cpu the same programs run at toy sizes, as a rehearsal.
 
-It needs no installation: layergraft is imported from the source tree that this file is in, and what the machine lacks is taken
-from a folder of wheels (`make gpu-wheels` makes one where there is a network).
+Nothing is installed: layergraft is imported from the source tree that this file is in, and packages that the Python lacks are
+taken from a folder of wheels, which `make gpu-wheels` makes where there is a network.
 """
 
 from __future__ import annotations
@@ -32,67 +32,85 @@ from typing import IO, Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# Package -> the module that shows it is there.
+# Package -> the module that shows that it is installed.
 NEEDED = {"torch": "torch", "torchvision": "torchvision", "pytorch-lightning": "pytorch_lightning", "tensorboard": "tensorboard",
           "scikit-learn": "sklearn", "pandas": "pandas", "matplotlib": "matplotlib", "rich": "rich", "safetensors": "safetensors",
           "pytest": "pytest", "hydra-core": "hydra", "omegaconf": "omegaconf", "antlr4-python3-runtime": "antlr4"}  # fmt: skip
-GRACE = 5.0  # seconds for what was interrupted to end by itself
-RELAXED = 2  # a rehearsal, on two slow cores, may take so many times as long
+IN_WHEELS = ("hydra-core", "omegaconf", "antlr4-python3-runtime")  # what `make gpu-wheels` makes
+START = 15.0  # seconds until the first part begins, at most, on a GPU: importing torch from a cold disk
+GRACE = 5.0  # seconds for an interrupted part to end by itself
+CPU_TIME_FACTOR = 2  # a rehearsal, on two slow cores, may take so many times as long
 
 
 @dataclass(frozen=True)
 class Part:
     topic: str
-    """A module beside this; of the tests only a name."""
+    """A module in this folder; of the tests only a name."""
     seconds: int
-    """At most."""
+    """Its time limit."""
     gpu: dict[str, Any] = field(default_factory=dict)
-    """What `figures` of the module is given on a GPU, so that it fits."""
+    """Arguments of the module's `figures` on a GPU, such that it fits in the limit."""
     toy: dict[str, Any] = field(default_factory=dict)
-    """The same in a rehearsal."""
+    """Arguments in a rehearsal."""
 
 
 TESTS = "cuda_tests"
-DONE = "done"
 PARTS = {
     1: Part("first_run", 50, toy={"overrides": ["host.width=8", "donor.schedule.epochs=2"]}),
-    2: Part(TESTS, 80),
+    2: Part(TESTS, 75),
     3: Part("side_by_side", 55, toy={"at_once": [1, 2], "runs": 2, "overrides": ["schedule.epochs=4"]}),
     4: Part("matmul_rate", 45, {"images": 25_600, "repeats": 2},
             {"size": 256, "images": 128, "batch": 64, "epochs": 2, "width": 4, "repeats": 1}),
-    5: Part("packed", 25, {"steps": 100, "repeats": 1}, {"batch": 32, "steps": 4, "threads": [2], "stacks": [2], "repeats": 1}),
-    6: Part("run_time", 25, {"shrink": 10, "repeats": 2}, {"shrink": 2, "repeats": 1, "cases": 1}),
+    5: Part("packed", 22, {"steps": 100, "repeats": 1}, {"batch": 32, "steps": 4, "threads": [2], "stacks": [2], "repeats": 1}),
+    6: Part("run_time", 23, {"shrink": 10, "repeats": 2}, {"shrink": 2, "repeats": 1, "cases": 1}),
 }  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0 where every part was done, 1 where one failed or was cut off, 2 where nothing could begin."""
+    """Return the exit code: 0 if every part was done, 1 if one failed or was cut off, 2 if it could not start."""
+    begun = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--parts", type=numbers, default=list(PARTS), help=f"of {', '.join(map(str, PARTS))}; all")
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels, for packages that are not installed")
+    parser.add_argument("--device", default="cuda", help="cuda or cpu")
+    parser.add_argument("--parts", default=" ".join(map(str, PARTS)), help="such as 1,2; all by default")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels of packages that are not installed")
     parser.add_argument("--to", type=Path, default=ROOT / "outputs" / "gpu", help="the folder of the results")
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)  # the part that this process is
     args = parser.parse_args(argv)
+    to = args.to.resolve()
     if args.only:
-        return done(PARTS[args.only], args.only, args.device, args.to)
-    with tempfile.TemporaryDirectory() as unpacked:
-        try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if a shell started this in the background
+        return run_here(args.only, args.device, to)
+    for name in (signal.SIGTERM, signal.SIGHUP):  # so that the part which runs is ended, too
+        signal.signal(name, lambda number, _: sys.exit(128 + number))
+    try:
+        with tempfile.TemporaryDirectory() as unpacked:
+            parts = numbers(args.parts)
+            require(args.device in ("cuda", "cpu"), f"DEVICE is '{args.device}'; it must be cuda or cpu")
             require_packages(args.wheels, Path(unpacked))
             if args.device == "cpu":
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-            print(machine(args.device), flush=True)
-        except LookupError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        args.to.mkdir(parents=True, exist_ok=True)
-        return every(args.parts, args.device, args.to)
+            found = machine(args.device)
+            to.mkdir(parents=True, exist_ok=True)
+            with open(to / "log.txt", "a") as log:
+                return run_parts(parts, args.device, to, log, found, begun)
+    except (LookupError, OSError, zipfile.BadZipFile) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; what was measured is in {to}", file=sys.stderr)
+        return 130
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise LookupError(message)
 
 
 def numbers(text: str) -> list[int]:
+    """Of the parts in `1,2` or `1 2`, in order. Raises LookupError for one that is none."""
     given = text.replace(",", " ").split()
-    if not given or any(not part.isdigit() or int(part) not in PARTS for part in given):
-        raise argparse.ArgumentTypeError(f"'{text}'; there are the parts {', '.join(map(str, PARTS))}: --parts 1,2")
+    for part in given or [""]:
+        require(part.isdigit() and int(part) in PARTS, f"no part '{part}'; choose from 1 to {max(PARTS)}, such as GPU_PARTS=1,2")
     return sorted({int(part) for part in given})
 
 
@@ -101,75 +119,83 @@ def missing() -> list[str]:
 
 
 def require_packages(wheels: Path | None, unpacked: Path) -> None:
-    """Put layergraft, and the content of `wheels` where something is not installed, on the path of this process and of those
-    that it starts. Raises LookupError where something is still missing."""
+    """Put layergraft, and the wheels of what is not installed, on the path of this process and of those that it starts. Raises
+    LookupError if something is still missing, BadZipFile for a damaged wheel."""
     path = [str(ROOT / "src")]
-    if missing() and wheels is not None and wheels.is_dir():
-        for wheel in sorted(wheels.glob("*.whl")):
-            zipfile.ZipFile(wheel).extractall(unpacked)
-        path.append(str(unpacked))
+    lacking = missing()
+    for wheel in sorted(wheels.glob("*.whl")) if wheels is not None else []:
+        if wheel.name.partition("-")[0].replace("_", "-") in lacking:
+            with zipfile.ZipFile(wheel) as content:
+                content.extractall(unpacked)
+            path[1:] = [str(unpacked)]
     sys.path[:0] = path
     importlib.invalidate_caches()
     os.environ["PYTHONPATH"] = os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])])
-    if lacking := missing():
-        raise LookupError(
-            f"{sys.executable} has no {', '.join(lacking)}, and {wheels or 'no folder of wheels'} has it either; make gpu "
-            "GPU_WHEELS=FOLDER takes a folder that `make gpu-wheels` has made where there is a network; make gpu PYTHON=... another Python"
+    if still := missing():
+        others = [package for package in still if package not in IN_WHEELS]
+        advice = (
+            "choose a Python that has PyTorch and Lightning with PYTHON=..."
+            if others
+            else "run `make gpu-wheels` where there is a network, copy its folder here and pass GPU_WHEELS=FOLDER"
         )
+        raise LookupError(f"{', '.join(still)} not found, neither installed for {sys.executable} nor in {wheels}; {advice}")
 
 
 def machine(device: str) -> str:
-    """What was found, in lines. Raises LookupError where CUDA is asked for and torch sees none."""
+    """Return what was found, in lines. Raises LookupError if CUDA is asked for and torch sees no GPU."""
     import torch
 
     packages = ", ".join(f"{name} {version(name)}" for name in ("pytorch-lightning", "hydra-core", "pytest"))
     lines = [f"torch {torch.__version__}, Python {platform.python_version()}, {packages}"]
     if device == "cpu":
         return f"the CPU, as a rehearsal, {os.cpu_count()} cores\n{lines[0]}"
-    if not torch.cuda.is_available():
-        raise LookupError("torch sees no CUDA device here; make gpu DEVICE=cpu rehearses on the CPU")
+    require(torch.cuda.is_available(), "torch sees no CUDA device here; make gpu DEVICE=cpu rehearses on the CPU")
     from measure import hardware, nvidia_smi
 
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
     memory = f"{nvidia_smi('memory.free')} of {nvidia_smi('memory.total')} free"
-    lines.insert(
-        0, f"{hardware()}, compute capability {capability}, CUDA {torch.version.cuda}, {memory}, {os.cpu_count()} cores"
-    )
+    lines.insert(0, f"{hardware()}, compute capability {capability}, CUDA {torch.version.cuda}, {memory}, {os.cpu_count()} cores")
     return "\n".join(lines)
 
 
-def every(parts: Sequence[int], device: str, to: Path) -> int:
-    begun, allowed, outcomes, rows = time.monotonic(), 0.0, [], []
-    with open(to / "log.txt", "w") as log:
-        for number in parts:
-            part = PARTS[number]
-            allowed += part.seconds * (RELAXED if device == "cpu" else 1)
-            start = time.monotonic()
-            left = begun + allowed - start
-            print(f"\n{number} {part.topic}, {left:.0f} s at most", flush=True)
-            outcomes.append(ran(number, device, to, log, left))
-            rows.append(f"{number} {part.topic:<14} {outcomes[-1]}, {time.monotonic() - start:.0f} s")
-        rows.append(f"results in {to}, {time.monotonic() - begun:.0f} s in all")
-        text = "\n" + "\n".join(rows)
+def run_parts(parts: Sequence[int], device: str, to: Path, log: IO[str], found: str, begun: float) -> int:
+    """Run the parts one after another; return the exit code. `begun` is when the five minutes began."""
+    factor, outcomes = CPU_TIME_FACTOR if device == "cpu" else 1, []
+
+    def say(text: str) -> None:
         print(text, flush=True)
-        log.write(f"{text}\n")
-    return int(any(outcome != DONE for outcome in outcomes))
+        print(text, file=log, flush=True)
+
+    say(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{found}")
+    allowed = START * factor
+    for number in parts:
+        allowed += PARTS[number].seconds * factor
+        start = time.monotonic()
+        left = begun + allowed - start
+        say(f"\n{number} {PARTS[number].topic}: begins, {left:.0f} s at most")
+        outcome = run_part(number, device, to, log, left)
+        outcomes.append(f"{number} {PARTS[number].topic}: {outcome or 'done'}, {time.monotonic() - start:.0f} s")
+        say(outcomes[-1])
+        outcomes[-1] += "" if outcome is None else "  <--"
+    say("\n".join(["", *outcomes, f"results in {to}, {time.monotonic() - begun:.0f} s in all"]))
+    return int(any(outcome.endswith("<--") for outcome in outcomes))
 
 
-def ran(number: int, device: str, to: Path, log: IO[str], seconds: float) -> str:
-    """Run a part for so many seconds at most; what became of it: `done`, or `failed: ...`, `cut off: ...`."""
+def run_part(number: int, device: str, to: Path, log: IO[str], seconds: float) -> str | None:
+    """Run a part in a process of its own, for so many seconds at most. Return None if it was done, else what became of it."""
     command = [sys.executable, str(HERE / "gpu.py"), "--only", str(number), "--device", device, "--to", str(to)]
+    # A process group, to be ended whole, in the same session: what ends this session's processes ends it, too.
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                               start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
+                               process_group=0, env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
     reader = threading.Thread(target=copy, args=(process.stdout, log), daemon=True)
     reader.start()
     try:
-        code = process.wait(seconds)
-        return DONE if code == 0 else f"failed: exit code {code}"
+        code = process.wait(max(0.0, seconds))
+        return f"failed with exit code {code}" if code else None
     except subprocess.TimeoutExpired:
-        return f"cut off: it was not done after {seconds:.0f} s"
+        return f"cut off after {seconds:.0f} s"
     finally:
-        for name in (signal.SIGINT, signal.SIGKILL):  # a daemon that it has started is ended by the first
+        for name in (signal.SIGINT, signal.SIGKILL):  # at the first a part ends the daemons that it has started
             with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, name)
                 process.wait(GRACE)
@@ -177,7 +203,7 @@ def ran(number: int, device: str, to: Path, log: IO[str], seconds: float) -> str
 
 
 def copy(lines: IO[str], log: IO[str]) -> None:
-    """Print the lines, and write them to `log`, as they come; ends, and closes them, when nobody can write more."""
+    """Show the lines, and write them to `log`, as they come; ends, and closes them, when nobody can write more."""
     with lines:
         for line in lines:
             print(line, end="", flush=True)
@@ -185,39 +211,45 @@ def copy(lines: IO[str], log: IO[str]) -> None:
             log.flush()
 
 
-def done(part: Part, number: int, device: str, to: Path) -> int:
-    """Do the part, in this process; the exit code."""
+def run_here(number: int, device: str, to: Path) -> int:
+    """Do a part in this process; return its exit code."""
     import warnings
 
-    from measure import CUDA, hardware, publish, result_path, table
+    from measure import CUDA, Figure, hardware, publish, result_path, table
 
     if CUDA != (device == "cuda"):
-        print(
-            f"error: --device {device}, and torch {'sees' if CUDA else 'does not see'} a CUDA device", file=sys.stderr
-        )
+        print(f"error: --device {device}, and torch {'sees' if CUDA else 'does not see'} a CUDA device", file=sys.stderr)
         return 2
+    part = PARTS[number]
     command = f"make gpu GPU_PARTS={number}" + ("" if CUDA else " DEVICE=cpu")
     if part.topic == TESTS:
         with open(result_path(to, part.topic), "w") as file:
-            file.write(f"# The tests marked cuda\n\n`{command}`: {hardware()}\n\n```\n")
-            file.flush()
-            code = tested(device, file)
+            print(f"# The tests marked cuda\n\n`{command}`: {hardware()}\n\n```", file=file, flush=True)
+            code = run_tests(device, file)
             file.write("```\n")
         return code
     warnings.filterwarnings("ignore")
-    module = importlib.import_module(part.topic)
-    path, figures = publish(
-        to, part.topic, command, module.__doc__ or "", module.figures(**(part.gpu if CUDA else part.toy))
-    )
-    print(f"\n{table(figures)}\n\nin {path}", flush=True)
+    module, figures = importlib.import_module(part.topic), []
+
+    def shown(figure: Figure) -> Figure:
+        figures.append(figure)
+        return figure
+
+    try:
+        given = module.figures(**(part.gpu if CUDA else part.toy))
+        publish(to, part.topic, command, module.__doc__ or "", map(shown, given))
+    finally:
+        print(f"\n{table(figures)}\n\nin {result_path(to, part.topic)}", flush=True)
     return 0
 
 
-def tested(device: str, file: IO[str]) -> int:
-    """The tests marked `cuda`, a line for each as it ends, to `file` and to standard output; pytest's exit code. Warnings are no
-    errors here, as they are in `make test`: this machine's packages are of other versions."""
-    command = ["-m", "pytest", "tests/cuda", "-m", "cuda", f"--device={device}", "-vv", "--tb=short", "--durations=5", "-W", "default", "-p", "no:cacheprovider"]  # fmt: skip
-    with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as tests:  # fmt: skip
+def run_tests(device: str, file: IO[str]) -> int:
+    """Run the tests marked `cuda`; return pytest's exit code. A line for each goes to `file` and to standard output as it ends.
+    Warnings are not errors here, as they are in `make test`: this machine's packages are of other versions."""
+    files = ["tests/cuda/test_training.py", "tests/cuda/test_sweeps.py"]  # workers last: they may hang
+    options = ["-m", "cuda", f"--device={device}", "-vv", "--tb=short", "--durations=5", "-W", "default", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *files, *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as tests:
         assert tests.stdout is not None
         copy(tests.stdout, file)
     return tests.returncode

@@ -89,7 +89,7 @@ def hardware() -> str:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    rows = [["what", "figure", "goal", "met", "of"], ["---"] * 5, *(figure.cells for figure in figures)]
+    rows = [["what", "figure", "goal", "met", "details"], ["---"] * 5, *(figure.cells for figure in figures)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -118,8 +118,8 @@ def publish(folder: Path, topic: str, command: str, about: str, figures: Iterabl
         took = time.perf_counter() - start
         lines = [
             f"# {title}",
-            f"`{command}`, {date.today()}: {hardware()}, torch {torch.__version__}, {took:.0f} s. Of repeats "
-            "the median, with the quartiles (of fewer than four the smallest and largest).",
+            f"`{command}`, {date.today()}: {hardware()}, torch {torch.__version__}, {took:.0f} s. Values are "
+            "medians with quartiles, or with the range if n < 4.",
             table(found),
             how.strip(),
         ]

@@ -2,8 +2,8 @@
 
 ResNet-20, 32 x 32, batches of 128, Adam, bf16; training steps on one batch that lies on the device, and nothing else. The ways:
 threads with a stream each; the step as a CUDA graph; several models as one by grouped convolutions, with one batch norm over
-the channels of all (Wang et al., HFTA, 2021), which is checked to give what each gives by itself; and that as a graph. They are
-candidates: layergraft has none of them. What its own workers reach side by side is `side_by_side`.
+the channels of all (Wang et al., HFTA, 2021), which is checked against the separate models; and that as a graph. They are
+candidates: layergraft has none of them. `side_by_side` measures its own workers.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Runs of the default sweep side by side on one GPU, over the same runs one at a time
 
 Eight runs (four strategies, two hosts, seed 0, the late site) by the workers of a sweep, `exec.jobs_per_gpu` of them at once.
-Their donors are at hand, and the similarity of the data, which is the CPU's work, is not measured. The time is from the first
-run's start to the last one's end, in workers that have done a short run before; what their start takes, which a sweep pays
-once, is given beside it. Where NVIDIA's MPS daemon starts, the same under it. On a CPU the workers are processes of one thread.
+Their donors are made before, and the similarity of the data, which is the CPU's work, is not measured. Each worker has done a
+short run before; the time is from the mean start of the workers' first runs to the end of the last run. Starting the workers,
+which a sweep pays once, is given beside it. If NVIDIA's MPS daemon starts, the same is measured under it. On a CPU the workers
+are processes of one thread.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -58,7 +60,7 @@ def over_one(alone: float, number: int, under: str, runs: int, seconds: float, s
 
 
 def words(runs: int, seconds: float, start: float) -> str:
-    return f"{60 * runs / seconds:.0f} runs a minute; {seconds:.1f} s, after {start:.1f} s in which workers started"
+    return f"{60 * runs / seconds:.0f} runs a minute; {seconds:.1f} s, plus {start:.1f} s to start the workers"
 
 
 def in_a_process(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> Iterator[tuple[int, float, float]]:
@@ -89,8 +91,8 @@ def mps() -> Iterator[None]:
 
 
 def measured(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> Iterator[tuple[int, float, float]]:
-    """How many at once, seconds from the first run's start to the last one's end, and from the start of all to that. Each
-    worker has done a short run before, which does not count."""
+    """Yield how many runs at once, the seconds that they took, and the seconds before, in which workers started and each did a
+    short run."""
     size = ["+size=digits", "site=late", f"exec={'cuda' if CUDA else 'cpu'}", "exec.threads=1", "exec.similarity.resamples=0", *overrides]  # fmt: skip
     learned = ["donor.data=digits", "donor.data.half=A", "donor.schedule.epochs=5"]
     warm()
@@ -113,7 +115,8 @@ def measured(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> Ite
             failed = [record for record in map(read_record, folders) if record["status"] != "completed"]
             if failed:
                 raise RuntimeError(f"{len(failed)} of {runs} runs failed: {failed[0].get('traceback') or failed[0]}")
-            start = min((folder / "config.yaml").stat().st_mtime for folder in folders[number:])
+            starts = sorted((folder / "config.yaml").stat().st_mtime for folder in folders[number:])
+            start = statistics.fmean(starts[:number])  # they begin one after another
             end = max((folder / RECORD).stat().st_mtime for folder in folders)
             yield number, end - start, start - begun
 

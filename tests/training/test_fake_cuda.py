@@ -1,5 +1,6 @@
 """The CUDA branches where there is no GPU: under FakeTensorMode a tensor has a device and a shape and no values, and an operation
-on tensors of two devices raises. Forward passes, optimizers and the code around them; backward passes need a GPU
+on tensors of two devices raises. Forward passes, optimizers and the code around them, with everything made on the CPU and
+moved when a run moves it. That no operation raises is what most tests assert; values, and backward passes, need a GPU
 (tests/cuda)."""
 
 import contextlib
@@ -15,6 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layergraft.activations import evaluating, measuring, see
 from layergraft.data.batches import Batches, BatchSpec
+from layergraft.data.digits import Digits
+from layergraft.donors import TrainedDonor
+from layergraft.donors.forms import Conv
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
 from layergraft.recipes import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
@@ -56,12 +60,15 @@ class FakeCuda(FakeTensorMode):
 
 
 def moved(self, function, recurse=True):
-    """nn.Module._apply, which swaps tensors in place, as torch does not let fakes be swapped."""
+    """nn.Module._apply, as it is for real tensors: a parameter that moves to another device stays the same object."""
     for child in self.children():
         child._apply(function)
     with torch.no_grad():
         for name, parameter in self._parameters.items():
-            if parameter is not None and (new := function(parameter)) is not parameter:
+            new = parameter if parameter is None else function(parameter)
+            if parameter is not None and (new.stride(), new.dtype) == (parameter.stride(), parameter.dtype):
+                parameter.fake_device = new.device
+            elif parameter is not None:
                 self._parameters[name] = nn.Parameter(new, parameter.requires_grad)
         self._buffers.update((name, function(buffer)) for name, buffer in self._buffers.items() if buffer is not None)
     return self
@@ -90,7 +97,8 @@ def fake_cuda(monkeypatch):
 
 @pytest.fixture
 def made(images):
-    """Function: -> a network on CUDA with a donor in it, its batches there, its module with an optimizer."""
+    """Function: -> a network with a donor in it and its module, on the CPU, and batches on CUDA; `move` does what Lightning does
+    before training: the network to CUDA, and only then the optimizer."""
 
     def make(host=HOST, strategy=ALL, optim="adam", spec=None, batch=None, regularizer=None, task=Task.multi_class):
         data = replace(images(channels=1, size=8), task=task)
@@ -98,9 +106,9 @@ def made(images):
             labels = {name: replace(split, y_N=np.eye(4, dtype=np.int64)[split.y_N]) for name, split in data.splits.items()}  # fmt: skip
             data = replace(data, **labels)
         spec = spec or SurgerySpec(fit="project", start="random")
-        intact = host.build(data.shape, data.num_classes, 0).to(CUDA)
-        grafted = graft(intact, [(survey(intact, data.shape)[SITE], nn.Conv2d(6, 8, 3, padding=1, device=CUDA))], spec, data.shape)  # fmt: skip
-        network = grafted.network.to(CUDA)
+        intact = host.build(data.shape, data.num_classes, 0)
+        grafted = graft(intact, [(survey(intact, data.shape)[SITE], nn.Conv2d(6, 8, 3, padding=1))], spec, data.shape)
+        network = grafted.network
         roles = host.roles | grafted.roles | {"norm": all_norm_paths(network), "before": ["conv1"], "after": ["layer3"]}
         names = [name for name, _ in network.named_parameters()]
         plan = make_plan(strategy, names, norm_paths(network), roles, 4)
@@ -108,9 +116,7 @@ def made(images):
         rates = OptimSpec(optim, 0.1, batch_size=10)
         regularizer = regularizer or RegularizerSpec()
         module = PlannedModule(network, plan, rates, ScheduleSpec("cosine", 4), regularizer, 4, task=task)
-        optimizer = module.configure_optimizers()
         module._trainer = SimpleNamespace(
-            optimizers=[optimizer],
             current_epoch=0,
             train_dataloader=batches.train,
             val_dataloaders=SimpleNamespace(images=batches.val, features=None),
@@ -119,8 +125,18 @@ def made(images):
             state=SimpleNamespace(fn="validate"),
             logger=None,
         )
-        return SimpleNamespace(data=data, intact=intact, grafted=grafted, network=network, plan=plan, batches=batches,
-                               module=module, optimizer=optimizer, trainer=module._trainer)  # fmt: skip
+        run = SimpleNamespace(data=data, intact=intact, grafted=grafted, network=network, plan=plan, batches=batches,
+                              module=module, trainer=module._trainer)  # fmt: skip
+
+        def move():
+            module.to(CUDA)
+            run.optimizer = module.configure_optimizers()
+            run.trainer.optimizers = [run.optimizer]
+            module.apply_phase(plan.phases[0], run.optimizer)
+            return run
+
+        run.move = move
+        return run
 
     return make
 
@@ -173,8 +189,7 @@ def step(run, x_NCHW, y_N):
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
 def test_every_optimizer_steps_and_freezes(made, name):
-    run = made(optim=name)
-    run.module.apply_phase(run.plan.phases[0], run.optimizer)
+    run = made(optim=name).move()
     run.module.on_train_batch_start(None, 0)
     for x, y in run.batches.train:
         step(run, x, y)
@@ -187,6 +202,7 @@ def test_every_strategy_trains_and_validates(made, config, name):
         strategy.groups["tuned"] = ["layer2"]
     run = made(strategy=strategy, regularizer=RegularizerSpec(label_smoothing=0.1, ema=0.9))
     averages = Averages(run.network, run.module.regularizer, 4)
+    run.move()
     averages.on_train_start(run.trainer, run.module)
     for phase in run.plan.phases:
         run.module.apply_phase(phase, run.optimizer)
@@ -206,8 +222,8 @@ def test_every_strategy_trains_and_validates(made, config, name):
 
 def test_averages_by_epoch_measure_their_batch_norms(made):
     run = made(regularizer=RegularizerSpec(swa=0.5))
-    run.module.apply_phase(run.plan.phases[0], run.optimizer)
     averages = Averages(run.network, run.module.regularizer, 4)
+    run.move()
     averages.on_train_start(run.trainer, run.module)
     run.trainer.current_epoch = 3
     averages.on_train_epoch_end(run.trainer, run.module)
@@ -218,7 +234,7 @@ def test_averages_by_epoch_measure_their_batch_norms(made):
 
 @pytest.mark.parametrize("task", [Task.ordinal, Task.multi_label])
 def test_other_tasks(made, task):
-    run = made(task=task)
+    run = made(task=task).move()
     x, y = next(iter(run.batches.val))
     for loss in (task.loss(run.network(x), y, label_smoothing=0.1), task.loss(run.network(x), y, reduction="sum")):
         assert loss.device == CUDA
@@ -231,7 +247,7 @@ def test_other_tasks(made, task):
 
 @pytest.mark.parametrize("kind", sorted(gradients.WEIGHTS))
 def test_learning_rates_by_tensor(made, kind):
-    run = made()
+    run = made().move()
     parameters = dict(run.network.named_parameters())
     grads = gradients.measured(run.network, run.batches.train, parameters)
     assert set(gradients.WEIGHTS[kind](grads, parameters)) == set(parameters)
@@ -239,14 +255,13 @@ def test_learning_rates_by_tensor(made, kind):
 
 def test_probes_look(made):
     run = made(spec=SurgerySpec("parallel", gate=0.5, fit="project", start="random"))
-    run.module.apply_phase(run.plan.phases[0], run.optimizer)
     (done,) = run.grafted.grafts
     donors = [name for name, _ in run.network.named_parameters() if name.startswith(done.donor_paths[0])]
     gates = [path for path in done.adapter_paths if path.endswith(".gate")]
     places = {SITE: (done.site.path, done.replaced[-1])}
     subject = Subject(run.grafted.watched(survey(run.intact, run.data.shape)), places, run.intact, donors, gates)
-    run.intact.cpu()
     probes = Probes(ProbeSpec([0, -1]), run.network, subject, run.batches.val.first(20), run.batches.val, 4)
+    run.move()
     probes.look(run.module, 0)
     run.module.curves = [{"epoch": epoch} for epoch in range(4)]
     probes.look(run.module, -1)
@@ -256,7 +271,7 @@ def test_probes_look(made):
 
 @pytest.mark.parametrize("mode", [evaluating, measuring])
 def test_activations_are_seen(made, mode):
-    run = made()
+    run = made().move()
     seen = see(run.network, ["layer2", "fc"], *run.batches.val.first(20), mode)
     assert set(seen.activations) == {"layer2", "fc"} and seen.activations["fc"].mean
 
@@ -266,6 +281,8 @@ def test_activations_are_seen(made, mode):
 def test_calibration(made, calibrate, start):
     spec = SurgerySpec(fit="project", start=start, calibrate=calibrate)
     run = made(spec=spec)
+    run.grafted.host.to(CUDA)
+    run.grafted.network.to(CUDA)
     x_NCHW = run.batches.val.first(20)[0]
     fitted = calibrated(run.grafted, x_NCHW, spec)
     assert all(tensor.device == CUDA for tensor in fitted.network.state_dict().values())
@@ -278,14 +295,14 @@ def test_what_reaches_the_site_is_measured_there_and_compared_on_the_cpu(made):
     for mode in (evaluating, measuring):
         inputs, outputs = _inputs(run.network, at, at, run.data, Config(), CUDA, mode)
         assert inputs.device == outputs.device == torch.device("cpu") and len(inputs) == len(outputs) == 40
+        assert {tensor.device for tensor in run.network.state_dict().values()} == {torch.device("cpu")}  # as it was
 
 
 @pytest.mark.parametrize("host", [HOST, TorchvisionResNet("resnet18", width=4, stem="small")], ids=lambda host: host.name)  # fmt: skip
 def test_the_frozen_prefix_is_kept(made, host):
     still = StrategySpec("s", groups={"still": ["conv1", "bn1", "layer1"], "graft": ["graft"], "rest": [".*"]},
                          phases={"p": PhaseSpec(0, {"graft": 1.0, "rest": 1.0}, ["still"])})  # fmt: skip
-    run = made(host, still)
-    run.module.apply_phase(run.plan.phases[0], run.optimizer)
+    run = made(host, still).move()
     prefix = FrozenPrefix(None)
     with torch.no_grad():
         prefix._keep(run.trainer, run.module)
@@ -293,6 +310,23 @@ def test_the_frozen_prefix_is_kept(made, host):
     assert used["through"].startswith("layer1") and used["bytes"] > 0
     for features, y in (next(iter(run.batches.train)), (run.batches.train.features.take(slice(0, 5)), run.batches.train.y_N[:5])):  # fmt: skip
         assert features.device == y.device == run.module(features).device == CUDA
+
+
+@pytest.mark.parametrize("spec", [SurgerySpec(fit="project", calibrate="moments", start=start) for start in ("random", "identity")], ids=lambda spec: spec.start)  # fmt: skip
+def test_surgery_on_a_network_that_lies_there(spec):
+    host = HOST.build((1, 8, 8), 4, 0).to(CUDA)
+    made = graft(host, [(survey(host, (1, 8, 8))[SITE], nn.Conv2d(6, 8, 3, padding=1, device=CUDA))], spec, (1, 8, 8))
+    assert {tensor.device for tensor in made.network.state_dict().values()} == {CUDA}
+
+
+def test_what_is_drawn_on_the_cpu_seeds_no_gpu(made, monkeypatch):
+    def seeded(seed):
+        raise AssertionError("a GPU's generator is seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
+    made()
+    made(TorchvisionResNet("resnet18", width=4))
+    TrainedDonor(data=Digits()).network(Conv(3, 4, 3, 1, 1), 1, 5)
 
 
 @pytest.mark.parametrize("precision, last", [("bf16_mixed", True), ("float32", False)])

@@ -20,7 +20,7 @@ def initial(form: Form, seed: int) -> nn.Module:
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, "donor"))
+        torch.default_generator.manual_seed(stream(seed, "donor"))
         return form.build()
 
 

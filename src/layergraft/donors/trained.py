@@ -95,7 +95,7 @@ class TrainedDonor(LearnedDonorSpec):
 
         layer = initial(form, self.seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(self.seed, "donor", "rest"))
+            torch.default_generator.manual_seed(stream(self.seed, "donor", "rest"))
             lift: list[nn.Module] = []
             body = [layer]
             if form.in_channels != image_channels or isinstance(form, Block):

@@ -43,11 +43,11 @@ class CifarResNet(HostSpec):
         from layergraft.hosts import networks
 
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(seed, "host"))
+            torch.default_generator.manual_seed(stream(seed, "host"))
             network = networks.CifarResNet(
                 BLOCKS[self.name], self.width, norm=self.norm, skips=self.skips, in_channels=image[0],
                 num_classes=num_classes,
             )  # fmt: skip
-            torch.manual_seed(stream(seed, "head"))
+            torch.default_generator.manual_seed(stream(seed, "head"))
             network.fc.reset_parameters()
         return network

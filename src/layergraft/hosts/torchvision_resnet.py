@@ -69,11 +69,11 @@ class TorchvisionResNet(HostSpec):
         small_stem = auto_small if self.stem == "auto" else self.stem == "small"
         block, blocks, groups, width_per_group = NETWORKS[self.name]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(seed, "host"))
+            torch.default_generator.manual_seed(stream(seed, "host"))
             network = ScaledResNet(
                 block, blocks, self.width, small_stem=small_stem, norm=self.norm, skips=self.skips,
                 in_channels=image[0], num_classes=num_classes, groups=groups, width_per_group=width_per_group,
             )  # fmt: skip
-            torch.manual_seed(stream(seed, "head"))
+            torch.default_generator.manual_seed(stream(seed, "head"))
             network.fc.reset_parameters()
         return network

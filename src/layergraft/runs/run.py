@@ -84,7 +84,7 @@ def execute(
     run = checked(config)
     require(
         planned is None or run.key == planned,
-        f"it was planned as {planned} and is {run.key} here: its data or files have changed, or precision=auto is another here, which precision=float32 or bf16_mixed settles",
+        f"it was planned as {planned} and is {run.key} here: its data or files have changed, or precision=auto resolves differently here; set precision=float32 or bf16_mixed",
     )
     outputs = outputs_of(config)
     folder = run_folder(outputs, run.key)
@@ -199,9 +199,11 @@ def _train(
     if run.backend.devices > 1:
         fitted = ranks.fit(run.network, run.plan, batches, recipe_of(config), run.backend, seed=seed, **options)
     else:
-        mine = [torch.cuda.current_device()] if run.backend.device == "cuda" else []
-        with torch.random.fork_rng(mine):  # a network that draws does so from its own seed
-            torch.manual_seed(seed)
+        own_gpu = [torch.cuda.current_device()] if run.backend.device == "cuda" else []
+        with torch.random.fork_rng(own_gpu):  # a network that draws does so from its own seed
+            torch.default_generator.manual_seed(seed)
+            if own_gpu:  # torch.manual_seed would seed every GPU, and leave the others so
+                torch.cuda.manual_seed(seed)
             fitted = fit(run.network, run.plan, batches, recipe_of(config), run.backend, callbacks=callbacks, **options)
     record["timings"] = {"fit_seconds": time.perf_counter() - start}
     record["frozen prefixes"] = fitted.prefixes

@@ -217,7 +217,7 @@ def graft(
     grafts = []
     for number, (site, donor) in enumerate(donors):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(seed, "adapter", number))
+            torch.default_generator.manual_seed(stream(seed, "adapter", number))
             layer = copy.deepcopy(donor).train(host.training)
             grafts.append(_graft(network, site, layer, place_of(host, site, spec, image), spec))
     return Grafted(network, host, tuple(grafts), image, tuple(head)).with_changes()

@@ -15,7 +15,7 @@ from layergraft.strategies import Plan
 
 # They need a closure that is called again and again, or sparse gradients, or nothing but matrices.
 UNFIT = ("LBFGS", "SparseAdam", "Muon")
-FUSED_ON_CUDA = ("adam", "adamw", "sgd")  # Adagrad's fused kernel is the CPU's alone up to torch 2.11
+FUSED_ON_CUDA = ("adam", "adamw", "sgd")  # torch.optim.Adagrad(fused=True) refuses CUDA tensors up to torch 2.11
 CLASSES = {
     name.lower(): value
     for name, value in vars(torch.optim).items()
