@@ -39,7 +39,7 @@ NEEDED = {"torch": "torch", "torchvision": "torchvision", "pytorch-lightning": "
 IN_WHEELS = ("hydra-core", "omegaconf", "antlr4-python3-runtime")  # what `make gpu-wheels` makes
 START = 15.0  # seconds until the first part begins, at most, on a GPU: importing torch from a cold disk
 GRACE = 5.0  # seconds for an interrupted part to end by itself
-CPU_TIME_FACTOR = 2  # a rehearsal, on two slow cores, may take so many times as long
+MINUTES = {"cuda": 5.0, "cpu": 10.0}  # all told; a rehearsal may be on two slow cores
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Part:
     topic: str
     """A module in this folder; of the tests only a name."""
     seconds: int
-    """Its time limit."""
+    """Its time limit, of five minutes in all."""
     gpu: dict[str, Any] = field(default_factory=dict)
     """Arguments of the module's `figures` on a GPU, such that it fits in the limit."""
     toy: dict[str, Any] = field(default_factory=dict)
@@ -56,13 +56,14 @@ class Part:
 
 TESTS = "cuda_tests"
 PARTS = {
-    1: Part("first_run", 50, toy={"overrides": ["host.width=8", "donor.schedule.epochs=2"]}),
-    2: Part(TESTS, 75),
-    3: Part("side_by_side", 55, toy={"at_once": [1, 2], "runs": 2, "overrides": ["schedule.epochs=4"]}),
-    4: Part("matmul_rate", 45, {"images": 25_600, "repeats": 2},
+    1: Part("first_run", 60, toy={"overrides": ["host.width=8", "donor.schedule.epochs=2"]}),
+    2: Part(TESTS, 85),
+    3: Part("side_by_side", 50, toy={"at_once": [1, 2], "runs": 2, "overrides": ["schedule.epochs=4"]}),
+    4: Part("matmul_rate", 40, {"images": 25_600, "repeats": 2},
             {"size": 256, "images": 128, "batch": 64, "epochs": 2, "width": 4, "repeats": 1}),
-    5: Part("packed", 22, {"steps": 100, "repeats": 1}, {"batch": 32, "steps": 4, "threads": [2], "stacks": [2], "repeats": 1}),
-    6: Part("run_time", 23, {"shrink": 10, "repeats": 2}, {"shrink": 2, "repeats": 1, "cases": 1}),
+    5: Part("packed", 17, {"seconds": 0.5, "repeats": 1},
+            {"batch": 32, "seconds": 0.2, "threads": [2], "stacks": [2], "repeats": 1}),
+    6: Part("run_time", 18, {"shrink": 10, "repeats": 2}, {"shrink": 2, "repeats": 1, "cases": 1}),
 }  # fmt: skip
 
 
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", default=" ".join(map(str, PARTS)), help="such as 1,2; all by default")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels of packages that are not installed")
     parser.add_argument("--to", type=Path, default=ROOT / "outputs" / "gpu", help="the folder of the results")
+    parser.add_argument("--minutes", type=float, help="all told; 5, and 10 on a CPU: the parts' limits grow with it")
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)  # the part that this process is
     args = parser.parse_args(argv)
     to = args.to.resolve()
@@ -87,12 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             parts = numbers(args.parts)
             require(args.device in ("cuda", "cpu"), f"DEVICE is '{args.device}'; it must be cuda or cpu")
             require_packages(args.wheels, Path(unpacked))
+            minutes = args.minutes or MINUTES[args.device]
             if args.device == "cpu":
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""
             found = machine(args.device)
             to.mkdir(parents=True, exist_ok=True)
             with open(to / "log.txt", "a") as log:
-                return run_parts(parts, args.device, to, log, found, begun)
+                return run_parts(parts, args.device, to, log, found, begun, minutes)
     except (LookupError, OSError, zipfile.BadZipFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -110,7 +113,10 @@ def numbers(text: str) -> list[int]:
     """Of the parts in `1,2` or `1 2`, in order. Raises LookupError for one that is none."""
     given = text.replace(",", " ").split()
     for part in given or [""]:
-        require(part.isdigit() and int(part) in PARTS, f"no part '{part}'; choose from 1 to {max(PARTS)}, such as GPU_PARTS=1,2")
+        require(
+            part.isdigit() and int(part) in PARTS,
+            f"no part '{part}'; choose from 1 to {max(PARTS)}, such as GPU_PARTS=1,2",
+        )
     return sorted({int(part) for part in given})
 
 
@@ -138,7 +144,9 @@ def require_packages(wheels: Path | None, unpacked: Path) -> None:
             if others
             else "run `make gpu-wheels` where there is a network, copy its folder here and pass GPU_WHEELS=FOLDER"
         )
-        raise LookupError(f"{', '.join(still)} not found, neither installed for {sys.executable} nor in {wheels}; {advice}")
+        raise LookupError(
+            f"{', '.join(still)} not found, neither installed for {sys.executable} nor in {wheels}; {advice}"
+        )
 
 
 def machine(device: str) -> str:
@@ -154,13 +162,17 @@ def machine(device: str) -> str:
 
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
     memory = f"{nvidia_smi('memory.free')} of {nvidia_smi('memory.total')} free"
-    lines.insert(0, f"{hardware()}, compute capability {capability}, CUDA {torch.version.cuda}, {memory}, {os.cpu_count()} cores")
+    lines.insert(
+        0, f"{hardware()}, compute capability {capability}, CUDA {torch.version.cuda}, {memory}, {os.cpu_count()} cores"
+    )
     return "\n".join(lines)
 
 
-def run_parts(parts: Sequence[int], device: str, to: Path, log: IO[str], found: str, begun: float) -> int:
-    """Run the parts one after another; return the exit code. `begun` is when the five minutes began."""
-    factor, outcomes = CPU_TIME_FACTOR if device == "cpu" else 1, []
+def run_parts(
+    parts: Sequence[int], device: str, to: Path, log: IO[str], found: str, begun: float, minutes: float
+) -> int:
+    """Run the parts one after another; return the exit code. `begun` is when the `minutes` began."""
+    factor, outcomes = minutes / MINUTES["cuda"], []
 
     def say(text: str) -> None:
         print(text, flush=True)
@@ -218,7 +230,9 @@ def run_here(number: int, device: str, to: Path) -> int:
     from measure import CUDA, Figure, hardware, publish, result_path, table
 
     if CUDA != (device == "cuda"):
-        print(f"error: --device {device}, and torch {'sees' if CUDA else 'does not see'} a CUDA device", file=sys.stderr)
+        print(
+            f"error: --device {device}, and torch {'sees' if CUDA else 'does not see'} a CUDA device", file=sys.stderr
+        )
         return 2
     part = PARTS[number]
     command = f"make gpu GPU_PARTS={number}" + ("" if CUDA else " DEVICE=cpu")
@@ -247,9 +261,23 @@ def run_tests(device: str, file: IO[str]) -> int:
     """Run the tests marked `cuda`; return pytest's exit code. A line for each goes to `file` and to standard output as it ends.
     Warnings are not errors here, as they are in `make test`: this machine's packages are of other versions."""
     files = ["tests/cuda/test_training.py", "tests/cuda/test_sweeps.py"]  # workers last: they may hang
-    options = ["-m", "cuda", f"--device={device}", "-vv", "--tb=short", "--durations=5", "-W", "default", "-p", "no:cacheprovider"]
+    options = [
+        "-m",
+        "cuda",
+        f"--device={device}",
+        "-vv",
+        "--tb=short",
+        "--durations=5",
+        "-W",
+        "default",
+        "-p",
+        "no:cacheprovider",
+    ]
     command = [sys.executable, "-m", "pytest", *files, *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as tests:
+    signal.signal(signal.SIGINT, lambda *_: None)  # pytest gets it, too, and tells what has failed so far
+    variables = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # of plugins the machine may have any
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                          env=variables) as tests:  # fmt: skip
         assert tests.stdout is not None
         copy(tests.stdout, file)
     return tests.returncode

@@ -65,7 +65,7 @@ class EpochEnds(pl.Callback):
 def figures(
     size: int = 8192, images: int = 50_176, batch: int = 512, epochs: int = 3, width: int = 64, repeats: int = 3
 ) -> Iterator[Figure]:
-    data = noise((3, 32, 32), images, 10_000 if CUDA else 64)
+    data = noise((3, 32, 32), images, 20 * batch if CUDA else 64)  # whole batches: one of another size compiles again
     host = TorchvisionResNet("resnet18", width=width, stem="small")
     start = host.build(data.shape, data.num_classes, 0)
     each = operations(copy.deepcopy(start), data.shape)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import copy
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import torch
@@ -96,7 +96,7 @@ def adam(model: nn.Module, **options: bool) -> torch.optim.Optimizer:
 
 def figures(
     batch: int = 128,
-    steps: int = 400,
+    seconds: float = 2.0,
     threads: Sequence[int] = (4, 16),
     stacks: Sequence[int] = (4, 16),
     repeats: int = 2,
@@ -117,13 +117,15 @@ def figures(
 
     def rate(run: Callable[[], None], models: int = 1) -> float:
         """Images a second of `run`, a step of so many models."""
-        for _ in range(steps // 10 + 1):
+        for _ in range(5):
             run()
         synchronise()
-        start = time.perf_counter()
-        for _ in range(steps):
-            run()
-        synchronise()
+        start, steps = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            for _ in range(5):
+                run()
+            synchronise()
+            steps += 5
         return models * steps * batch / (time.perf_counter() - start)
 
     def plain(models: int = 1) -> float:
@@ -158,14 +160,15 @@ def figures(
                     step(own[index][0], optimizers[index], *own[index][1:])
             synchronise()
 
-        for count in (steps // 10 + 1, steps):
-            every = [threading.Thread(target=work, args=(index, count)) for index in range(number)]
+        def taken(steps: int) -> float:
             start = time.perf_counter()
-            for thread in every:
-                thread.start()
-            for thread in every:
-                thread.join()
-        return number * steps * batch / (time.perf_counter() - start)
+            with ThreadPoolExecutor(number) as pool:
+                list(pool.map(work, range(number), [steps] * number))
+            return time.perf_counter() - start
+
+        taken(2)
+        steps = max(2, round(2 * seconds / taken(2)))
+        return number * steps * batch / taken(steps)
 
     require_stacked_is_each([network(seed) for seed in range(3)], torch.randn(8, 3, 32, 32))
     ways: dict[str, Callable[[], float]] = {}

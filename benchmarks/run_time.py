@@ -126,6 +126,7 @@ def measured(case: Case) -> list[Figure]:
 
     def peak(name: str, run: Callable[[], float]) -> float:
         gc.collect()
+        torch._C._cuda_clearCublasWorkspaces()  # Lightning does, and a workspace that stood before would not count
         torch.cuda.reset_peak_memory_stats()
         before, took = torch.cuda.memory_allocated(), run()
         peaks.setdefault(name, []).append((torch.cuda.max_memory_allocated() - before) / 2**20)
@@ -192,9 +193,7 @@ def waits(case: Case) -> Figure:
     counted = Counter(event.name for event in inside if WAITS.search(event.name) and not is_of_optimizer(event))
     each = ", ".join(f"{name} {number}" for name, number in counted.items())
     total = f"{sum(counted.values()) / Profiled.STEPS:g} (n = {Profiled.STEPS} steps)"
-    return Figure(
-        f"{case.name.partition(',')[0]}: host synchronisations per step", total, "0", not counted, each
-    )
+    return Figure(f"{case.name.partition(',')[0]}: host synchronisations per step", total, "0", not counted, each)
 
 
 def figures(shrink: int = 1, repeats: int | None = None, cases: int | None = None) -> Iterator[Figure]:

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from layergraft.runs.pool import warm
 from layergraft.store import RECORD, read_record
 
 GOAL = 4.0
+CONTROL, DRIVER = "nvidia-cuda-mps-control", "/usr/local/nvidia/bin"  # where a container may have it
 CELLS = [(strategy, host) for host in ("resnet20", "resnet32") for strategy in ("freeze", "low_lr", "hybrid", "full")]
 
 
@@ -42,15 +43,22 @@ def figures(at_once: Sequence[int] = (1, 4, 8), runs: int = 8, overrides: Sequen
             yield Figure(f"{runs} runs, one at a time, s", f"{seconds:.1f} (n = 1)", more=words(runs, seconds, start))
         else:
             yield over_one(alone, number, "", runs, seconds, start, max(at_once))
-    if not CUDA or not shutil.which("nvidia-cuda-mps-control"):
-        yield Figure("the same under MPS", "not measured", more="there is no nvidia-cuda-mps-control" if CUDA else "there is no GPU")  # fmt: skip
+    not_measured, control = (
+        Figure("the same under MPS", "not measured"),
+        shutil.which(CONTROL, path=f"{os.environ['PATH']}:{DRIVER}"),
+    )
+    if not CUDA or control is None:
+        yield replace(not_measured, more=f"there is no {CONTROL}" if CUDA else "there is no GPU")
         return
     try:
-        with mps():
+        with mps(control) as servers:
             for number, seconds, start in in_a_process(at_once[1:], runs, overrides):
+                if not servers():  # then CUDA goes on without MPS, and says nothing
+                    yield replace(not_measured, more="its daemon started no server")
+                    return
                 yield over_one(alone, number, " under MPS", runs, seconds, start, max(at_once))
     except (OSError, subprocess.SubprocessError) as error:
-        yield Figure("the same under MPS", "not measured", more=f"it failed: {error}")
+        yield replace(not_measured, more=f"it failed: {error}")
 
 
 def over_one(alone: float, number: int, under: str, runs: int, seconds: float, start: float, most: int) -> Figure:
@@ -65,7 +73,7 @@ def words(runs: int, seconds: float, start: float) -> str:
 
 def in_a_process(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> Iterator[tuple[int, float, float]]:
     """`measured`, in a process of its own, whose workers begin in the environment as it is now. Raises CalledProcessError."""
-    command = [sys.executable, __file__, json.dumps([at_once, runs, overrides])]
+    command = [sys.executable, __file__, json.dumps([at_once, runs, overrides]), "cuda" if CUDA else "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         for line in program.stdout:
@@ -76,16 +84,24 @@ def in_a_process(at_once: Sequence[int], runs: int, overrides: Sequence[str]) ->
 
 
 @contextmanager
-def mps() -> Iterator[None]:
-    """An MPS daemon in folders of its own, for the processes that are started within."""
-    with tempfile.TemporaryDirectory() as folder:
+def mps(control: str) -> Iterator[Callable[[], str]]:
+    """An MPS daemon in folders of its own, for the processes that are started within; what is given tells its servers."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         own = {"CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
+        for path in own.values():
+            os.mkdir(path)
         os.environ.update(own)
+
+        def ask(command: str) -> str:
+            done = subprocess.run([control], input=f"{command}\n", capture_output=True, text=True, timeout=20)
+            return done.stdout.strip()
+
         try:
-            subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True, timeout=20)
-            yield
+            subprocess.run([control, "-d"], check=True, timeout=20)
+            yield lambda: ask("get_server_list")
         finally:
-            subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=False, timeout=20)
+            with suppress(subprocess.SubprocessError):
+                ask("quit -t 2")
             for name in own:
                 del os.environ[name]
 
@@ -122,5 +138,7 @@ def measured(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> Ite
 
 
 if __name__ == "__main__":
+    if CUDA != (sys.argv[2] == "cuda"):
+        sys.exit(f"asked for {sys.argv[2]}, and CUDA is {'there' if CUDA else 'not there'}")
     for found in measured(*json.loads(sys.argv[1])):
         print(json.dumps(found), flush=True)

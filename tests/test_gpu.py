@@ -85,7 +85,9 @@ def test_what_is_missing_is_named_or_taken_from_the_wheels(tmp_path, monkeypatch
     monkeypatch.setattr(gpu, "IN_WHEELS", ("not-there",))
     (tmp_path / "wheels").mkdir()
     for wheels in (None, tmp_path / "wheels", tmp_path / "none"):
-        with pytest.raises(LookupError, match="^not-there not found, neither installed for .*; run `make gpu-wheels` where"):
+        with pytest.raises(
+            LookupError, match="^not-there not found, neither installed for .*; run `make gpu-wheels` where"
+        ):
             gpu.require_packages(wheels, tmp_path / "site")
     with zipfile.ZipFile(tmp_path / "wheels" / "not_there-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("not_there_at_all/__init__.py", "")
@@ -117,7 +119,9 @@ def test_a_driver_that_is_ended_ends_its_part(tmp_path):
     (tmp_path / "gpu.py").write_text(SLOW)
     driver = f"import pathlib, sys; sys.path.insert(0, {str(ROOT)!r})\nfrom benchmarks import gpu\ngpu.HERE = pathlib.Path({str(tmp_path)!r})\n"
     arguments = ["--device", "cpu", "--parts", "1", "--to", str(tmp_path / "out")]
-    process = subprocess.Popen([sys.executable, "-c", f"{driver}sys.exit(gpu.main({arguments}))"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{driver}sys.exit(gpu.main({arguments}))"], stdout=subprocess.DEVNULL
+    )
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert process.poll() is None
         time.sleep(0.05)
@@ -130,10 +134,10 @@ def test_one_that_fails_stops_none_of_the_next(tmp_path, monkeypatch, capsys):
     (tmp_path / "gpu.py").write_text("import sys\nsys.exit(sys.argv[2] == '1')\n")
     monkeypatch.setattr(gpu, "HERE", tmp_path)
     log = io.StringIO()
-    assert gpu.run_parts([1, 2], "cpu", tmp_path, log, "found", time.monotonic()) == 1
+    assert gpu.run_parts([1, 2], "cpu", tmp_path, log, "found", time.monotonic(), 5) == 1
     assert capsys.readouterr().out == log.getvalue()
     assert "1 first_run: failed with exit code 1, " in log.getvalue() and "2 cuda_tests: done, " in log.getvalue()
-    assert gpu.run_parts([2], "cpu", tmp_path, log, "found", time.monotonic()) == 0
+    assert gpu.run_parts([2], "cpu", tmp_path, log, "found", time.monotonic(), 5) == 0
 
 
 def test_what_was_measured_before_a_failure_is_kept(tmp_path):

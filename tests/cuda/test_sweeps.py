@@ -62,7 +62,9 @@ def test_a_killed_worker_loses_no_run(on_device, tmp_path, device):
     assert killed and [record["status"] for record in there] == ["completed"] * 2
     assert [len(pd.read_csv(sweep.folder_of(job) / "curves.csv")) for job in jobs] == [20, 20]
     if device == "cpu":  # where a run has the same bits each time
-        calm = [execute(replace(job.config, exec=replace(job.config.exec, outputs=str(tmp_path / "calm")))) for job in jobs]
+        calm = [
+            execute(replace(job.config, exec=replace(job.config.exec, outputs=str(tmp_path / "calm")))) for job in jobs
+        ]
         assert [record["metrics"] for record in there] == [record["metrics"] for record in calm]
 
 
@@ -72,12 +74,12 @@ LARGE = ["data=textures", "data.per_class=250", "optim.batch_size=1000", "host=r
 
 
 def test_what_runs_out_of_memory_is_recorded_and_tried_again_alone(on_device, device, monkeypatch):
-    """This process has all of the GPU but 1.5 GiB, until the first run has failed for it."""
+    """This process has all of the GPU but 4 GiB, until the first run has failed for it."""
     jobs = planned(on_device, 2, *LARGE)
     if device == "cpu":
         pytest.skip("a GPU's memory is filled; tests/runs/test_failures.py has the same on a CPU, by a script")
     free, _ = torch.cuda.mem_get_info()
-    ballast = [torch.empty(free - 3 * 2**29, dtype=torch.uint8, device="cuda")]
+    ballast = [torch.empty(free - 4 * 2**30, dtype=torch.uint8, device="cuda")]
     failed = []
     plain = sweep._Sweep._again
 

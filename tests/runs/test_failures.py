@@ -29,6 +29,9 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MEMORY),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), MEMORY),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), MEMORY),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), MEMORY),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), MEMORY),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), MEMORY),
         (MemoryError(), MEMORY),
         (torch.AcceleratorError("CUDA error: unspecified launch failure"), MACHINE),
         (OSError(errno.ESTALE, "Stale file handle"), MACHINE),
@@ -305,6 +308,21 @@ def test_errors_around_the_training_are_told_apart_too(jobs, monkeypatch):
     monkeypatch.setattr(work, "execute", lambda *_, **__: (_ for _ in ()).throw(FULL))
     with pytest.raises(DiskFull):
         work.attempt(work.Attempt(planned.config, planned.key))
+
+
+def test_a_process_whose_gpu_answers_nothing_but_errors_is_replaced(jobs, monkeypatch):
+    """Whatever the first error was called: another process may do better."""
+    from layergraft.runs import work
+
+    def broken():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    (planned,) = jobs(1)
+    monkeypatch.setattr(work, "execute", lambda *_, **__: {"status": "failed", "error": "RuntimeError: cuDNN error"})
+    attempt = work.Attempt(planned.config, planned.key)
+    assert (work.attempt(attempt).transient, work.attempt(attempt).process_spoilt) == (None, False)
+    monkeypatch.setattr(torch.cuda, "empty_cache", broken)
+    assert (work.attempt(attempt).transient, work.attempt(attempt).process_spoilt) == (MACHINE, True)
 
 
 def test_a_rerun_that_fails_is_not_hidden_by_the_old_record(jobs, tmp_path):

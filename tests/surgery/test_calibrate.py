@@ -47,6 +47,26 @@ def test_re_estimation_restores_the_statistics_of_an_intact_host():
     assert all(module.momentum == 0.1 for module in network.modules() if isinstance(module, nn.BatchNorm2d))
 
 
+@pytest.mark.parametrize("kept", [3, 12])
+def test_principal_channels_do_not_hang_on_the_signs_that_a_library_gives(monkeypatch, kept):
+    from layergraft.surgery import calibrate
+
+    host = lived_in(HOST).eval()
+    made = surgery.graft(
+        host, [(survey(host, IMAGE)["layer2.0.conv1"], nn.Conv2d(3, 8, 3))], SurgerySpec(fit="project"), IMAGE
+    )
+    graft, plain = made.grafts[0], torch.linalg.eigh
+
+    def flipped(x):
+        values, vectors = plain(x)
+        return values, vectors * torch.tensor([1.0, -1.0]).double().repeat(len(vectors))[: len(vectors)]
+
+    rows = calibrate._principal(host, graft, [X], kept)
+    monkeypatch.setattr(torch.linalg, "eigh", flipped)
+    assert torch.equal(calibrate._principal(host, graft, [X], kept), rows)
+    assert rows.shape[0] == kept and rows.abs().sum(1).gt(0).sum() == min(kept, rows.shape[1])
+
+
 def test_re_estimation_is_torchs_own_update_bn():
     import torch.optim.swa_utils as swa
 

@@ -158,6 +158,13 @@ def test_backend(monkeypatch):
     assert Backend.resolve(Device.cpu, Precision.auto) == Backend("cpu", "float32")
 
 
+def test_a_cpu_beside_a_gpu_is_no_matter_for_a_warning(images, monkeypatch):
+    from pytorch_lightning.accelerators import CUDAAccelerator
+
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    test_bf16_mixed_trains_on_the_cpu(images)
+
+
 def test_bf16_mixed_trains_on_the_cpu(images):
     data = images(channels=1, size=8)
     network = HOST.build((1, 32, 32), data.num_classes, seed=0)

@@ -13,7 +13,11 @@ from layergraft.errors import DISK_FULL, RunFailed
 
 MEMORY, MACHINE = "out of memory", "the machine"  # kinds of what may pass; the first with fewer neighbours on the GPU
 PASSING = (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.EREMOTEIO)
-OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|ALLOC(ATION)?_FAILED"
+    # What CUDA's libraries say if there is no memory left for themselves.
+    r"|(CUBLAS|CUDNN)_STATUS_NOT_INITIALIZED|unable to find an engine to execute"
+)
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")  # safetensors has its own errors
 
 

@@ -11,7 +11,7 @@ import torch
 
 from layergraft.claims import Claimed
 from layergraft.runs.assemble import obtain_donors, outputs_of
-from layergraft.runs.failures import DiskFull, disk_full, is_full, spoils_its_process, transient
+from layergraft.runs.failures import MACHINE, DiskFull, disk_full, is_full, spoils_its_process, transient
 from layergraft.runs.run import execute
 from layergraft.specs import Config
 
@@ -54,11 +54,14 @@ def attempt(task: Attempt) -> Outcome:
         raise
     except Exception as error:  # before its training, or after it
         return _failed(error, task.config)
+    kind, spoilt = record.get("transient"), record.get("process spoilt", False)
     if record["status"] == "failed":
         gc.collect()  # what the traceback has held
-        torch.cuda.empty_cache()
-    more = record.get("transient"), record.get("process spoilt", False)
-    return Outcome(record["status"], record.get("error", ""), record.get("traceback", ""), *more)
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError:  # CUDA answers nothing but errors here, whichever library named the first
+            kind, spoilt = kind or MACHINE, True
+    return Outcome(record["status"], record.get("error", ""), record.get("traceback", ""), kind, spoilt)
 
 
 def make_donors(config: Config) -> Outcome:

@@ -246,5 +246,7 @@ def _principal(host: nn.Module, graft: Graft, batches: Sequence[Tensor], number:
             x_CP = piece.double().transpose(0, 1).flatten(1)
             second = second + x_CP @ x_CP.T
     _, vectors = torch.linalg.eigh(second)
+    # A library may give either sign of a vector: its largest entry is made positive, on every device.
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
     rows = vectors.flip(1).T[:number]
     return torch.cat([rows, rows.new_zeros(number - len(rows), rows.shape[1])]).float()

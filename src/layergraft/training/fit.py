@@ -282,7 +282,7 @@ def fit(
     logger = EventsLogger(folder, purge_step=_resumed_epoch(saving)) if folder is not None else None
     # The order matters: phases first; what is saved at the end of an epoch is what all others have left.
     own = [UnfreezeByPhase(), prefix, averages, _Look(probe) if probe else None, *callbacks, checkpoints]
-    trainer = pl.Trainer(
+    trainer = _trainer(
         accelerator="gpu" if backend.device == "cuda" else "cpu",
         devices=backend.devices,
         strategy=_strategy(backend),
@@ -310,6 +310,12 @@ def fit(
     if not math.isfinite(test["loss"]):
         raise Diverged(f"the test loss is {test['loss']}")
     return Fitted(module.curves, val, test, schedule.epochs, prefix.used if prefix else [])
+
+
+def _trainer(**options: Any) -> pl.Trainer:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="GPU available but not used")  # exec=cpu asks for that
+        return pl.Trainer(**options)
 
 
 def _keeps_features(backend: Backend, recipe: Recipe) -> bool:
