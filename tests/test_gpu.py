@@ -1,5 +1,6 @@
 """`make gpu`: what it finds, in which time, and that its programs run (a rehearsal on the CPU)."""
 
+import importlib
 import io
 import os
 import re
@@ -138,6 +139,28 @@ def test_one_that_fails_stops_none_of_the_next(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == log.getvalue()
     assert "1 first_run: failed with exit code 1, " in log.getvalue() and "2 cuda_tests: done, " in log.getvalue()
     assert gpu.run_parts([2], "cpu", tmp_path, log, "found", time.monotonic(), 5) == 0
+
+
+@pytest.mark.parametrize("server", ["4711", ""])
+def test_what_is_called_under_mps_was_served_by_it(tmp_path, monkeypatch, server):
+    """A daemon that starts no server leaves CUDA to go on without, in silence."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    side_by_side = importlib.import_module("side_by_side")
+    daemon = tmp_path / side_by_side.CONTROL
+    daemon.write_text(
+        f'#!/bin/sh\necho "$CUDA_MPS_PIPE_DIRECTORY" "$@" >> {tmp_path}/asked\n[ "$1" = -d ] || cat >> {tmp_path}/asked\necho {server}\n'
+    )
+    daemon.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(side_by_side, "CUDA", True)
+    monkeypatch.setattr(
+        side_by_side, "in_a_process", lambda at_once, *_: [(number, 8.0 / number, 1.0) for number in at_once]
+    )
+    *_, last = found = list(side_by_side.figures())
+    assert len(found) == (5 if server else 4) and (last.value == "not measured") == (not server)
+    asked = (tmp_path / "asked").read_text()
+    assert "pipe -d\n" in asked and "get_server_list\n" in asked and asked.endswith("quit -t 2\n")
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
 
 
 def test_what_was_measured_before_a_failure_is_kept(tmp_path):

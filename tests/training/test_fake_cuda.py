@@ -4,6 +4,7 @@ moved when a run moves it. That no operation raises is what most tests assert; v
 (tests/cuda)."""
 
 import contextlib
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -204,6 +205,7 @@ def test_every_strategy_trains_and_validates(made, config, name):
     averages = Averages(run.network, run.module.regularizer, 4)
     run.move()
     averages.on_train_start(run.trainer, run.module)
+    assert {tensor.device for tensor in averages.average.values()} == {CUDA}
     for phase in run.plan.phases:
         run.module.apply_phase(phase, run.optimizer)
         run.module.on_train_epoch_start()  # learning rates by tensor
@@ -216,6 +218,7 @@ def test_every_strategy_trains_and_validates(made, config, name):
             run.module.validation_step(batch, number)
         assert run.module._counts[0].device == CUDA and set(run.module.evaluated()) == {"acc", "loss"}
         averages.on_validation_end(run.trainer, run.module)
+    run.module._losses.append(torch.ones(()))  # as a checkpoint gives it
     run.module.mean_loss()
     averages.finish(run.module, run.batches.train)
 
@@ -293,7 +296,7 @@ def test_what_reaches_the_site_is_measured_there_and_compared_on_the_cpu(made):
     run = made()
     at = run.network.get_submodule(run.grafted.grafts[0].donor_paths[0])
     for mode in (evaluating, measuring):
-        inputs, outputs = _inputs(run.network, at, at, run.data, Config(), CUDA, mode)
+        inputs, outputs = _inputs(run.network, at, copy.deepcopy(at), run.data, Config(), CUDA, mode)
         assert inputs.device == outputs.device == torch.device("cpu") and len(inputs) == len(outputs) == 40
         assert {tensor.device for tensor in run.network.state_dict().values()} == {torch.device("cpu")}  # as it was
 
