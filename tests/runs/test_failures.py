@@ -232,6 +232,12 @@ def test_what_runs_out_of_memory_is_tried_with_fewer_neighbours_until_it_is_alon
     assert Counter(seed for seed, _ in seen) == {0: 1, 1: 1, 2: 1, 3: 3, 4: 1, 5: 3, 6: 1, 7: 1}
 
 
+def test_what_is_to_be_said_of_the_precision_is_said_once(jobs, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "precision_note", lambda config: "precision:   float32, since")
+    sweep.run(jobs(3), crew=Scripted(lambda *_: Outcome("completed")), where=[""])
+    assert capsys.readouterr().err.count("precision:   float32, since") == 1
+
+
 def test_what_another_process_is_at_is_waited_for_after_all_else(jobs):
     seen = []
 
