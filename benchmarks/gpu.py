@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parts = numbers(args.parts)
             require(args.device in ("cuda", "cpu"), f"DEVICE is '{args.device}'; it must be cuda or cpu")
             require_packages(args.wheels, Path(unpacked))
-            minutes = args.minutes or MINUTES[args.device]
+            minutes = MINUTES[args.device] if args.minutes is None else args.minutes
+            require(minutes > 0, f"GPU_MINUTES is {minutes:g}; it must be more than 0")
             if args.device == "cpu":
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""
             found = machine(args.device)
@@ -110,7 +111,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def numbers(text: str) -> list[int]:
-    """Of the parts in `1,2` or `1 2`, in order. Raises LookupError for one that is none."""
+    """Return the numbers of the parts in `1,2` or `1 2`, sorted. Raises LookupError for a part that does not exist."""
     given = text.replace(",", " ").split()
     for part in given or [""]:
         require(
@@ -172,7 +173,7 @@ def run_parts(
     parts: Sequence[int], device: str, to: Path, log: IO[str], found: str, begun: float, minutes: float
 ) -> int:
     """Run the parts one after another; return the exit code. `begun` is when the `minutes` began."""
-    factor, outcomes = minutes / MINUTES["cuda"], []
+    factor, outcomes, failed = minutes / MINUTES["cuda"], [], False
 
     def say(text: str) -> None:
         print(text, flush=True)
@@ -188,9 +189,9 @@ def run_parts(
         outcome = run_part(number, device, to, log, left)
         outcomes.append(f"{number} {PARTS[number].topic}: {outcome or 'done'}, {time.monotonic() - start:.0f} s")
         say(outcomes[-1])
-        outcomes[-1] += "" if outcome is None else "  <--"
+        failed |= outcome is not None
     say("\n".join(["", *outcomes, f"results in {to}, {time.monotonic() - begun:.0f} s in all"]))
-    return int(any(outcome.endswith("<--") for outcome in outcomes))
+    return int(failed)
 
 
 def run_part(number: int, device: str, to: Path, log: IO[str], seconds: float) -> str | None:
@@ -227,7 +228,7 @@ def run_here(number: int, device: str, to: Path) -> int:
     """Do a part in this process; return its exit code."""
     import warnings
 
-    from measure import CUDA, Figure, hardware, publish, result_path, table
+    from measure import CUDA, hardware, printed, publish, result_path
 
     if CUDA != (device == "cuda"):
         print(
@@ -243,17 +244,9 @@ def run_here(number: int, device: str, to: Path) -> int:
             file.write("```\n")
         return code
     warnings.filterwarnings("ignore")
-    module, figures = importlib.import_module(part.topic), []
-
-    def shown(figure: Figure) -> Figure:
-        figures.append(figure)
-        return figure
-
-    try:
-        given = module.figures(**(part.gpu if CUDA else part.toy))
-        publish(to, part.topic, command, module.__doc__ or "", map(shown, given))
-    finally:
-        print(f"\n{table(figures)}\n\nin {result_path(to, part.topic)}", flush=True)
+    module = importlib.import_module(part.topic)
+    figures = module.figures(**(part.gpu if CUDA else part.toy))
+    publish(to, part.topic, command, module.__doc__ or "", printed(figures))
     return 0
 
 
@@ -261,18 +254,7 @@ def run_tests(device: str, file: IO[str]) -> int:
     """Run the tests marked `cuda`; return pytest's exit code. A line for each goes to `file` and to standard output as it ends.
     Warnings are not errors here, as they are in `make test`: this machine's packages are of other versions."""
     files = ["tests/cuda/test_training.py", "tests/cuda/test_sweeps.py"]  # workers last: they may hang
-    options = [
-        "-m",
-        "cuda",
-        f"--device={device}",
-        "-vv",
-        "--tb=short",
-        "--durations=5",
-        "-W",
-        "default",
-        "-p",
-        "no:cacheprovider",
-    ]
+    options = f"-m cuda --device={device} -vv --tb=short --durations=5 -W default -p no:cacheprovider".split()
     command = [sys.executable, "-m", "pytest", *files, *options]
     signal.signal(signal.SIGINT, lambda *_: None)  # pytest gets it, too, and tells what has failed so far
     variables = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # of plugins the machine may have any

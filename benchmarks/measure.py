@@ -12,9 +12,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,7 @@ def at_most(
     return Figure(what, spread(ratios), "" if goal is None else f"{goal:g} or less", met, more or seconds)
 
 
+@cache
 def hardware() -> str:
     if CUDA:
         return f"{torch.cuda.get_device_name()}, driver {nvidia_smi('driver_version')}"
@@ -91,6 +93,18 @@ def hardware() -> str:
 def table(figures: Sequence[Figure]) -> str:
     rows = [["what", "figure", "goal", "met", "details"], ["---"] * 5, *(figure.cells for figure in figures)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def printed(figures: Iterable[Figure]) -> Iterator[Figure]:
+    """The figures, each printed as it comes."""
+    for figure in figures:
+        print(
+            "; ".join(
+                filter(None, [f"{figure.what}: {figure.value}", figure.goal and f"goal {figure.goal}", figure.more])
+            ),
+            flush=True,
+        )
+        yield figure
 
 
 def nvidia_smi(field: str) -> str:

@@ -70,6 +70,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
     [
         ("GPU_PARTS=7", "no part '7'; choose from 1 to 6, such as GPU_PARTS=1,2"),
         ("GPU_PARTS=1 x", "no part 'x'; choose from 1 to 6, such as GPU_PARTS=1,2"),
+        ("GPU_MINUTES=0", "GPU_MINUTES is 0; it must be more than 0"),
         ("DEVICE=gpu", "DEVICE is 'gpu'; it must be cuda or cpu"),
         ("OUT=/dev/null/out", "[Errno 20] Not a directory: '/dev/null/out'"),
     ],

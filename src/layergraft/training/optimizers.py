@@ -83,11 +83,8 @@ def make(network: nn.Module, plan: Plan, spec: OptimSpec) -> torch.optim.Optimiz
         options["momentum"] = spec.momentum
     own_way = {"fused", "foreach", "differentiable"} & options.keys()  # they exclude one another
     device = groups[0]["params"][0].device.type
-    if (
-        "fused" in taken
-        and not own_way
-        and (device == "cpu" or device == "cuda" and spec.name.lower() in FUSED_ON_CUDA)
-    ):
+    has_kernel = device == "cpu" or (device == "cuda" and spec.name.lower() in FUSED_ON_CUDA)
+    if "fused" in taken and not own_way and has_kernel:
         options["fused"] = True
     try:
         return build(groups, lr=spec.lr, **options)
