@@ -20,7 +20,7 @@ import pytorch_lightning as pl
 from measure import CUDA, Figure, composed
 
 from layergraft.runs.export import export
-from layergraft.runs.run import execute
+from layergraft.runs.train import execute
 
 TOLERANCE = 1e-3
 FORMATS = ("safetensors", "torch.export")

@@ -20,12 +20,12 @@ from measure import CUDA, Figure, by_turns, spread
 from run_time import ALL, backend_here, noise
 from torch.utils.flop_counter import FlopCounterMode
 
+from layergraft.config.recipes import OptimSpec, ScheduleSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import TorchvisionResNet
-from layergraft.recipes import OptimSpec, ScheduleSpec
-from layergraft.strategies import make_plan
+from layergraft.strategies.plan import make_plan
 from layergraft.training.fit import Recipe, fit
-from layergraft.training.module import norm_paths
+from layergraft.hosts.norms import statistics_paths
 
 GOAL = 30.0  # percent
 
@@ -69,7 +69,7 @@ def figures(
     host = TorchvisionResNet("resnet18", width=width, stem="small")
     start = host.build(data.shape, data.num_classes, 0)
     each = operations(copy.deepcopy(start), data.shape)
-    plan = make_plan(ALL, [n for n, _ in start.named_parameters()], norm_paths(start), host.roles, epochs)
+    plan = make_plan(ALL, [n for n, _ in start.named_parameters()], statistics_paths(start), host.roles, epochs)
     recipe = Recipe(OptimSpec("adam", 1e-3, batch_size=batch), ScheduleSpec(epochs=epochs))
     backend = replace(backend_here(), precision="bf16_mixed")
     rate = matmul_rate(backend.device, size)

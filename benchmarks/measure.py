@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from layergraft.specs import Config
+    from layergraft.config.specs import Config
 
 RESULTS = Path(__file__).parent / "results"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -145,7 +145,7 @@ def composed(*overrides: str) -> Config:
     """A run's config, as `layergraft train` composes it."""
     from hydra import compose, initialize_config_dir
 
-    from layergraft.runs.compose import conf_dir, spelled, to_config
+    from layergraft.config.compose import conf_dir, spelled, to_config
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return to_config(compose("config", [spelled(override) for override in overrides]))

@@ -12,8 +12,8 @@ import torch
 from measure import CUDA, Figure, at_most, by_turns
 from torch.nn import functional as F
 
+from layergraft.config.specs import HostSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.specs import HostSpec
 from layergraft.training.fit import Backend
 
 DEVICE, PRECISION = ("cuda", "bf16_mixed") if CUDA else ("cpu", "float32")

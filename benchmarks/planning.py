@@ -27,8 +27,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 
-from layergraft.runs import sweep
-from layergraft.runs.compose import Composer, conf_dir
+from layergraft.config.compose import Composer, conf_dir
+from layergraft.sweeps import sweep
 
 SWEPT = ["strategy=freeze,low_lr,hybrid,full,gradual", "site=early,middle,late", "host=resnet18,resnet20,resnet34,resnet50"]  # fmt: skip
 ARMS = 5 * 3 * 4

@@ -12,12 +12,12 @@ import torch
 from measure import Figure, at_most, by_turns
 from run_time import backend_here, noise
 
+from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
-from layergraft.strategies import make_plan
+from layergraft.strategies.plan import make_plan
 from layergraft.training.fit import Recipe, fit
-from layergraft.training.module import norm_paths
+from layergraft.hosts.norms import statistics_paths
 
 EPOCHS, IMAGES, BATCH = 20, 1280, 128
 STEM = ["conv1", "bn1"]
@@ -35,7 +35,7 @@ def figures(repeats: int = 2) -> list[Figure]:
             phases = {"only": PhaseSpec(0, train={"rest": 1.0}, freeze=["still"])}
             names = [name for name, _ in start.named_parameters()]
             strategy = StrategySpec("prefix", groups=groups, phases=phases)
-            plan = make_plan(strategy, names, norm_paths(start), host.roles, EPOCHS)
+            plan = make_plan(strategy, names, statistics_paths(start), host.roles, EPOCHS)
             ended: dict[str, torch.nn.Module] = {}
 
             def train(name: str, gib: float | None, start=start, plan=plan, ended=ended) -> None:

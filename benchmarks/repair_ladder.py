@@ -15,16 +15,16 @@ import numpy as np
 import torch
 
 from layergraft import surgery
+from layergraft.config.recipes import OptimSpec, ScheduleSpec
+from layergraft.config.specs import Device, Precision, SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.images import ImageData, Split
 from layergraft.donors.cache import ALL_TRAINS
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.sites import resolve, survey
-from layergraft.recipes import OptimSpec, ScheduleSpec
-from layergraft.specs import Device, Precision, SurgerySpec
-from layergraft.strategies import make_plan
+from layergraft.strategies.plan import make_plan
 from layergraft.training.fit import Backend, Recipe, fit
-from layergraft.training.module import norm_paths
+from layergraft.hosts.norms import statistics_paths
 
 RUNGS = {
     "stale": SurgerySpec(),
@@ -48,7 +48,7 @@ def load(path):
 
 
 def trained(network, data, epochs, lr, backend, seed):
-    plan = make_plan(ALL_TRAINS, [n for n, _ in network.named_parameters()], norm_paths(network), {}, epochs)
+    plan = make_plan(ALL_TRAINS, [n for n, _ in network.named_parameters()], statistics_paths(network), {}, epochs)
     batches = Batches.of(data, BatchSpec(128, shift=2), seed, backend.device)
     recipe = Recipe(OptimSpec("adamw", lr), ScheduleSpec("cosine", epochs))
     return fit(network.train(), plan, batches, recipe, backend).test["acc"]

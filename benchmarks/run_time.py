@@ -30,15 +30,15 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.config.specs import HostSpec, ProbeSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.images import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import STAGE, survey
-from layergraft.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
-from layergraft.specs import HostSpec, ProbeSpec
-from layergraft.strategies import make_plan
+from layergraft.strategies.plan import make_plan
 from layergraft.training.fit import Backend, Recipe, Saving, fit
-from layergraft.training.module import norm_paths
+from layergraft.hosts.norms import statistics_paths
 from layergraft.training.probes import Probes, Subject
 
 # What makes the host wait for a GPU; on a CPU, where nothing waits, a number that is read, which would.
@@ -90,7 +90,7 @@ def measured(case: Case) -> list[Figure]:
     backend, data = backend_here(), noise(case.shape, case.train)
     start = case.host.build(data.shape, data.num_classes, 0)
     names = [name for name, _ in start.named_parameters()]
-    plan = make_plan(ALL, names, norm_paths(start), case.host.roles, case.epochs)
+    plan = make_plan(ALL, names, statistics_paths(start), case.host.roles, case.epochs)
     recipe = Recipe(OptimSpec("adam", 1e-3, batch_size=case.batch), ScheduleSpec(epochs=case.epochs))
     spec = BatchSpec(case.batch, shift=1, flip=True)
     stages = [path for path, site in survey(start, data.shape).items() if site.kind == STAGE]
@@ -183,7 +183,7 @@ def waits(case: Case) -> Figure:
     """Count the host's synchronisations with the device in a training step."""
     host, data = case.host, noise(case.shape, (Profiled.FIRST + Profiled.STEPS + 2) * case.batch)
     network = host.build(data.shape, data.num_classes, 0)
-    plan = make_plan(ALL, [name for name, _ in network.named_parameters()], norm_paths(network), host.roles, 1)
+    plan = make_plan(ALL, [name for name, _ in network.named_parameters()], statistics_paths(network), host.roles, 1)
     optim = OptimSpec("adam", 1e-3, batch_size=case.batch, clip_norm=1.0)
     batches, seen = Batches.of(data, BatchSpec(case.batch, shift=1, flip=True), 0, backend_here().device), Profiled()
     fit(network, plan, batches, Recipe(optim, ScheduleSpec(epochs=1)), backend_here(), callbacks=[seen])

@@ -15,9 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from layergraft.files import write_json
-from layergraft.runs.status import status
-from layergraft.store import RECORD, is_done, read_record, run_folder
+from layergraft.store.files import write_json
+from layergraft.store.records import RECORD, is_done, read_record, run_folder
+from layergraft.sweeps.status import status
 
 
 def timed(what: str, function, times: int = 1) -> None:

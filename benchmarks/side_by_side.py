@@ -24,10 +24,10 @@ from pathlib import Path
 
 from measure import CUDA, Figure, composed
 
-from layergraft.runs import sweep
-from layergraft.runs.assemble import obtain_donors
-from layergraft.runs.pool import warm
-from layergraft.store import RECORD, read_record
+from layergraft.runs.plan import obtain_donors
+from layergraft.store.records import RECORD, read_record
+from layergraft.sweeps import sweep
+from layergraft.sweeps.pool import warm
 
 GOAL = 4.0
 CONTROL, DRIVER = "nvidia-cuda-mps-control", "/usr/local/nvidia/bin"  # where a container may have it

@@ -36,9 +36,9 @@ def _strategy(name):
     """As `layergraft plan` has it, for a convolution at layer2.0.conv1 of a ResNet-20 over 10 epochs."""
     from hydra import compose, initialize_config_dir
 
-    from layergraft.runs.assemble import checked, timeline_of
-    from layergraft.runs.compose import conf_dir, to_config
-    from layergraft.timeline import figure
+    from layergraft.config.compose import conf_dir, to_config
+    from layergraft.runs.plan import checked, timeline_of
+    from layergraft.strategies.timeline import figure
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         asked = [f"strategy={name}", "host=resnet20", "site=layer2.0.conv1", "schedule.epochs=10", "exec=cpu"]
@@ -101,7 +101,7 @@ DRAWN = {"strategy": _strategy, "surgery": _surgery}
 
 
 def _keys():
-    from layergraft.catalogue import keys
+    from layergraft.cli.help import keys
 
     text = ""
     for title, every in keys().items():

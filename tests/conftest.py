@@ -16,13 +16,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from pytorch_lightning.trainer.connectors import callback_connector
 
-from layergraft.cli import main
+from layergraft.cli.commands import main
+from layergraft.config.compose import Composer, conf_dir, spelled
+from layergraft.config.specs import SurgerySpec
 from layergraft.data import sets
 from layergraft.data.images import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
-from layergraft.runs.compose import Composer, conf_dir, spelled
-from layergraft.specs import SurgerySpec
 from layergraft.surgery import place_of
 from layergraft.training.fit import Backend
 

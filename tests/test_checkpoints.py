@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from layergraft.checkpoints import read, require_match
 from layergraft.errors import UserError
+from layergraft.hosts.checkpoints import read, require_match
 
 LAYER = {"conv1.weight": torch.arange(36.0).view(4, 1, 3, 3)}
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from conftest import LAYERGRAFT, TINY
-from layergraft.cli import COMMANDS, main
-from layergraft.runs.compose import conf_dir
+from layergraft.cli.commands import COMMANDS, main
+from layergraft.config.compose import conf_dir
 
 BAD = {
     "strategy=hybird": "unknown strategy 'hybird'; did you mean 'hybrid'? There are: auto_rgn, auto_snr, bn_only",
@@ -277,7 +277,7 @@ def test_a_donors_key_changes_the_donor_alone(config):
 
 
 def test_self_takes_over_every_field_of_the_runs_optimizer_and_schedule(config):
-    from layergraft.schema import canonical
+    from layergraft.config.registry import canonical
 
     mine = config(
         "donor=self",
@@ -345,7 +345,7 @@ def test_plan_refuses_what_train_would(command):
 
 
 def test_scratch_takes_no_donor_whatever_is_asked_for(config):
-    from layergraft.runs.assemble import checked
+    from layergraft.runs.plan import checked
 
     runs = [
         checked(config("strategy=scratch", *more))

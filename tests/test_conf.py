@@ -8,9 +8,9 @@ from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import save_file
 from tests.data.written import write
 
-from layergraft.catalogue import groups, line_of, train_help
-from layergraft.runs.assemble import checked
-from layergraft.runs.compose import Composer, conf_dir, to_config
+from layergraft.cli.help import groups, line_of, train_help
+from layergraft.config.compose import Composer, conf_dir, to_config
+from layergraft.runs.plan import checked
 
 GROUPS = groups([conf_dir()])
 CHOICES = [(group, name) for group, names in GROUPS.items() for name in names if group not in ("experiment", "size")]

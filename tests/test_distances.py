@@ -10,7 +10,7 @@ import torch
 from scipy.linalg import sqrtm
 from sklearn.linear_model import BayesianRidge
 
-from layergraft.distances import centred_gram, frechet_distance, leep, linear_cka, logme, proxy_a_distance
+from layergraft.metrics.distances import centred_gram, frechet_distance, leep, linear_cka, logme, proxy_a_distance
 
 
 def features(n, c, seed=0, scale=1.0, shift=0.0):

@@ -14,9 +14,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from layergraft.catalogue import groups, keys
-from layergraft.cli import COMMANDS
-from layergraft.runs.compose import conf_dir
+from layergraft.cli.commands import COMMANDS
+from layergraft.cli.help import groups, keys
+from layergraft.config.compose import conf_dir
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "extend.md")]
@@ -49,7 +49,7 @@ OURS = [p for p in SHOWN if p.values[1].startswith("layergraft")]
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """A folder with what the commands speak of: sweeps and runs, a layer, images, weights of torchvision's."""
-    from layergraft.cli import main
+    from layergraft.cli.commands import main
 
     folder = tmp_path_factory.mktemp("docs")
     with pytest.MonkeyPatch.context() as patch:
@@ -98,13 +98,14 @@ def without_training(there, monkeypatch):
     Plugins.instance()  # imports them anew, once
     import layergraft.runs.imports  # noqa: F401
     from hydra_plugins.layergraft import advise_sweeper, launcher, optuna_sweeper, sweeper
-    from layergraft.runs import assemble, search, single
+    from layergraft.runs import plan as assemble
+    from layergraft.sweeps import search
 
     shutil.rmtree(there / "outputs/sweeps")  # where a sweep of the same name was planned and not run
     shutil.copytree(there / "sweeps", there / "outputs/sweeps")
     planned = []
     for name in ("train_one", "donate_one"):
-        monkeypatch.setattr(single, name, lambda config: planned.append(assemble.checked(config)))
+        monkeypatch.setattr(show, name, lambda config: planned.append(assemble.checked(config)))
     monkeypatch.setattr(launcher.LayergraftLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
     for module in (sweeper, advise_sweeper):
         monkeypatch.setattr(module, "finish", lambda *_: None)
@@ -118,7 +119,7 @@ def without_training(there, monkeypatch):
         return figures, figures, []
 
     monkeypatch.setattr(advise_sweeper.AdviseSweeper, "_measured", measured)
-    monkeypatch.setattr(single, "print_similarity", lambda config: planned.append(assemble.checked(config)))
+    monkeypatch.setattr(show, "print_similarity", lambda config: planned.append(assemble.checked(config)))
     return planned
 
 

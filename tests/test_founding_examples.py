@@ -17,14 +17,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from layergraft.config.specs import SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import TorchvisionResNet
 from layergraft.hosts.sites import survey
-from layergraft.specs import SurgerySpec
-from layergraft.strategies import make_plan
+from layergraft.strategies.plan import make_plan
 from layergraft.surgery import graft
 from layergraft.training.fit import Backend, Recipe, fit
-from layergraft.training.module import norm_paths
+from layergraft.hosts.norms import statistics_paths
 
 EPOCHS, WIDTH, UNFREEZE = 4, 8, 2
 HOST = TorchvisionResNet("resnet18", width=WIDTH, stem="imagenet")
@@ -43,7 +43,7 @@ def start(images):
 
 def layergraft_fit(network, batches, config):
     names = [name for name, _ in network.named_parameters()]
-    plan = make_plan(config.strategy, names, norm_paths(network), {**HOST.roles, "graft": ["conv1"]}, EPOCHS)
+    plan = make_plan(config.strategy, names, statistics_paths(network), {**HOST.roles, "graft": ["conv1"]}, EPOCHS)
     fitted = fit(network, plan, batches, Recipe(config.optim, config.schedule), Backend("cpu", "float32"))
     return [point["train/loss"] for point in fitted.curves]
 

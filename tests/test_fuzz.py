@@ -13,10 +13,10 @@ import torch
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
-from layergraft.cli import main
+from layergraft.cli.commands import main
+from layergraft.config.compose import conf_dir
 from layergraft.donors.cache import PROVENANCE
-from layergraft.runs.compose import conf_dir
-from layergraft.store import STATUSES
+from layergraft.store.records import STATUSES
 
 # What makes a run of a second; what is drawn comes after it, and wins.
 TINY = ["host=resnet8", "host.width=2", "donor.data.train_size=20", "donor.schedule.epochs=1", "donor.optim.batch_size=10",

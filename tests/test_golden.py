@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from layergraft.runs.compose import conf_dir, spelled, to_config
-from layergraft.runs.run import execute
+from layergraft.config.compose import conf_dir, spelled, to_config
+from layergraft.runs.train import execute
 
 KEPT = Path(__file__).with_suffix(".json")
 TOLERANCE = 1e-5

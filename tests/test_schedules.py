@@ -5,10 +5,10 @@ import warnings
 import pytest
 import torch
 
+from layergraft.config.recipes import PlateauSpec, ScheduleSpec
+from layergraft.config.registry import validate
 from layergraft.errors import UserError
-from layergraft.recipes import PlateauSpec, ScheduleSpec
-from layergraft.schedules import ramp, share
-from layergraft.schema import validate
+from layergraft.strategies.schedules import ramp, share
 
 WRITTEN = {
     "constant": (ScheduleSpec("constant", 3), [1, 1, 1, 1, 1, 1]),

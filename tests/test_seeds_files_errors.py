@@ -5,8 +5,8 @@ import os
 import pytest
 
 from layergraft.errors import unknown
-from layergraft.files import digest, write_atomic, write_json
 from layergraft.seeds import stream
+from layergraft.store.files import digest, write_atomic, write_json
 
 
 def test_streams_are_fixed_and_apart():

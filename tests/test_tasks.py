@@ -7,8 +7,8 @@ from sklearn.metrics import roc_auc_score
 from tests.data.written import medmnist_arrays
 from torch.nn import functional as F
 
-from layergraft.runs.run import execute
-from layergraft.tasks import Task
+from layergraft.metrics.tasks import Task
+from layergraft.runs.train import execute
 
 LOGITS = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 CLASSES = torch.arange(40) % 4

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from layergraft.recipes import PhaseSpec, PlateauSpec, ScheduleSpec, StrategySpec
-from layergraft.strategies import make_plan
-from layergraft.timeline import covered, figure, picture, stretches, timeline
+from layergraft.config.recipes import PhaseSpec, PlateauSpec, ScheduleSpec, StrategySpec
+from layergraft.strategies.plan import make_plan
+from layergraft.strategies.timeline import covered, figure, picture, stretches, timeline
 
 PHASES = {
     "start": PhaseSpec(0, {"rest": 1.0}, ["head"]),

@@ -73,7 +73,7 @@ def test_a_run_and_a_sweep_in_an_empty_folder_with_choices_of_ones_own(installed
     assert (tmp_path / "outputs/sweeps/two/report.html").is_file()
     assert len(list((tmp_path / "outputs/runs").iterdir())) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "outputs"]
-    code = "import layergraft, layergraft.runs.compose as c; print(layergraft.__file__, c.conf_dir())"
+    code = "import layergraft, layergraft.config.compose as c; print(layergraft.__file__, c.conf_dir())"
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed.site)},
                           capture_output=True, text=True)  # fmt: skip
     assert all(Path(path).is_relative_to(installed.site) for path in said.stdout.split())

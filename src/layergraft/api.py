@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from layergraft.errors import RunFailed, UserError, require
+from layergraft.store.records import RECORD, RunRecord
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from layergraft.specs import Config
+    from layergraft.config.specs import Config
     from layergraft.surgery import Grafted
 
 
@@ -90,7 +90,7 @@ class Donor(Choice):
             return self
         from safetensors.torch import save
 
-        from layergraft.files import digest, write_atomic
+        from layergraft.store.files import digest, write_atomic
 
         content = save({name: t.detach().cpu().contiguous() for name, t in self.module.state_dict().items()})
         path = outputs / "given" / f"{digest(content)}.safetensors"
@@ -104,19 +104,18 @@ class Run:
     """A run that is in the store."""
 
     folder: Path
-    record: dict[str, Any]
+    record: RunRecord
     """record.json: axes, config, environment, metrics, probes, similarity, timings."""
 
     @property
     def key(self) -> str:
         """Its name in the store: axes, seed and the hash of all that decides its numbers."""
-        return str(self.record["key"])
+        return self.record.key
 
     @property
     def metrics(self) -> dict[str, float | None]:
         """The figures that runs are compared by: `test/acc` and `val/acc` in percent, losses, steps to accuracies (None: never)."""
-        metrics: dict[str, float | None] = self.record["metrics"]
-        return metrics
+        return self.record.metrics
 
     @property
     def curves(self) -> pd.DataFrame:
@@ -126,7 +125,7 @@ class Run:
         return pd.read_csv(self.folder / "curves.csv")
 
     def network(self) -> nn.Module:
-        """The trained network, in evaluation mode. It takes x_NCHW float32, normalised as `record["normalization"]` says, and gives
+        """The trained network, in evaluation mode. It takes x_NCHW float32, normalised as `record.normalization` says, and gives
         logits (N, classes)."""
         from layergraft.runs.export import trained_network
 
@@ -144,14 +143,13 @@ def graft(host: Host | str, donor: Donor | str | nn.Module, **options: Any) -> G
     cannot be.
     """
     config = _config(host=host, donor=donor, **options)
-    from layergraft.runs.assemble import assemble, checked, set_threads
+    from layergraft.runs.build import set_threads
+    from layergraft.runs.plan import plan_run
 
     set_threads(config)
-    checked(config)
-    grafted = assemble(config).grafted
-    if grafted is None:
-        raise UserError("donor=none puts nothing in, so there is no surgery")
-    return grafted
+    plan = plan_run(config)
+    require(bool(plan.grafts), "donor=none puts nothing in, so there is no surgery")
+    return plan.build().grafted
 
 
 def fit(host: Host | str, donor: Donor | str | nn.Module = "none", **options: Any) -> Run:
@@ -163,14 +161,14 @@ def fit(host: Host | str, donor: Donor | str | nn.Module = "none", **options: An
     a run that failed or diverged.
     """
     config = _config(host=host, donor=donor, **options)
-    from layergraft.runs.run import execute
-    from layergraft.store import run_folder
+    from layergraft.runs.plan import plan_run
+    from layergraft.runs.train import execute
 
-    record = execute(config)
-    folder = run_folder(Path(config.exec.outputs), record["key"])
-    if record["status"] != "completed":
-        raise RunFailed(f"the run {record['status']}: {record['error']} (see {folder / 'record.json'})")
-    return Run(folder, json.loads((folder / "record.json").read_text()))
+    plan = plan_run(config)
+    record = execute(plan)
+    if record.status != "completed":
+        raise RunFailed(f"the run {record.status}: {record.error} (see {plan.folder / RECORD})")
+    return Run(plan.folder, record)
 
 
 def load_runs(*folders: str | Path, where: str | None = None) -> pd.DataFrame:
@@ -187,9 +185,9 @@ def _config(
     """The config of these choices, composed as the command line does. Raises UserError."""
     from hydra import compose, initialize_config_dir
 
-    from layergraft.explain import explain
-    from layergraft.runs.compose import conf_dir, to_config, understood
-    from layergraft.runs.guard import require_below
+    from layergraft.config.compose import conf_dir, to_config, understood
+    from layergraft.config.error_messages import explain
+    from layergraft.config.guard import require_below
 
     settings = given.get("exec")
     outputs = Path((settings if isinstance(settings, Mapping) else {}).get("outputs", "outputs"))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tests.data.written import write
 
-from layergraft.catalogue import groups
+from layergraft.cli.help import groups
+from layergraft.config.compose import conf_dir
 from layergraft.errors import UserError
-from layergraft.runs.assemble import checked
-from layergraft.runs.compose import conf_dir
+from layergraft.runs.plan import checked
 
 NAMES = list(groups([conf_dir()])["data"])
 # Smaller batches where there are few images.

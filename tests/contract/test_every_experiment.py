@@ -7,10 +7,10 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from layergraft.catalogue import groups, line_of
+from layergraft.cli.help import groups, line_of
+from layergraft.config.compose import conf_dir, to_config
 from layergraft.report.findings import find
 from layergraft.report.table import read
-from layergraft.runs.compose import conf_dir, to_config
 
 # Values that no contrast is about, left out of the largest.
 FEWER = {

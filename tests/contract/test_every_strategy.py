@@ -5,17 +5,17 @@ import pytorch_lightning as pl
 import torch
 
 from conftest import CPU
+from layergraft.config.compose import conf_dir
+from layergraft.config.recipes import OptimSpec, ScheduleSpec
+from layergraft.config.specs import SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import resolve, survey
-from layergraft.recipes import OptimSpec, ScheduleSpec
-from layergraft.runs.assemble import checked
-from layergraft.runs.compose import conf_dir
-from layergraft.specs import SurgerySpec
-from layergraft.strategies import make_plan
+from layergraft.runs.plan import checked
+from layergraft.strategies.plan import make_plan
 from layergraft.surgery import graft
 from layergraft.training.fit import Recipe, fit
-from layergraft.training.module import all_norm_paths, norm_paths
+from layergraft.hosts.norms import norm_paths, statistics_paths
 
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
 EPOCHS = 4
@@ -53,10 +53,10 @@ def grafted(images):
 
 def plan_of(strategy, made):
     network, parts = made.network, made.parts
-    roles = {**HOST.roles, **made.roles, "norm": all_norm_paths(network)}
+    roles = {**HOST.roles, **made.roles, "norm": norm_paths(network)}
     roles |= {"before": parts["host before"], "after": parts["host after"]}
     names = [name for name, _ in network.named_parameters()]
-    return make_plan(strategy, names, norm_paths(network), roles, EPOCHS)
+    return make_plan(strategy, names, statistics_paths(network), roles, EPOCHS)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 import torch
 from benchmarks.chaos import workers
 
-from layergraft.runs import sweep
 from layergraft.runs.failures import MEMORY
-from layergraft.runs.run import execute
-from layergraft.store import read_record
+from layergraft.runs.train import execute
+from layergraft.store.records import read_record
+from layergraft.sweeps import sweep
 
 pytestmark = pytest.mark.cuda
 

@@ -9,20 +9,20 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.config.specs import ProbeSpec, SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.pixels import Streamed
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
-from layergraft.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
-from layergraft.runs.assemble import assemble, backend_of, outputs_of, probes_of, recipe_of
-from layergraft.runs.run import execute
+from layergraft.runs.plan import assemble, backend_of, outputs_of, probes_of, recipe_of
 from layergraft.runs.similarity import similarity
-from layergraft.specs import ProbeSpec, SurgerySpec
-from layergraft.store import run_folder
-from layergraft.strategies import make_plan
+from layergraft.runs.train import execute
+from layergraft.store.records import run_folder
+from layergraft.strategies.plan import make_plan
 from layergraft.surgery import calibrated, graft
 from layergraft.training.fit import Backend, Recipe, fit
-from layergraft.training.module import norm_paths
+from layergraft.hosts.norms import statistics_paths
 from layergraft.training.probes import Probes, Subject
 from training.test_prefix import KEPT, STEM, both_ways, frozen
 from training.test_resume import ADAMW, COSINE, SGD, Experiment, require_exact_from_every_checkpoint
@@ -216,7 +216,7 @@ def test_compiled_training_across_a_phase_change_is_eager_training(images, devic
     groups = {"conv": ["0"], "rest": [".*"]}
     phases = {"a": PhaseSpec(0, {"rest": 1.0}, ["conv"]), "b": PhaseSpec(2, {"conv": 0.5}, ["rest"])}
     names = [name for name, _ in network.named_parameters()]
-    plan = make_plan(StrategySpec("s", groups=groups, phases=phases), names, norm_paths(network), {}, 4)
+    plan = make_plan(StrategySpec("s", groups=groups, phases=phases), names, statistics_paths(network), {}, 4)
     batches = Batches.of(data, BatchSpec(10), 0, device)
     recipe = Recipe(OptimSpec("sgd", 0.2, weight_decay=0.1, batch_size=10), ScheduleSpec(epochs=4))
     compiled = copy.deepcopy(network)

@@ -5,14 +5,14 @@ import pytest
 from PIL import Image
 from tests.data.written import medmnist_arrays, pictures
 
+from layergraft.config.specs import CorruptionSpec
 from layergraft.data import Digits, Folder, Npz, Textures, TorchvisionArrays
 from layergraft.data.corruptions import shuffled_blocks
 from layergraft.data.duplicates import near_duplicates
 from layergraft.data.images import Split
 from layergraft.data.sets import Whole, chosen_classes, require_sound, split_rows
 from layergraft.errors import UserError
-from layergraft.specs import CorruptionSpec
-from layergraft.tasks import Task
+from layergraft.metrics.tasks import Task
 
 SMALL = {"per_class": 24, "size": 16}
 

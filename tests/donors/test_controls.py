@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from conftest import CPU, GREY
+from layergraft.config.recipes import ScheduleSpec
+from layergraft.config.specs import Control
 from layergraft.data import Digits
 from layergraft.donors import TrainedDonor
 from layergraft.donors.cache import obtain
 from layergraft.donors.controls import CONTROLS, controlled
 from layergraft.donors.forms import Block, Conv, Place
-from layergraft.recipes import ScheduleSpec
-from layergraft.specs import Control
 
 FILTERS = torch.randn(64, 16, 3, 3, generator=torch.Generator().manual_seed(0)).cumsum(3) + 0.3  # neighbours alike
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from conftest import CPU, GREY, place_at
+from layergraft.config.recipes import OptimSpec, ScheduleSpec
+from layergraft.config.specs import Control
 from layergraft.data import Digits
 from layergraft.donors import RandomDonor, TrainedDonor
 from layergraft.donors.cache import key_of, obtain
 from layergraft.donors.forms import Block, Conv, Place, Stem, form_of
 from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
-from layergraft.recipes import OptimSpec, ScheduleSpec
-from layergraft.specs import Control
 from layergraft.training.fit import Backend
 
 SITE = Conv(4, 8, 3, 2, 1)

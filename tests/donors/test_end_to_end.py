@@ -5,12 +5,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import CPU, GREY, place_at
+from layergraft.config.recipes import OptimSpec, ScheduleSpec
 from layergraft.data import Digits
 from layergraft.donors import EndToEndDonor
 from layergraft.donors.cache import obtain
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
-from layergraft.recipes import OptimSpec, ScheduleSpec
 
 HOST = CifarResNet("resnet8", width=4)
 

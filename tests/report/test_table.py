@@ -10,7 +10,7 @@ from layergraft import report
 from layergraft.errors import UserError
 from layergraft.report.contrasts import design
 from layergraft.report.table import read, tidy
-from layergraft.store import read_record, read_sweep, run_folder
+from layergraft.store.records import read_record, read_sweep, run_folder
 
 
 @pytest.fixture

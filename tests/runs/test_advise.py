@@ -20,7 +20,7 @@ def advised(tmp_path_factory):
     import contextlib
     import io
 
-    from layergraft.cli import main
+    from layergraft.cli.commands import main
 
     outputs = tmp_path_factory.mktemp("advice") / "outputs"
 

@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from layergraft.claims import Claimed, claim
-from layergraft.files import forget, once
+from layergraft.store.files import forget, once
+from layergraft.store.leases import Claimed, claim
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from layergraft.claims import claim
+from layergraft.store.leases import claim
 with claim(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -63,7 +63,7 @@ def test_a_living_owners_claim_is_respected_and_a_dead_ones_taken_over(tmp_path,
 
 
 def test_an_owner_on_another_machine_that_does_not_renew_loses_its_claim(tmp_path, holder, monkeypatch):
-    monkeypatch.setattr("layergraft.claims.LEASE_SECONDS", 2.0)
+    monkeypatch.setattr("layergraft.store.leases.LEASE_SECONDS", 2.0)
     marker = tmp_path / "claim~1"
     _, _, rest = marker.read_text().partition(" ")
     marker.write_text(f"elsewhere {rest}")  # so that nobody here can tell whether it lives; it renews every 15 s
@@ -75,7 +75,7 @@ def test_an_owner_on_another_machine_that_does_not_renew_loses_its_claim(tmp_pat
 
 
 def test_a_claim_that_is_renewed_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr("layergraft.claims.LEASE_SECONDS", 1.0)
+    monkeypatch.setattr("layergraft.store.leases.LEASE_SECONDS", 1.0)
     with claim(tmp_path / "claim") as ours:
         first = (tmp_path / "claim~1").stat().st_mtime_ns
         time.sleep(1.5)
@@ -92,7 +92,7 @@ def test_an_owner_whose_claim_was_taken_knows(tmp_path):
 
 
 def test_a_claim_that_was_never_written_whole_runs_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("layergraft.claims.LEASE_SECONDS", 0.5)
+    monkeypatch.setattr("layergraft.store.leases.LEASE_SECONDS", 0.5)
     (tmp_path / "claim~7").write_text("")  # its owner was killed just then
     with pytest.raises(Claimed), claim(tmp_path / "claim", wait=False):
         pass
@@ -102,7 +102,7 @@ def test_a_claim_that_was_never_written_whole_runs_out(tmp_path, monkeypatch):
 
 def test_who_took_over_slowly_withdraws(tmp_path, monkeypatch):
     """A has seen a dead claim, and stands still; B takes over meanwhile, or a new owner comes: A must not take part."""
-    from layergraft import claims
+    from layergraft.store import leases as claims
 
     dead = "elsewhere 1 1 dead"
     monkeypatch.setattr(claims, "LEASE_SECONDS", 0.0)

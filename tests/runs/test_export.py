@@ -11,9 +11,9 @@ from tests.conftest import TINY
 
 from layergraft.errors import RunFailed, UserError
 from layergraft.runs import export as exporting
-from layergraft.runs.assemble import assemble, outputs_of
 from layergraft.runs.export import export, trained_network
-from layergraft.runs.run import execute
+from layergraft.runs.plan import assemble, outputs_of
+from layergraft.runs.train import execute
 
 FORMATS = ["safetensors", "torch.export", "onnx"]
 

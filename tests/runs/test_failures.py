@@ -10,15 +10,15 @@ import pytorch_lightning as pl
 import torch
 
 from conftest import TINY
+from layergraft.config.compose import Composer
 from layergraft.errors import UserError
-from layergraft.runs import run as runs
-from layergraft.runs import sweep
-from layergraft.runs.compose import Composer
+from layergraft.runs import train as runs
 from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, is_full, spoils_its_process, transient
-from layergraft.runs.pool import WORKER_DIED, Failed
-from layergraft.runs.run import execute
-from layergraft.runs.work import Outcome
-from layergraft.store import read_record, run_folder
+from layergraft.runs.train import execute
+from layergraft.store.records import read_record, run_folder
+from layergraft.sweeps import sweep
+from layergraft.sweeps.pool import WORKER_DIED, Failed
+from layergraft.sweeps.worker import Outcome
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -178,7 +178,7 @@ def jobs(tmp_path):
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from layergraft.runs.compose import conf_dir
+    from layergraft.config.compose import conf_dir
 
     def planned(number, *overrides):
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -294,7 +294,7 @@ def test_a_worker_that_is_killed_in_mid_run_costs_nothing(tmp_path, command, mon
 
 
 def test_a_run_that_is_no_longer_what_was_planned_is_not_trained(jobs, tmp_path, monkeypatch):
-    from layergraft.runs.work import Attempt, attempt
+    from layergraft.sweeps.worker import Attempt, attempt
 
     (planned,) = jobs(1)
     monkeypatch.setattr(runs, "fit", None)  # to train would raise
@@ -304,7 +304,7 @@ def test_a_run_that_is_no_longer_what_was_planned_is_not_trained(jobs, tmp_path,
 
 
 def test_errors_around_the_training_are_told_apart_too(jobs, monkeypatch):
-    from layergraft.runs import work
+    from layergraft.sweeps import worker as work
 
     (planned,) = jobs(1)
     for error, kind in ((OSError(errno.ESTALE, "Stale file handle"), MACHINE), (KeyError("a"), None)):
@@ -318,7 +318,7 @@ def test_errors_around_the_training_are_told_apart_too(jobs, monkeypatch):
 
 def test_a_process_whose_gpu_answers_nothing_but_errors_is_replaced(jobs, monkeypatch):
     """Whatever the first error was called: another process may do better."""
-    from layergraft.runs import work
+    from layergraft.sweeps import worker as work
 
     def broken():
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
@@ -334,7 +334,7 @@ def test_a_process_whose_gpu_answers_nothing_but_errors_is_replaced(jobs, monkey
 def test_a_rerun_that_fails_is_not_hidden_by_the_old_record(jobs, tmp_path):
     import time
 
-    from layergraft.files import write_json
+    from layergraft.store.files import write_json
 
     (planned,) = jobs(1)
     folder = run_folder(tmp_path, planned.key)
@@ -345,7 +345,7 @@ def test_a_rerun_that_fails_is_not_hidden_by_the_old_record(jobs, tmp_path):
 
 
 def test_a_sweep_is_planned_for_gpus_where_there_is_none(config, monkeypatch):
-    from layergraft.runs.assemble import checked, for_gpus
+    from layergraft.runs.plan import checked, for_gpus
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     here = config("strategy=freeze")

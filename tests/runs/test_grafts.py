@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from conftest import TINY
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
-from layergraft.runs.assemble import assemble, checked, obtain_donors
-from layergraft.runs.run import execute
-from layergraft.store import run_folder
+from layergraft.runs.plan import assemble, checked, obtain_donors
+from layergraft.runs.train import execute
+from layergraft.store.records import run_folder
 
 HOST = ["host=resnet8", "host.width=4", "schedule.epochs=2", "optim.batch_size=25", "exec.device=cpu", "exec.threads=1"]
 EPOCHS = "donor.schedule.epochs=1"

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.chaos import differences
 
 from conftest import LAYERGRAFT
-from layergraft.store import read_record
+from layergraft.store.records import read_record
 
 SMALL = ["-m", "seed=range(3)", "donor=random", "host=resnet8", "strategy=freeze", "host.width=4", "optim.batch_size=25",
          "exec.device=cpu", "exec.checkpoint_seconds=0", "exec.sweep=small"]  # fmt: skip
@@ -26,7 +26,7 @@ def calm(tmp_path_factory):
 
     def store(epochs):
         if epochs not in done:
-            from layergraft.cli import main
+            from layergraft.cli.commands import main
 
             done[epochs] = tmp_path_factory.mktemp("calm") / "outputs"
             main(["train", *SMALL, f"schedule.epochs={epochs}", f"exec.outputs={done[epochs]}"])

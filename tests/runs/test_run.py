@@ -14,10 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import LAYERGRAFT, TINY
 from layergraft.errors import RunFailed, UserError
-from layergraft.runs import run as runs
-from layergraft.runs import single
-from layergraft.runs.assemble import assemble, checked
-from layergraft.runs.run import execute
+from layergraft.runs import train as runs
+from layergraft.runs.plan import assemble, checked
+from layergraft.runs.train import execute
 from layergraft.training.fit import Backend
 from layergraft.training.module import Diverged
 
@@ -239,8 +238,8 @@ def test_a_gpu_without_bf16_is_trained_on_in_float32_which_is_said(config, monke
     run = config("strategy=freeze", "exec=auto", f"precision={asked}")
     backend = checked(run).backend
     assert (backend.device, backend.precision) == ("cuda", "float32" if asked == "auto" else asked)
-    monkeypatch.setattr(single, "execute", lambda *_: {"key": "a", "status": "failed", "error": "not here"})
+    monkeypatch.setattr(show, "execute", lambda *_: {"key": "a", "status": "failed", "error": "not here"})
     with pytest.raises(RunFailed):
-        single.train_one(run)
+        show.train_one(run)
     line = "precision:   float32, since Tesla T4 has no bf16 in hardware"
     assert (line in capsys.readouterr().err) == said

@@ -8,8 +8,8 @@ import pytest
 from hydra.core.plugins import Plugins
 
 from conftest import TINY
-from layergraft.specs import Precision
-from layergraft.store import read_record
+from layergraft.config.specs import Precision
+from layergraft.store.records import read_record
 
 BASE = ["-m", "hydra/sweeper=optuna", "strategy=freeze,full", "optim.lr=tag(log,interval(1e-4,1e-1))", "donor=random",
         "host=resnet8", *TINY[:1], "optim.batch_size=25", "exec.device=cpu", "exec.sweep=search"]  # fmt: skip

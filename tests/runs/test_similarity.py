@@ -9,9 +9,9 @@ from tests.conftest import TINY
 
 from layergraft.data import Textures
 from layergraft.data.features import gabor_features
-from layergraft.runs.assemble import assemble
-from layergraft.runs.run import execute
+from layergraft.runs.plan import assemble
 from layergraft.runs.similarity import similarity
+from layergraft.runs.train import execute
 
 BETTER_LOW, BETTER_HIGH = ("frechet", "a_distance"), ("leep", "logme")
 TEXTURES = ["data=textures", "donor.data=textures", "donor.data.instance=1", "host=resnet8", "data.per_class=72",
@@ -38,7 +38,7 @@ def test_halves_with_a_meaning_are_further_apart_than_random_ones():
     def distance(**fields):
         halves = [Textures(half=half, per_class=30, size=16, **fields).load(0).train for half in "AB"]
         features = [gabor_features(part.images()) for part in halves]
-        from layergraft.distances import frechet_distance
+        from layergraft.metrics.distances import frechet_distance
 
         return frechet_distance(*features)
 

@@ -19,9 +19,9 @@ from benchmarks.chaos import children, completed, differences, disturbed
 from torch import nn
 
 from conftest import LAYERGRAFT, SWEEP, TINY
-from layergraft.cli import main
-from layergraft.runs.sweep import places
-from layergraft.store import read_record
+from layergraft.cli.commands import main
+from layergraft.store.records import read_record
+from layergraft.sweeps.sweep import places
 
 
 def keys(outputs):
@@ -138,7 +138,7 @@ def test_stock_launcher(tmp_path, command):
 
 
 def test_workers_by_cores_and_gpus(config, monkeypatch):
-    monkeypatch.setattr("layergraft.runs.sweep._cores", lambda: 4)
+    monkeypatch.setattr("layergraft.sweeps.sweep._cores", lambda: 4)
     assert places(config("exec=cpu").exec, 9) == [""] * 4
     assert places(config("exec=cpu").exec, 2) == [""] * 2
     assert places(config("exec=cpu", "exec.workers=6").exec, 9) == [""] * 6
@@ -278,7 +278,7 @@ def test_a_finished_sweep_is_not_planned_again_until_something_changes(brief, tm
     arguments = ["train", *BRIEF, f"exec.outputs={outputs}"]
 
     def torch_was_needed():
-        code = "import sys; from layergraft.cli import main; main(sys.argv[1:]); sys.exit(42 if 'torch' in sys.modules else 0)"
+        code = "import sys; from layergraft.cli.commands import main; main(sys.argv[1:]); sys.exit(42 if 'torch' in sys.modules else 0)"
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.returncode in (0, 42) and "8 of 8 runs in the store already" in done.stderr
         assert "report.html" in done.stderr
@@ -317,7 +317,7 @@ def test_a_rerun_that_was_interrupted_goes_on(brief, tmp_path, command, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("layergraft.runs.sweep.run", interrupted)
+        patch.setattr("layergraft.sweeps.sweep.run", interrupted)
         assert command(*again)[0] == 130
     started = (folder / "rerun").stat().st_mtime
     for key in keys(outputs)[2:]:  # as if it had come so far

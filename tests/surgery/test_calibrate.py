@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from layergraft import surgery
-from layergraft.activations import measuring
+from layergraft.config.specs import SurgerySpec
 from layergraft.donors.forms import Stem
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
-from layergraft.specs import SurgerySpec
 from layergraft.surgery.calibrate import passing, reconstruction_error, reestimate
+from layergraft.training.evaluation import measuring
 from surgery.test_operations import HOST, IMAGE, lived_in, one_of_each
 
 X = torch.randn(96, *IMAGE, generator=torch.Generator().manual_seed(1))

@@ -8,12 +8,12 @@ from torch import nn
 
 from conftest import place_at
 from layergraft import surgery
+from layergraft.config.specs import FITS, SurgerySpec
 from layergraft.donors.forms import Block, Conv, Stage, Stem, describe, form_of, from_json, to_json
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.blocks import NORM_LAYERS
 from layergraft.hosts.sites import survey
-from layergraft.specs import FITS, SurgerySpec
 
 IMAGE = (3, 16, 16)
 channels = st.integers(1, 12)

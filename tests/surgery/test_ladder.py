@@ -8,16 +8,16 @@ import torch
 
 from conftest import CPU
 from layergraft import surgery
+from layergraft.config.recipes import OptimSpec, ScheduleSpec
+from layergraft.config.specs import SurgerySpec
 from layergraft.data import Digits
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.donors.cache import ALL_TRAINS
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.sites import survey
-from layergraft.recipes import OptimSpec, ScheduleSpec
-from layergraft.specs import SurgerySpec
-from layergraft.strategies import make_plan
+from layergraft.strategies.plan import make_plan
 from layergraft.training.fit import Recipe, fit
-from layergraft.training.module import norm_paths
+from layergraft.hosts.norms import statistics_paths
 
 DATA = Digits(classes=list(range(10))).load(0)
 HOST = CifarResNet("resnet8", width=8)
@@ -25,7 +25,7 @@ SITE = "layer2.0"
 
 
 def trained(network, epochs, lr=5e-3):
-    plan = make_plan(ALL_TRAINS, [n for n, _ in network.named_parameters()], norm_paths(network), {}, epochs)
+    plan = make_plan(ALL_TRAINS, [n for n, _ in network.named_parameters()], statistics_paths(network), {}, epochs)
     batches = Batches.of(DATA, BatchSpec(50, shift=1), 0, "cpu")
     return fit(network.train(), plan, batches, Recipe(OptimSpec(lr=lr), ScheduleSpec("cosine", epochs)), CPU).test[
         "acc"

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from layergraft import surgery
+from layergraft.config.specs import SurgerySpec
 from layergraft.donors.forms import Stem
 from layergraft.hosts.sites import survey
-from layergraft.specs import SurgerySpec
 from surgery.test_operations import HOST, lived_in
 
 IMAGE = (3, 16, 16)

@@ -8,11 +8,11 @@ from torch import nn
 
 from conftest import HOSTS
 from layergraft import surgery
+from layergraft.config.specs import SurgerySpec
 from layergraft.donors.forms import Stem, form_of
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
-from layergraft.specs import SurgerySpec
 
 IMAGE = (3, 32, 32)
 HOST = TorchvisionResNet("resnet18", width=4)

@@ -15,25 +15,26 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from layergraft.activations import evaluating, measuring, see
+from layergraft.config.compose import conf_dir
+from layergraft.config.recipes import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
+from layergraft.config.specs import Config, ProbeSpec, SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.digits import Digits
 from layergraft.donors import TrainedDonor
 from layergraft.donors.forms import Conv
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
-from layergraft.recipes import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
-from layergraft.runs.compose import conf_dir
+from layergraft.metrics.tasks import Task
 from layergraft.runs.similarity import _inputs
-from layergraft.specs import Config, ProbeSpec, SurgerySpec
-from layergraft.strategies import make_plan
+from layergraft.strategies.plan import make_plan
 from layergraft.surgery import calibrated, graft
 from layergraft.surgery.calibrate import reconstruction_error
-from layergraft.tasks import Task
 from layergraft.training import gradients
+from layergraft.training.evaluation import evaluating, measuring, see
 from layergraft.training.averages import Averages
 from layergraft.training.fit import Backend
-from layergraft.training.module import PlannedModule, all_norm_paths, norm_paths
+from layergraft.hosts.norms import norm_paths, statistics_paths
+from layergraft.training.module import PlannedModule
 from layergraft.training.optimizers import CLASSES
 from layergraft.training.prefix import FrozenPrefix
 from layergraft.training.probes import Probes, Subject
@@ -110,9 +111,9 @@ def made(images):
         intact = host.build(data.shape, data.num_classes, 0)
         grafted = graft(intact, [(survey(intact, data.shape)[SITE], nn.Conv2d(6, 8, 3, padding=1))], spec, data.shape)
         network = grafted.network
-        roles = host.roles | grafted.roles | {"norm": all_norm_paths(network), "before": ["conv1"], "after": ["layer3"]}
+        roles = host.roles | grafted.roles | {"norm": norm_paths(network), "before": ["conv1"], "after": ["layer3"]}
         names = [name for name, _ in network.named_parameters()]
-        plan = make_plan(strategy, names, norm_paths(network), roles, 4)
+        plan = make_plan(strategy, names, statistics_paths(network), roles, 4)
         batches = Batches.of(data, batch or BatchSpec(10), 0, "cuda")
         rates = OptimSpec(optim, 0.1, batch_size=10)
         regularizer = regularizer or RegularizerSpec()
@@ -259,7 +260,7 @@ def test_learning_rates_by_tensor(made, kind):
 def test_probes_look(made):
     run = made(spec=SurgerySpec("parallel", gate=0.5, fit="project", start="random"))
     (done,) = run.grafted.grafts
-    donors = [name for name, _ in run.network.named_parameters() if name.startswith(done.donor_paths[0])]
+    donors = [name for name, _ in run.network.named_parameters() if name.startswith(next(iter(done.donor_paths.values())))]
     gates = [path for path in done.adapter_paths if path.endswith(".gate")]
     places = {SITE: (done.site.path, done.replaced[-1])}
     subject = Subject(run.grafted.watched(survey(run.intact, run.data.shape)), places, run.intact, donors, gates)
@@ -294,7 +295,7 @@ def test_calibration(made, calibrate, start):
 
 def test_what_reaches_the_site_is_measured_there_and_compared_on_the_cpu(made):
     run = made()
-    at = run.network.get_submodule(run.grafted.grafts[0].donor_paths[0])
+    at = run.network.get_submodule(next(iter(run.grafted.grafts[0].donor_paths.values())))
     for mode in (evaluating, measuring):
         inputs, outputs = _inputs(run.network, at, copy.deepcopy(at), run.data, Config(), CUDA, mode)
         assert inputs.device == outputs.device == torch.device("cpu") and len(inputs) == len(outputs) == 40

@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import CPU
+from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet
-from layergraft.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
-from layergraft.strategies import make_plan
+from layergraft.strategies.plan import make_plan
 from layergraft.training import gradients
 from layergraft.training.fit import Recipe, fit
-from layergraft.training.module import all_norm_paths, norm_paths
+from layergraft.hosts.norms import norm_paths, statistics_paths
 
 HOST = CifarResNet("resnet8", width=4, norm="group")
 ROLES = HOST.roles | {"graft": ["layer2.0.conv1"], "adapter": []}
@@ -25,7 +25,7 @@ def made(images, strategy, epochs):
     data = images(channels=1, size=8)
     network = HOST.build(data.shape, data.num_classes, seed=0)
     names = [name for name, _ in network.named_parameters()]
-    plan = make_plan(strategy, names, norm_paths(network), ROLES | {"norm": all_norm_paths(network)}, epochs)
+    plan = make_plan(strategy, names, statistics_paths(network), ROLES | {"norm": norm_paths(network)}, epochs)
     return network, plan, Batches.of(data, BatchSpec(5), 0, "cpu")
 
 

@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn import functional
 
 from conftest import HOSTS
+from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
-from layergraft.strategies import make_plan
+from layergraft.strategies.plan import make_plan
 from layergraft.training.checkpoints import Checkpoints
 from layergraft.training.fit import Backend, Recipe, Saving, fit
-from layergraft.training.module import norm_paths
+from layergraft.hosts.norms import statistics_paths
 
 PLAIN, LAST, AUTO = (Backend("cpu", "float32", channels_last=way) for way in (False, True, None))
 
@@ -24,7 +24,7 @@ def trained(network, data, backend, optim, saving=None):
     network = copy.deepcopy(network)
     names = [name for name, _ in network.named_parameters()]
     strategy = StrategySpec("s", groups={"all": [".*"]}, phases={"only": PhaseSpec(0, train={"all": 1.0})})
-    plan = make_plan(strategy, names, norm_paths(network), {}, 2)
+    plan = make_plan(strategy, names, statistics_paths(network), {}, 2)
     fitted = fit(
         network,
         plan,

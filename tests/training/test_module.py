@@ -7,14 +7,15 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from layergraft.config.recipes import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
+from layergraft.config.specs import Device, Precision
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
-from layergraft.recipes import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
-from layergraft.specs import Device, Precision
-from layergraft.strategies import make_plan
+from layergraft.strategies.plan import make_plan
 from layergraft.training.fit import Backend, Recipe, fit
-from layergraft.training.module import Diverged, PlannedModule, norm_paths
+from layergraft.hosts.norms import statistics_paths
+from layergraft.training.module import Diverged, PlannedModule
 
 HOST = TorchvisionResNet("resnet18", width=4, stem="small")
 CPU = Backend("cpu", "float32")
@@ -23,7 +24,7 @@ GROUPS = {"early": ["stem", "layer1"], "rest": [".*"]}
 
 def planned(network, phases, epochs, groups=GROUPS):
     names = [name for name, _ in network.named_parameters()]
-    return make_plan(StrategySpec("s", groups=groups, phases=phases), names, norm_paths(network), HOST.roles, epochs)
+    return make_plan(StrategySpec("s", groups=groups, phases=phases), names, statistics_paths(network), HOST.roles, epochs)
 
 
 def trained(images, phases, epochs=3, optim=None, schedule="constant", regularizer=None, **options):
@@ -177,4 +178,4 @@ def test_bf16_mixed_trains_on_the_cpu(images):
 
 def test_every_kind_of_norm_is_found():
     network = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), nn.Sequential(nn.SyncBatchNorm(2)))
-    assert norm_paths(network) == ["0", "2.0"]
+    assert statistics_paths(network) == ["0", "2.0"]

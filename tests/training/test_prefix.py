@@ -9,17 +9,18 @@ import torch
 from torch import nn
 
 from conftest import CPU
+from layergraft.config.compose import conf_dir
+from layergraft.config.recipes import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
+from layergraft.config.specs import SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.donors.random import RandomDonor
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
-from layergraft.recipes import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
-from layergraft.runs.compose import conf_dir
-from layergraft.specs import SurgerySpec
-from layergraft.strategies import make_plan
+from layergraft.strategies.plan import make_plan
 from layergraft.surgery import graft, place_of
 from layergraft.training.fit import Backend, Recipe, Saving, _keeps_features, fit
-from layergraft.training.module import Diverged, norm_paths
+from layergraft.hosts.norms import statistics_paths
+from layergraft.training.module import Diverged
 from layergraft.training.prefix import chain, prefix_of, without
 
 KEPT = Backend("cpu", "float32", features_gib=None)
@@ -40,7 +41,7 @@ def both_ways(network, strategy, epochs, data, batch=None, recipe=None, kept=KEP
     for backend in (replace(kept, features_gib=0.0), kept):
         copied = copy.deepcopy(network)
         names = [name for name, _ in copied.named_parameters()]
-        plan = make_plan(strategy, names, norm_paths(copied), {}, epochs)
+        plan = make_plan(strategy, names, statistics_paths(copied), {}, epochs)
         torch.manual_seed(0)
         batches = Batches.of(data, batch or BatchSpec(10), 0, backend.device, **options)
         found.append((fit(copied, plan, batches, recipe, backend), copied.state_dict()))
@@ -111,7 +112,7 @@ def test_each_phase_has_its_own(images, config):
 @pytest.mark.parametrize("strategy", sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml")))
 def test_every_strategy_comes_out_the_same(config, strategy, tmp_path):
     """And under the same key: what is kept is no part of a run."""
-    from layergraft.runs.run import execute
+    from layergraft.runs.train import execute
 
     common = ["host=resnet8", "host.width=4", "schedule.epochs=5", "donor=random", "data=digits", "data.train_size=60",
               "data.shift=0", "optim.batch_size=20", "exec.device=cpu", f"strategy={strategy}", "site=middle"]  # fmt: skip
@@ -138,7 +139,7 @@ def test_a_run_that_is_cut_off_in_a_phase_goes_on(images, tmp_path, monkeypatch)
 
     def trained(name, resume=None, epochs_to_do=epochs):
         copied = copy.deepcopy(network)
-        plan = make_plan(strategy, [n for n, _ in copied.named_parameters()], norm_paths(copied), {}, epochs)
+        plan = make_plan(strategy, [n for n, _ in copied.named_parameters()], statistics_paths(copied), {}, epochs)
         batches = Batches.of(data, BatchSpec(10), 0, "cpu")
         (tmp_path / name).mkdir()
         recipe = Recipe(OptimSpec("adam", 1e-2, batch_size=10), ScheduleSpec(epochs=epochs))
@@ -286,7 +287,7 @@ def test_nothing_is_left_of_it_where_training_breaks_off(images):
     data, stop = images(), Stop()
     network = CifarResNet("resnet8", width=4).build(data.shape, data.num_classes, seed=0)
     strategy, epochs = frozen(*STEM)
-    plan = make_plan(strategy, [n for n, _ in network.named_parameters()], norm_paths(network), {}, epochs)
+    plan = make_plan(strategy, [n for n, _ in network.named_parameters()], statistics_paths(network), {}, epochs)
     recipe = Recipe(OptimSpec(batch_size=10), ScheduleSpec(epochs=epochs))
     kept = replace(KEPT, channels_last=True)
     with pytest.raises(Diverged):

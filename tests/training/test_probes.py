@@ -9,17 +9,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import CPU
-from layergraft.activations import Statistics, evaluating, see
+from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.config.specs import ProbeSpec, SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.sites import survey
-from layergraft.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
-from layergraft.runs.run import execute
-from layergraft.specs import ProbeSpec, SurgerySpec
-from layergraft.strategies import make_plan
+from layergraft.runs.train import execute
+from layergraft.strategies.plan import make_plan
 from layergraft.surgery import graft
+from layergraft.training.evaluation import Statistics, evaluating, see
 from layergraft.training.fit import Recipe, fit
-from layergraft.training.module import norm_paths
+from layergraft.hosts.norms import statistics_paths
 from layergraft.training.probes import Probes, Subject, drawn
 
 HOST = CifarResNet("resnet8", width=4)
@@ -44,7 +44,7 @@ def looked(images, tmp_path):
         if freeze:
             strategy.phases["p"] = PhaseSpec(0, {"rest": 1.0}, ["graft"])
         names = [name for name, _ in network.named_parameters()]
-        plan = make_plan(strategy, names, norm_paths(network), HOST.roles | made.roles, epochs)
+        plan = make_plan(strategy, names, statistics_paths(network), HOST.roles | made.roles, epochs)
         batches = Batches.of(data, BatchSpec(10), 0, "cpu")
         subject = Subject(["layer2.0", "fc"], {SITE: (SITE, SITE)}, host, [f"{SITE}.weight"], [], [f"{SITE}.weight"])
         probes = Probes(spec, network, subject, batches.val.first(20), batches.val, epochs)

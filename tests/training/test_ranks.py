@@ -11,17 +11,18 @@ import pytorch_lightning as pl
 import torch
 
 from conftest import LAYERGRAFT
+from layergraft.config.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
+from layergraft.config.specs import ProbeSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
-from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
-from layergraft.runs.run import execute
-from layergraft.specs import ProbeSpec
-from layergraft.strategies import make_plan
+from layergraft.runs.train import execute
+from layergraft.strategies.plan import make_plan
 from layergraft.training import ranks
 from layergraft.training.checkpoints import CHECKPOINT
 from layergraft.training.fit import Backend, Recipe, Saving, fit
-from layergraft.training.module import Diverged, all_norm_paths, norm_paths
+from layergraft.hosts.norms import norm_paths, statistics_paths
+from layergraft.training.module import Diverged
 from layergraft.training.probes import Probes, Subject
 
 HOST = CifarResNet("resnet8", width=4, norm="group")
@@ -32,8 +33,8 @@ def training(images, strategy, optim, epochs=3, regularizer=None):
     data = images(channels=1, size=8)
     network = HOST.build(data.shape, data.num_classes, seed=0)
     names = [name for name, _ in network.named_parameters()]
-    roles = HOST.roles | {"graft": ["layer2.0.conv1"], "adapter": [], "norm": all_norm_paths(network)}
-    plan = make_plan(strategy, names, norm_paths(network), roles, epochs)
+    roles = HOST.roles | {"graft": ["layer2.0.conv1"], "adapter": [], "norm": norm_paths(network)}
+    plan = make_plan(strategy, names, statistics_paths(network), roles, epochs)
     regularizer = regularizer or RegularizerSpec()
     batches = Batches.of(data, BatchSpec(10, optim.accumulate, 1, regularizer.mixup), 0, "cpu")
     return network, plan, batches, Recipe(optim, ScheduleSpec(epochs=epochs), regularizer)
@@ -130,7 +131,7 @@ def test_a_run_on_two_devices_from_its_config(config, tmp_path):
 
 
 def test_batch_norm_over_cpu_processes_is_refused_before_any_training(config):
-    from layergraft.runs.assemble import checked
+    from layergraft.runs.plan import checked
 
     with pytest.raises(
         UserError, match="exec.devices=2 on a CPU: batch norm over several processes needs CUDA; host.norm=group"

@@ -10,18 +10,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import CPU, TINY
+from layergraft.config.recipes import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpec, ScheduleSpec, StrategySpec
+from layergraft.config.registry import validate
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
-from layergraft.recipes import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpec, ScheduleSpec, StrategySpec
-from layergraft.runs.assemble import checked
-from layergraft.runs.run import execute
-from layergraft.schema import validate
-from layergraft.strategies import make_plan
+from layergraft.runs.plan import checked
+from layergraft.runs.train import execute
+from layergraft.strategies.plan import make_plan
 from layergraft.training import optimizers
 from layergraft.training.checkpoints import CHECKPOINT, facts_of
 from layergraft.training.fit import Backend, Recipe, Saving, fit
-from layergraft.training.module import Diverged, all_norm_paths, norm_paths
+from layergraft.hosts.norms import norm_paths, statistics_paths
+from layergraft.training.module import Diverged
 
 GROUP = CifarResNet("resnet8", width=4, norm="group")
 BATCH = CifarResNet("resnet8", width=4)
@@ -37,7 +38,7 @@ def start(images, host, optim, regularizer=None, strategy=ALL, epochs=3, shift=1
     data = images(channels=1, size=8)
     network = host.build(data.shape, data.num_classes, seed=0)
     names = [name for name, _ in network.named_parameters()]
-    plan = make_plan(strategy, names, norm_paths(network), host.roles | {"norm": all_norm_paths(network)}, epochs)
+    plan = make_plan(strategy, names, statistics_paths(network), host.roles | {"norm": norm_paths(network)}, epochs)
     regularizer = regularizer or RegularizerSpec()
     spec = BatchSpec(optim.batch_size, optim.accumulate, shift, regularizer.mixup)
     return network, plan, Batches.of(data, spec, 0, "cpu"), Recipe(optim, ScheduleSpec(epochs=epochs), regularizer)
@@ -324,7 +325,7 @@ def test_bad_values_name_their_keys():
     with pytest.raises(UserError, match=r"optim.accumulate is 0; it must be 1 or more"):
         validate(OptimSpec(accumulate=0), "optim")
     with pytest.raises(UserError, match=r"strategy.split.all.decay is 2.0; it must be in \(0, 1\]"):
-        from layergraft.recipes import SplitSpec
+        from layergraft.config.recipes import SplitSpec
 
         validate(StrategySpec("s", split={"all": SplitSpec(decay=2.0)}), "strategy")
     with pytest.raises(UserError, match=r"strategy.phases.p.plateau.patience is 0; it must be 1 or more"):

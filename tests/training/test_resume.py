@@ -8,18 +8,18 @@ import torch
 from torch import nn
 
 from conftest import CPU
+from layergraft.config.compose import conf_dir
+from layergraft.config.recipes import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpec, ScheduleSpec, StrategySpec
+from layergraft.config.specs import SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.sites import survey
-from layergraft.recipes import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpec, ScheduleSpec, StrategySpec
-from layergraft.runs.compose import conf_dir
-from layergraft.specs import SurgerySpec
-from layergraft.strategies import make_plan
+from layergraft.strategies.plan import make_plan
 from layergraft.surgery import graft
 from layergraft.training.checkpoints import Checkpoints, facts_of, require_same
 from layergraft.training.fit import Recipe, Saving, fit
-from layergraft.training.module import all_norm_paths, norm_paths
+from layergraft.hosts.norms import norm_paths, statistics_paths
 
 EPOCHS, STEPS = 4, 2
 HOST = CifarResNet("resnet8", width=4)
@@ -63,12 +63,12 @@ class Experiment:
         roles = {
             **HOST.roles,
             **self.grafted.roles,
-            "norm": all_norm_paths(network),
+            "norm": norm_paths(network),
             "before": ["conv1"],
             "after": ["layer3"],
         }
         names = [name for name, _ in network.named_parameters()]
-        plan = make_plan(self.strategy, names, norm_paths(network), roles, EPOCHS)
+        plan = make_plan(self.strategy, names, statistics_paths(network), roles, EPOCHS)
         spec = BatchSpec(10, self.recipe.optim.accumulate, 1, self.recipe.regularizer.mixup)
         batches = Batches.of(self.data, spec, 0, self.backend.device)
         saving = Saving(self.folder, 0 if resume is None else 1e9, {"run": 1}, resume)

@@ -6,13 +6,13 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 class AddedPackages(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        from layergraft.runs.compose import conf_dir
+        from layergraft.config.compose import conf_dir
 
         if not any(
             item.path and item.path.removeprefix("file://") == str(conf_dir()) for item in search_path.get_path()
         ):
             return  # another program of Hydra's
-        from layergraft.packages import added
+        from layergraft.config.plugins import added
 
         for name, folder in added().items():
             if folder:

@@ -1,12 +1,11 @@
 """`hydra/launcher=slurm`: the runs of a sweep by the jobs of a SLURM array, each of which takes what is left to do."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from hydra_plugins.layergraft.launcher import LayergraftLauncher
+from layergraft.sweeps import launchers
 
 
 @dataclass
@@ -31,23 +30,5 @@ class SlurmConf:
 ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmConf, provider="layergraft")
 
 
-class SlurmLauncher(LayergraftLauncher):
-    gives_workers = False  # an array's jobs find what is to do by themselves
-
-    def __init__(self, jobs: int, max_num_timeout: int, **parameters: Any) -> None:
-        self.num_jobs, self.max_num_timeout = jobs, max_num_timeout
-        self.parameters = {name: value for name, value in parameters.items() if value is not None}
-
-    def resolved(self, config: Any) -> Any:
-        """On a login node without a GPU, precision=auto is what it will be on the nodes that have one."""
-        from layergraft.runs.assemble import for_gpus
-
-        return for_gpus(config) if self.parameters.get("gpus_per_node") else config
-
-    def work(self, jobs: Sequence[Any]) -> None:
-        from pathlib import Path
-
-        from layergraft.runs.slurm import Array
-
-        folder = Path(self.config.hydra.sweep.dir)
-        Array(folder, self.num_jobs, self.max_num_timeout, self.parameters).work(jobs, self.newer_than)
+class SlurmLauncher(launchers.SlurmLauncher):
+    """Where Hydra looks for it."""

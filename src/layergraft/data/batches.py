@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from layergraft.data.images import ImageData, Split
 from layergraft.data.pixels import Pixels, counts, free_bytes, place
 from layergraft.errors import UserError
+from layergraft.metrics.tasks import Task
 from layergraft.seeds import stream
-from layergraft.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class BatchSpec:
     """Whether half of the images are mirrored left to right."""
     mixup: float = 0.0
     """alpha of the Beta(alpha, alpha) that two images of a batch are mixed by (Zhang et al., mixup, 2018); 0: none are."""
+
+    def steps_per_epoch(self, num_images: int) -> int:
+        """Of the optimizer; the last, smaller batches of an epoch are left out."""
+        return num_images // (self.batch_size * self.accumulate)
 
 
 class Normalize:
@@ -106,7 +110,11 @@ class TrainBatches:
         self.rank, self.num_ranks = rank, num_ranks
 
     def __len__(self) -> int:
-        return len(self.y_N) // (self.spec.batch_size * self.spec.accumulate) * self.spec.accumulate
+        return self.steps_per_epoch * self.spec.accumulate
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.spec.steps_per_epoch(len(self.y_N))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         (epoch, done), self.resume_at = self.resume_at, (0, 0)

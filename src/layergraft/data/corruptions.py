@@ -14,12 +14,12 @@ from typing import cast
 
 import numpy as np
 
+from layergraft.config.registry import canonical
+from layergraft.config.specs import CorruptionSpec
 from layergraft.data.images import Split
 from layergraft.errors import require
-from layergraft.files import digest, once
-from layergraft.schema import canonical
 from layergraft.seeds import stream
-from layergraft.specs import CorruptionSpec
+from layergraft.store.files import digest, once
 
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)  # deviation, of images in 0 to 1
 BLUR = (0.4, 0.6, 0.7, 0.8, 1.0)  # deviation in pixels

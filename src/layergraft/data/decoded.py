@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 from layergraft.data.sets import DataSet, hash_of_pixels
 from layergraft.errors import require
-from layergraft.files import digest, label, once, write_json
+from layergraft.store.files import digest, label, once, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from layergraft.config.registry import register
 from layergraft.data.decoded import FileSet
 from layergraft.data.sets import PARTS, Whole
 from layergraft.errors import UserError, require, unknown
-from layergraft.schema import register
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from layergraft.config.registry import register
 from layergraft.data.sets import DataSet, Whole
-from layergraft.schema import register
 
 
 @register("data", "digits")

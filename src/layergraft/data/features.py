@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layergraft.gabor import gabor_bank
+from layergraft.data.gabor import gabor_bank
 
 SIZE = 32  # pixels a side that images are brought to
 ORIENTATIONS, SCALES, KERNEL = 8, 3, 9

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from layergraft.config.registry import register
 from layergraft.data.decoded import FileSet, open_image
 from layergraft.data.sets import PARTS, Whole
 from layergraft.errors import UserError, require, unknown
-from layergraft.schema import register
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 

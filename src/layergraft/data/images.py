@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from layergraft.errors import UserError
-from layergraft.tasks import Task
+from layergraft.metrics.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,18 @@ class Split:
 
 
 @dataclass(frozen=True)
+class DataFacts:
+    """What a network is planned for: the shape of the task, without the images."""
+
+    fingerprint: str
+    """Of the set's content before any selection."""
+    shape: tuple[int, int, int]
+    """Of an image: channels, height, width."""
+    num_classes: int
+    task: Task
+
+
+@dataclass(frozen=True)
 class ImageData:
     """What a run trains on, selects on and is judged by. `fingerprint` hashes the set's content before any selection."""
 
@@ -94,6 +106,10 @@ class ImageData:
     def shape(self) -> tuple[int, int, int]:
         """Of an image: channels, height, width."""
         return self.train.shape
+
+    @property
+    def facts(self) -> DataFacts:
+        return DataFacts(self.fingerprint, self.shape, self.num_classes, self.task)
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from layergraft.config.registry import register
 from layergraft.data.npz import require_fits, whole_of
 from layergraft.data.sets import PARTS, DataSet, Whole
 from layergraft.errors import UserError, require, unknown
-from layergraft.schema import register
-from layergraft.tasks import Task
+from layergraft.metrics.tasks import Task
 
 TASKS = {
     "multi-class": Task.multi_class,

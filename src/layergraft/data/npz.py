@@ -11,11 +11,11 @@ from typing import ClassVar
 import numpy as np
 from omegaconf import MISSING
 
+from layergraft.config.registry import register
 from layergraft.data.sets import PARTS, DataSet, Whole
 from layergraft.errors import UserError, require
-from layergraft.files import machine_memory, require_regular, unpacked
-from layergraft.schema import register
-from layergraft.tasks import Task
+from layergraft.metrics.tasks import Task
+from layergraft.store.files import machine_memory, require_regular, unpacked
 
 
 @register("data", "npz")

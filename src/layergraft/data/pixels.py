@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from layergraft.data.images import Split
-from layergraft.files import machine_memory
+from layergraft.store.files import machine_memory
 
 GIB = 2**30
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from layergraft.config.registry import Keyed, canonical, keyed
+from layergraft.config.specs import DataSpec
 from layergraft.data.corruptions import corrupted, flipped_labels
 from layergraft.data.images import ImageData, Split
 from layergraft.errors import UserError, require, unknown
-from layergraft.files import digest
-from layergraft.schema import Keyed, canonical, keyed
+from layergraft.metrics.tasks import Task
 from layergraft.seeds import stream
-from layergraft.specs import DataSpec
-from layergraft.tasks import Task
+from layergraft.store.files import digest
 
 PARTS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)

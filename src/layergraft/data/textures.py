@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from layergraft.config.registry import register
 from layergraft.data.sets import TEST, TRAIN, VAL, DataSet, Whole
 from layergraft.errors import require
-from layergraft.schema import register
 from layergraft.seeds import stream
 
 FAMILIES = ("gratings", "spectrum", "blobs", "checker")

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from layergraft.config.registry import register
 from layergraft.data.decoded import FileSet, open_image
 from layergraft.data.npz import read_npz
 from layergraft.data.sets import TEST, TRAIN, VAL, DataSet, Whole
 from layergraft.errors import UserError, unknown
-from layergraft.schema import register
 
 # Name -> torchvision's class; what to put where, without a network.
 ARRAYS = {

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import MISSING
 
+from layergraft.config.registry import register
+from layergraft.config.specs import DataSpec
+from layergraft.data.gabor import gabor_bank
+from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.donors.forms import Conv, Place
 from layergraft.donors.random import require_conv
 from layergraft.errors import require
-from layergraft.gabor import gabor_bank
-from layergraft.schema import register
 from layergraft.seeds import stream
-from layergraft.specs import DataSpec, LearnedDonorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from layergraft.data.images import ImageData, Split
+    from layergraft.donors.cache import Donor
 
 NUM_PATCHES = 50_000
 EPSILON = 5e-4  # added to the patches' variances before whitening (Jordan 2024, 94% on CIFAR-10 in 3.29 s, section 3.2)
@@ -27,7 +30,7 @@ EPSILON = 5e-4  # added to the patches' variances before whitening (Jordan 2024,
 
 @register("donor", "gabor")
 @dataclass
-class GaborDonor(LearnedDonorSpec):
+class GaborDonor(LearnedDonor):
     """A bank of Gabor filters over orientation, wavelength and phase, the same in every input channel.
 
     Envelope of one octave, aspect 0.5, zero mean (Petkov & Kruizinga 1997), scaled to the deviation of the usual
@@ -53,6 +56,12 @@ class GaborDonor(LearnedDonorSpec):
         )
         return conv
 
+    def decides(self, place: Place) -> dict[str, Any]:
+        fields = super().decides(place)
+        if self.control is Control.none:
+            del fields["seed"]  # nothing is drawn
+        return fields
+
     def make(self, place: Place) -> nn.Module:
         form = self.form(place)
         return filled(
@@ -65,7 +74,7 @@ class GaborDonor(LearnedDonorSpec):
 
 @register("donor", "patches")
 @dataclass
-class PatchDonor(LearnedDonorSpec):
+class PatchDonor(LearnedDonor):
     """Eigenvectors of the patches that the source's training images are made of, each with its negative."""
 
     name: str = "pca"
@@ -84,20 +93,27 @@ class PatchDonor(LearnedDonorSpec):
 
     def form(self, place: Place) -> Conv:
         """Raises UserError where the patches have too few components."""
-        data = self.images(place)
-        conv = place.conv(in_channels=data.channels, kernel_size=self.kernel_size)
-        size, most = conv.kernel_size, 2 * data.channels * conv.kernel_size**2
+        shape = self.images(place).shape
+        conv = place.conv(in_channels=shape[0], kernel_size=self.kernel_size)
+        size, most = conv.kernel_size, 2 * shape[0] * conv.kernel_size**2
         require(
             conv.out_channels <= most,
-            f"donor={self.name} has {most} filters at most (patches of {size} x {size} pixels in {data.channels} channels, each with its negative); {place.path} gives {conv.out_channels} channels",
+            f"donor={self.name} has {most} filters at most (patches of {size} x {size} pixels in {shape[0]} channels, each with its negative); {place.path} gives {conv.out_channels} channels",
         )
-        require(size <= min(data.shape[1:]), f"donor={self.name}: patches of {size} pixels are larger than the images")
+        require(size <= min(shape[1:]), f"donor={self.name}: patches of {size} pixels are larger than the images")
         return conv
 
     def images(self, place: Place) -> ImageData:
-        """With the channels of the host's images."""
-        data: ImageData = self.data.load(self.seed)
-        return data.with_channels(place.image[0]) if 1 in (data.channels, place.image[0]) else data
+        return cast("ImageData", super().images(place))  # it has a source
+
+    def decides(self, place: Place) -> dict[str, Any]:
+        return super().decides(place) | {"name": self.name}
+
+    def saw(self, place: Place, donor: Donor, outputs: Path) -> tuple[nn.Module, nn.Module]:
+        """The filters of patches stand on the image itself."""
+        from torch import nn
+
+        return nn.Sequential(donor.layer), donor.layer
 
     def make(self, place: Place) -> nn.Module:
         import torch

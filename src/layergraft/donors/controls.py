@@ -1,4 +1,4 @@
-"""Controls made of a donor: its weights with one thing after another taken away.
+"""Controls wrap a donor: its weights with one thing after another taken away.
 
 Each acts on every convolution of the donor, norms and biases stay. What a control keeps of a filter (an output
 channel's weights): `moments` its mean and deviation (Raghu et al. 2019, Transfusion, by tensor there), `permuted` its
@@ -7,16 +7,82 @@ values, `covariance` the mean and covariance of all k x k kernels of the layer (
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from layergraft.donors.base import DonorKind
+from layergraft.donors.forms import Form, Place
 from layergraft.seeds import stream
-from layergraft.specs import Control
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
+    from layergraft.data.images import ImageData
+    from layergraft.donors.cache import Donor
+    from layergraft.training.fit import Backend
 
-def controlled(layer: nn.Module, control: Control, seed: int) -> nn.Module:
+
+class Control(Enum):
+    """What is done to a donor's weights to see which part of them matters."""
+
+    none = "none"
+    moments = "moments"
+    """Gaussian noise with the mean and deviation of each filter."""
+    permuted = "permuted"
+    """The weights of each filter, shuffled."""
+    covariance = "covariance"
+    """Filters drawn from a Gaussian with the mean and covariance of the filters' kernels."""
+
+
+@dataclass
+class LearnedDonor(DonorKind):
+    """A donor whose weights hold something learnt, which a control can take away."""
+
+    control: Control = Control.none
+    """none, moments, permuted or covariance."""
+    seed: int = 0
+    """Of all that is drawn for it; the YAMLs make it the run's seed."""
+
+    def controlled(self) -> DonorKind:
+        return self if self.control is Control.none else Controlled(self)
+
+
+class Controlled(DonorKind):
+    """A donor whose weights have lost what a control takes away; all else is as the plain donor has it."""
+
+    def __init__(self, spec: LearnedDonor) -> None:
+        super().__init__(spec.name, spec.kind)
+        self.spec, self.plain = spec, replace(spec, control=Control.none)
+        self.seed, self.data = spec.seed, spec.data
+
+    def source(self) -> str:
+        return f"{self.plain.source()}.{self.spec.control.name}"
+
+    def form(self, place: Place) -> Form:
+        return self.plain.form(place)
+
+    def decides(self, place: Place) -> dict[str, Any]:
+        return self.spec.decides(place)
+
+    def images(self, place: Place) -> ImageData | None:
+        return self.plain.images(place)
+
+    def build(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
+        from layergraft.donors.cache import obtain
+
+        donor = obtain(self.plain, place, backend, outputs)
+        return without(donor.layer, self.spec.control, self.seed), {"control_of": donor.key}
+
+    def saw(self, place: Place, donor: Donor, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
+        """What the donor saw whose weights it has lost."""
+        from layergraft.donors.cache import read
+
+        return self.plain.saw(place, read(outputs, donor.provenance["control_of"]), outputs)
+
+
+def without(layer: nn.Module, control: Control, seed: int) -> nn.Module:
     """`layer`, whose convolutions now hold what `control` leaves of them."""
     import torch
     from torch import nn

@@ -7,28 +7,36 @@ initialisation (Yosinski et al. 2014, 'selffer' networks, BnB).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
+from layergraft.config.recipes import OptimSpec, ScheduleSpec
+from layergraft.config.registry import register
+from layergraft.config.specs import RESULT_VERSION, DataSpec, HostSpec
+from layergraft.donors.base import DonorKind, loaded
+from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.donors.forms import Conv, Form, Place, Stem, form_of
 from layergraft.errors import UserError, unknown
-from layergraft.recipes import OptimSpec, ScheduleSpec
-from layergraft.schema import register
+from layergraft.hosts import weights
+from layergraft.networks import kept
 from layergraft.seeds import stream
-from layergraft.specs import DataSpec, HostSpec, LearnedDonorSpec
+from layergraft.store.files import digest, label
 
 if TYPE_CHECKING:
     from torch import nn
 
     from layergraft.data.images import ImageData
+    from layergraft.donors.cache import Donor
     from layergraft.hosts.sites import Site
+    from layergraft.training.fit import Backend
 
 
 @register("donor", "end_to_end")
 @dataclass
-class EndToEndDonor(LearnedDonorSpec):
+class EndToEndDonor(LearnedDonor):
     """The layer of a network, which is trained first unless it comes with `host.weights` and is not to be tuned."""
 
     name: str = "end_to_end"
@@ -49,17 +57,51 @@ class EndToEndDonor(LearnedDonorSpec):
         """Whether the network is trained here, rather than taken with its weights as it is."""
         return self.host.weights is None or self.tune
 
+    def images(self, place: Place) -> ImageData:
+        """With the channels that its network takes, whatever the host does."""
+        images = loaded(self.data, self.seed)
+        self.require_trainable(images)
+        return images.with_channels(self.host.in_channels)
+
+    def decides(self, place: Place) -> dict[str, Any]:
+        fields = super().decides(place)
+        fields["layer"] = self.layer or place.path
+        fields["host"]["weights"] = weights.fingerprint(self.host)
+        if not self.is_trained:  # then its data and its training say nothing
+            for name in ("data", "optim", "schedule", *(["seed"] if self.control is Control.none else [])):
+                del fields[name]
+        return fields
+
+    def build(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
+        """Every site cuts from the same network, which is kept under a key of its own."""
+        images = self.images(place)
+        network = self.network(images.shape, images.num_classes)
+        if not self.is_trained:
+            return self.cut(network, images, place), {"weights": self.host.weights}
+        whole = replace(self, layer=None, kind=None, name="network", control=Control.none)
+        fields = DonorKind.decides(whole, place) | {"name": "network"}
+        fields["host"]["weights"] = weights.fingerprint(self.host)
+        known = {"version": RESULT_VERSION, "spec": fields, "data": images.fingerprint, "precision": backend.precision}
+        key = label("network", self.source(), f"seed{self.seed}", digest(known))
+        facts = kept.trained(network, self, images, key, known, backend, outputs)
+        return self.cut(network, images, place), facts
+
+    def saw(self, place: Place, donor: Donor, outputs: Path) -> tuple[nn.Module, nn.Module]:
+        images = self.images(place)
+        network = self.network(images.shape, images.num_classes)
+        if self.is_trained:
+            kept.read(network, donor.provenance["network"], outputs)
+        return network, network.get_submodule(self.site(images, place).path)
+
     def network(self, image: tuple[int, int, int], num_classes: int) -> nn.Module:
         """The network before it is trained, or with the weights it comes with."""
-        from layergraft.hosts.weights import pretrained
-
-        return pretrained(self.host, image, num_classes, stream(self.seed, "donor", "host"))
+        return weights.pretrained(self.host, image, num_classes, stream(self.seed, "donor", "host"))
 
     def form(self, place: Place) -> Form:
         """Raises UserError where the network has no such layer."""
         from layergraft.hosts.skeletons import skeleton
 
-        data: ImageData = self.data.load(self.seed).with_channels(self.host.in_channels)
+        data = self.images(place)
         network = skeleton(self.host, data.shape, data.num_classes)
         site = self.site(data, place)
         own = form_of(network.get_submodule(site.path))

@@ -5,23 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from layergraft import checkpoints
+from layergraft.config.registry import register
+from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem
 from layergraft.errors import UserError, listing, unknown
-from layergraft.schema import register
-from layergraft.specs import LearnedDonorSpec
+from layergraft.hosts import checkpoints
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from layergraft.training.fit import Backend
+
 
 @register("donor", "extracted")
 @dataclass
-class ExtractedDonor(LearnedDonorSpec):
+class ExtractedDonor(LearnedDonor):
     """A convolution, a stem, a block or a stage; what a file does not say (stride, padding) is taken from the site."""
 
     name: str = "extracted"
@@ -38,13 +41,20 @@ class ExtractedDonor(LearnedDonorSpec):
         """Read off the tensors' names and shapes. Raises UserError where they are no layer known here."""
         return self._cut(place)[1]
 
-    def make(self, place: Place) -> nn.Module:
+    def decides(self, place: Place) -> dict[str, Any]:
+        fields, facts = super().decides(place), self.facts(place)
+        fields["path"], fields["layer"] = facts["file_digest"], facts["layer"]
+        if self.control is Control.none:
+            del fields["seed"]  # nothing is drawn
+        return fields
+
+    def build(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
         _, form, tensors = self._cut(place)
         built = form.build()
         built.load_state_dict(tensors)
-        return built
+        return built, self.facts(place)
 
-    def facts(self, place: Place) -> dict[str, object]:
+    def facts(self, place: Place) -> dict[str, Any]:
         """What matched: the layer, its tensors with their shapes, how many others the file has, the prefixes taken off."""
         file = checkpoints.read(self.path)
         layer, _, tensors = self._cut(place)

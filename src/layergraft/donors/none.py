@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from layergraft.schema import register
-from layergraft.specs import DonorSpec
+from layergraft.config.registry import register
+from layergraft.config.specs import DonorSpec
 
 
 @register("donor", "none")
@@ -14,3 +14,4 @@ class NoDonor(DonorSpec):
     """The site does not matter then, and is not part of the run's key."""
 
     name: str = "none"
+    is_layer = False

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from layergraft.config.registry import register
+from layergraft.donors.base import DonorKind
 from layergraft.donors.forms import Form, Place, Stem
 from layergraft.errors import UserError
-from layergraft.schema import register
 from layergraft.seeds import stream
-from layergraft.specs import DonorSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +35,7 @@ def chosen_form(kind: str | None, place: Place) -> Form:
 
 @register("donor", "random")
 @dataclass
-class RandomDonor(DonorSpec):
+class RandomDonor(DonorKind):
     """Fits every site: it takes the site's shape."""
 
     name: str = "random"

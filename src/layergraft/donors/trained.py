@@ -11,27 +11,36 @@ Source: Belilovsky, Eickenberg, Oyallon, Greedy Layerwise Learning Can Scale to 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import MISSING
 
-from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem
+from layergraft.config.recipes import OptimSpec, ScheduleSpec
+from layergraft.config.registry import register
+from layergraft.config.specs import DataSpec
+from layergraft.donors.base import identity, key_of, loaded
+from layergraft.donors.controls import LearnedDonor
+from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem, describe
 from layergraft.donors.random import chosen_form, initial
 from layergraft.errors import UserError, require
-from layergraft.recipes import OptimSpec, ScheduleSpec
-from layergraft.schema import register
+from layergraft.networks import kept
 from layergraft.seeds import stream
-from layergraft.specs import DataSpec, LearnedDonorSpec
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from layergraft.data.images import ImageData
+    from layergraft.donors.cache import Donor
+    from layergraft.training.fit import Backend
 
 HEAD_WIDTH = 32  # channels of the auxiliary head's convolutions
 
 
 @register("donor", "trained")
 @dataclass
-class TrainedDonor(LearnedDonorSpec):
+class TrainedDonor(LearnedDonor):
     """What is left null is taken from the site, so that the donor fits it."""
 
     name: str = "trained"
@@ -85,6 +94,33 @@ class TrainedDonor(LearnedDonorSpec):
     def source(self) -> str:
         return self.data.name
 
+    def images(self, place: Place) -> ImageData:
+        """As they are where it names channels of its own."""
+        if self.in_channels is None:
+            return cast("ImageData", super().images(place))  # it has a source
+        images = loaded(self.data, self.seed)
+        self.require_trainable(images)
+        return images
+
+    def decides(self, place: Place) -> dict[str, Any]:
+        images, fields = self.images(place), super().decides(place)
+        _require_trained_on(self.form(place), self.k, images.shape, images.num_classes)
+        for name in ("kind", "in_channels", "out_channels", "kernel_size", "stride", "padding", "bias"):
+            del fields[name]  # resolved in the form
+        return fields
+
+    def build(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
+        images, key = self.images(place), key_of(self, place, backend)
+        network, layer = self.network(self.form(place), images.channels, images.num_classes)
+        known = identity(self, place, backend)
+        return layer, kept.trained(network, self, images, key, known, backend, outputs)
+
+    def saw(self, place: Place, donor: Donor, outputs: Path) -> tuple[nn.Module, nn.Module]:
+        images = self.images(place)
+        network, layer = self.network(self.form(place), images.channels, images.num_classes)
+        kept.read(network, donor.provenance["network"], outputs)
+        return network, layer
+
     def network(self, form: Form, image_channels: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
         """The single-layer network, and its layer: (N, `image_channels`, H, W) to logits (N, `num_classes`)."""
         import torch
@@ -108,3 +144,20 @@ class TrainedDonor(LearnedDonorSpec):
                 width = HEAD_WIDTH
             head = [nn.AdaptiveAvgPool2d(2), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(4 * width, num_classes)]
             return nn.Sequential(*lift, *body, *head), layer
+
+
+@lru_cache(maxsize=256)
+def _require_trained_on(form: Form, k: int, image: tuple[int, int, int], num_classes: int) -> None:
+    """Raise UserError where the single-layer network cannot take such images."""
+    import torch
+
+    from layergraft.hosts.blocks import blank, require_room
+
+    network = blank(lambda: TrainedDonor(k=k).network(form, image[0], num_classes)[0])
+    require_room("the donor's own network", network)
+    try:
+        network(torch.empty(2, *image, device="meta"))
+    except RuntimeError as error:
+        raise UserError(
+            f"donor: a {describe(form)} cannot be trained on images of {image[1]} x {image[2]} pixels: {str(error).splitlines()[0]}"
+        ) from None

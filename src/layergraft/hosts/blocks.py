@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from layergraft.errors import require
-from layergraft.files import machine_memory
+from layergraft.store.files import machine_memory
 
 CHANNELS_PER_GROUP = 16  # of group norm: Wu & He, Group Normalization, 2018, table 3
 

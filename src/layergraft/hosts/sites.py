@@ -52,6 +52,8 @@ def survey(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Site]:
     from torch import nn
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
+    from layergraft.hosts.norms import NORMS
+
     probe = dry(network)
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
     given: list[
@@ -85,7 +87,7 @@ def survey(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Site]:
     for path, module in probe.named_modules():
         if path in kinds:
             module.register_forward_hook(record(path))
-        elif isinstance(module, norm_layers()):
+        elif isinstance(module, NORMS):
             module.register_forward_pre_hook(look(path))
     with torch.no_grad():
         probe(torch.empty(2, *image, device="meta"))
@@ -114,18 +116,13 @@ def dry(network: nn.Module) -> nn.Module:
     of their input's shape, since torch runs norms on that device in Python, slower than all else together."""
     import torch
 
+    from layergraft.hosts.norms import NORMS
+
     probe = copy.deepcopy(network).to("meta").eval()
     for module in probe.modules():
-        if isinstance(module, norm_layers()):
-            module.forward = torch.empty_like
+        if isinstance(module, NORMS):
+            setattr(module, "forward", torch.empty_like)  # noqa: B010  mypy takes no method to be set
     return probe
-
-
-def norm_layers() -> tuple[type[nn.Module], ...]:
-    """What counts as a norm: the classes of torch."""
-    from torch import nn
-
-    return nn.modules.batchnorm._BatchNorm, nn.GroupNorm
 
 
 def stride_of(module: nn.Module) -> int:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from layergraft.config.registry import Keyed, keyed
+from layergraft.config.specs import HostSpec
 from layergraft.hosts.blocks import blank, require_room
 from layergraft.hosts.sites import Site, survey
 from layergraft.hosts.weights import fingerprint, matching
-from layergraft.schema import Keyed, keyed
-from layergraft.specs import HostSpec
 
 if TYPE_CHECKING:
     from torch import nn

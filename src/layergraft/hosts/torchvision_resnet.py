@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from layergraft.config.registry import register
+from layergraft.config.specs import HostSpec
 from layergraft.errors import require, unknown
-from layergraft.schema import register
 from layergraft.seeds import stream
-from layergraft.specs import HostSpec
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layergraft import checkpoints
 from layergraft.errors import UserError, unknown
+from layergraft.hosts import checkpoints
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from layergraft.specs import HostSpec
+    from layergraft.config.specs import HostSpec
 
 
 def fingerprint(spec: HostSpec) -> str | None:

@@ -18,6 +18,7 @@ from layergraft.errors import UserError, require, unknown
 from layergraft.report.table import AXES, NONE, Runs, tidy
 from layergraft.report.where import chosen, columns_of
 from layergraft.stats import Difference, complete, mean_difference, together
+from layergraft.store.records import RunRecord
 
 SCRATCH = "scratch"
 RANDOM = "freeze, random"
@@ -258,7 +259,7 @@ def require_sound(name: str, of: Sequence[str], metric: str) -> None:
     )
 
 
-def require_contrasts(records: Iterable[dict[str, Any]], specs: Mapping[str, Mapping[str, Any]]) -> None:
+def require_contrasts(records: Iterable[RunRecord], specs: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise UserError for a contrast that runs with these records, which have axes and configs, will not be able to have."""
     planned = tidy((record, Path()) for record in records)
     for name, spec in specs.items():

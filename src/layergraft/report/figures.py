@@ -16,9 +16,9 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from layergraft.files import write_atomic
 from layergraft.report.table import NONE
 from layergraft.stats import Difference
+from layergraft.store.files import write_atomic
 
 alt.data_transformers.disable_max_rows()
 

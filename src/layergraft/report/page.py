@@ -16,14 +16,14 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from layergraft.files import write_atomic
 from layergraft.report import figures, pictures
 from layergraft.report.contrasts import RANDOM, SCRATCH
 from layergraft.report.findings import Findings, curves, find, measures_of
 from layergraft.report.table import AXES, NONE, Runs, require_completed
 from layergraft.report.words import in_words, words
 from layergraft.stats import Difference, Shares
-from layergraft.store import RECORD
+from layergraft.store.files import write_atomic
+from layergraft.store.records import RECORD
 
 REST = "the rest: seed × factors, and noise"
 LIST = ".layergraft"  # in figures/: which of them are the report's

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layergraft import timeline
-from layergraft.files import label, write_atomic
 from layergraft.report.table import NONE
-from layergraft.store import read_record
+from layergraft.store.files import label, write_atomic
+from layergraft.store.records import RunRecord, read_record
+from layergraft.strategies import timeline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,13 +26,13 @@ MAX_PLANS = 16
 SIDE, GAP = 42, 4  # pixels of a filter, and between two
 
 
-def plans(records: dict[str, dict[str, Any]], folder: Path) -> dict[str, str]:
+def plans(records: dict[str, RunRecord], folder: Path) -> dict[str, str]:
     """Title -> SVG: a strategy's plan over the epochs, of one run with it, up to MAX_PLANS."""
     drawn = {}
     for strategy, record in itertools.islice(records.items(), MAX_PLANS):
-        axes = record["axes"]
+        axes = record.axes
         where = "" if axes["site"] == NONE else f", donor at {axes['site']}"
-        figure = timeline.figure(record["plan"])
+        figure = timeline.figure(record.plan)
         drawn[f"{strategy}, {axes['host']}{where}"] = save(figure, folder, label("plan", strategy))
     return drawn
 
@@ -53,22 +53,23 @@ def filters(runs: pd.DataFrame, folder: Path) -> dict[str, str]:
 
 
 def _before_and_after(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """The first convolution of the donor, and what has become of it; None where files are gone or names differ."""
+    """The first convolution of a donor, and what has become of it; None where files are gone, or it was resized."""
     from safetensors.numpy import load_file
 
-    record = read_record(folder) or {}
-    outputs = folder.parents[1]
-    for graft, donor in zip(record.get("surgery", []), record.get("donors", []), strict=True):
-        files = outputs / "donors" / donor["key"] / "donor.safetensors", folder / "model.safetensors"
+    record = read_record(folder)
+    for graft, donor in zip(record.grafts, record.donors, strict=True) if record else ():
+        files = folder.parents[1] / "donors" / donor["key"] / "donor.safetensors", folder / "model.safetensors"
         if not all(file.exists() for file in files):
             return None
         before, after = map(load_file, files)
-        for name, weight in before.items():
-            there = [
-                k for k in after if k.startswith(graft["site"]) and k.endswith(name) and after[k].shape == weight.shape
-            ]
-            if weight.ndim == 4 and there:
-                return weight, after[there[0]]
+        name = next(name for name, weight in before.items() if weight.ndim == 4)
+        paths = [
+            f"{path}.{name.removeprefix(f'{part}.')}"
+            for part, path in graft.donor_paths.items()
+            if name.startswith(part)
+        ]
+        if paths[0] in after and after[paths[0]].shape == before[name].shape:
+            return before[name], after[paths[0]]
     return None
 
 

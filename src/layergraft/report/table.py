@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 
 from layergraft.errors import UserError, require
-from layergraft.files import digest, label
 from layergraft.report.where import chosen
-from layergraft.store import RECORD, SWEEP, read_record, read_sweep, run_folder
+from layergraft.store.files import digest, label
+from layergraft.store.manifests import SWEEP, read_sweep
+from layergraft.store.records import RECORD, RunRecord, read_record, run_folder
 
 AXES = ["strategy", "site", "host", "donor", "data", "seed"]
 NONE = "-"  # what an axis is where it does not apply: the site of a host without a donor
@@ -39,7 +40,7 @@ class Runs:
     (a number of steps to what was never reached is inf), seconds, steps that it may train, folder."""
     swept: list[str]
     """The columns of `table` that were swept beside AXES, by their keys in the config."""
-    plans: dict[str, dict[str, Any]] = field(default_factory=dict)
+    plans: dict[str, RunRecord] = field(default_factory=dict)
     """Strategy -> the record of the first completed run with it."""
     hardware: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
@@ -89,12 +90,12 @@ def read(folders: Iterable[Path], where: str | None = None) -> Runs:
     return runs
 
 
-def _record(key: str, folder: Path) -> dict[str, Any]:
-    """One that is not there, or not whole, is a run all the same."""
+def _record(key: str, folder: Path) -> RunRecord:
+    """One that is not there, or cannot be read, is a run all the same."""
     try:
-        return read_record(folder) or {"key": key, "status": "missing"}
+        return read_record(folder) or RunRecord(key, "missing")
     except UserError as error:
-        return {"key": key, "status": "damaged", "error": str(error)}
+        return RunRecord(key, "damaged", error=str(error))
 
 
 def target(folders: Sequence[Path], where: str | None) -> Path:
@@ -108,28 +109,27 @@ def target(folders: Sequence[Path], where: str | None) -> Path:
     return outputs / "reports" / label(*parts, *([where, digest(where)[:4]] if where else []))
 
 
-def tidy(records: Iterable[tuple[dict[str, Any], Path]]) -> Runs:
+def tidy(records: Iterable[tuple[RunRecord, Path]]) -> Runs:
     """The table of records, each with its folder."""
     rows: list[dict[str, Any]] = []
-    plans: dict[str, dict[str, Any]] = {}
+    plans: dict[str, RunRecord] = {}
     hardware: Counter[str] = Counter()
     leaves: dict[str, list[str]] = {}
     for number, (record, folder) in enumerate(records):
-        axes = {name: record.get("axes", {}).get(name, NONE) for name in AXES}
-        config = record.get("config", {})
+        axes = {name: record.axes.get(name, NONE) for name in AXES}
         rows.append({
-            "key": record["key"], "status": record["status"], "error": record.get("error", ""), **axes,
-            **_metrics(record), **_similarity(record), "seconds": record.get("timings", {}).get("total_seconds"),
+            "key": record.key, "status": record.status, "error": record.error, **axes,
+            **_metrics(record), **_similarity(record), "seconds": record.timings.get("total_seconds"),
             "steps": _steps(record), "folder": str(folder),
         })  # fmt: skip
-        for name, value in _flat(_of_the_arm(config)):
+        for name, value in _flat(_of_the_arm(record.config)):
             column = leaves.setdefault(name, [])
             column += [NONE] * (number - len(column))
             column.append(value)
-        if record["status"] == "completed" and "plan" in record:
-            plans.setdefault(axes["strategy"], {name: record[name] for name in ("key", "axes", "plan")})
-        if "environment" in record:
-            hardware[_environment(record["environment"])] += 1
+        if record.status == "completed" and record.plan:
+            plans.setdefault(str(axes["strategy"]), RunRecord(record.key, record.status, record.axes, plan=record.plan))
+        if record.environment:
+            hardware[_environment(record.environment)] += 1
     require(bool(rows), "there is no run to report")
     leaves = {name: column + [NONE] * (len(rows) - len(column)) for name, column in leaves.items()}
     table = pd.DataFrame(rows)
@@ -144,20 +144,18 @@ def tidy(records: Iterable[tuple[dict[str, Any], Path]]) -> Runs:
     return Runs(table, list(swept), plans, told, notes=[*notes, *_repeated(table, [*AXES, *swept])])
 
 
-def _metrics(record: dict[str, Any]) -> dict[str, Any]:
+def _metrics(record: RunRecord) -> dict[str, Any]:
     """Of a completed run, what was never reached is inf."""
-    never = math.inf if record["status"] == "completed" else None
-    metrics = record.get("metrics", {})
-    return {name: never if value is None and name.startswith("steps_to/") else value for name, value in metrics.items()}
+    never = math.inf if record.status == "completed" else None
+    return {
+        name: never if value is None and record.units[name] == "steps" else value
+        for name, value in record.metrics.items()
+    }
 
 
-def _steps(record: dict[str, Any]) -> int | None:
-    try:
-        optim, images = record["config"]["optim"], record["data"]["images"]["train"]
-        a_epoch: int = images // (optim["batch_size"] * optim["accumulate"])
-        return a_epoch * int(record["config"]["schedule"]["epochs"])
-    except KeyError:
-        return None
+def _steps(record: RunRecord) -> int | None:
+    """As many as it may train."""
+    return record.steps_per_epoch and record.steps_per_epoch * int(record.config["schedule"]["epochs"])
 
 
 def _repeated(table: pd.DataFrame, axes: list[str]) -> list[str]:
@@ -170,9 +168,9 @@ def _repeated(table: pd.DataFrame, axes: list[str]) -> list[str]:
     ]
 
 
-def _similarity(record: dict[str, Any]) -> dict[str, float]:
+def _similarity(record: RunRecord) -> dict[str, float]:
     """Means over the resamples, and over the sites where there are several: similarity/fixed/frechet, .../site/leep."""
-    found = record.get("similarity") or {}
+    found = record.similarity or {}
     means: dict[str, list[float]] = {}
     for where, parts in (("fixed", [found.get("fixed")]), ("site", (found.get("site") or {}).values())):
         for part in parts:

@@ -10,19 +10,19 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from layergraft import surgery
+from layergraft.config.plugins import added
+from layergraft.config.registry import rebuilt
+from layergraft.config.specs import SurgerySpec
 from layergraft.donors.forms import from_json
 from layergraft.errors import RunFailed, UserError, listing, require, unknown
-from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import survey
-from layergraft.specs import SurgerySpec
-from layergraft.store import RECORD, read_record, run_folder
+from layergraft.store.records import RECORD, RunRecord, read_record, run_folder
 
 WEIGHTS = "model.safetensors"
 SUFFIXES = {"safetensors": ".safetensors", "torch.export": ".pt2", "onnx": ".onnx"}
@@ -41,7 +41,7 @@ def export(outputs: Path, key: str, form: str = "safetensors", to: Path | None =
     if form == "onnx":
         _require_onnx()
     network, record = trained_network(outputs, key)
-    path = to or Path(f"{record['key']}{SUFFIXES[form]}")
+    path = to or Path(f"{record.key}{SUFFIXES[form]}")
     require(form != "torch.export" or path.suffix == ".pt2", f"a file of torch.export ends in .pt2; given: {path}")
     require(path.parent.is_dir(), f"there is no folder {path.parent}")
     require(not path.is_dir(), f"{path} is a folder; --to takes the file to write")
@@ -60,12 +60,13 @@ def export(outputs: Path, key: str, form: str = "safetensors", to: Path | None =
     return path
 
 
-def trained_network(outputs: Path, key: str) -> tuple[nn.Module, dict[str, Any]]:
+def trained_network(outputs: Path, key: str) -> tuple[nn.Module, RunRecord]:
     """The network of a completed run with its trained weights, in evaluation mode, and the run's record.
 
     `key` is the run's, or how the key of no other begins. It is put together from the record alone: neither data nor donors
     need be there. Raises UserError for another key.
     """
+    added()  # the host may be of a plug-in's kind
     every = sorted(path.parent.name for path in (outputs / "runs").glob(f"*/{RECORD}"))
     near = [name for name in every if name.startswith(key)]
     if not near:
@@ -76,66 +77,49 @@ def trained_network(outputs: Path, key: str) -> tuple[nn.Module, dict[str, Any]]
     folder = run_folder(outputs, key if key in near else near[0])
     record = read_record(folder)
     assert record is not None
-    require(
-        record["status"] == "completed", f"the run {key} is {record['status']}; only a completed one has its network"
-    )
+    require(record.status == "completed", f"the run {key} is {record.status}; only a completed one has its network")
     require((folder / WEIGHTS).is_file(), f"the weights of {key} are gone: there is no {folder / WEIGHTS}")
     network = _skeleton(record)
     network.load_state_dict(load_file(folder / WEIGHTS))
     return network.eval(), record
 
 
-def _image_of(record: dict[str, Any]) -> tuple[int, int, int]:
-    channels, height, width = record["data"]["image"]
-    return (record["config"]["host"]["in_channels"] or channels, height, width)
+def _image_of(record: RunRecord) -> tuple[int, int, int]:
+    channels, height, width = record.data["image"]
+    return (record.config["host"]["in_channels"] or channels, height, width)
 
 
-def _skeleton(record: dict[str, Any]) -> nn.Module:
+def _skeleton(record: RunRecord) -> nn.Module:
     """The network of the run's shape, with weights that say nothing."""
-    config, image = record["config"], _image_of(record)
-    host = _host(config["host"])
-    network = host.build(image, len(record["data"]["classes"]), 0)
-    if not record["surgery"]:
-        return network
+    config, image = record.config, _image_of(record)
+    host = rebuilt("host", record.kinds["host"], config["host"])
+    network: nn.Module = host.build(image, len(record.data["classes"]), 0)
     there = survey(network, image)
-    layers = [from_json(donor["form"]).build() for donor in record["donors"]]
-    donors = [(there[graft["site"]], layer) for graft, layer in zip(record["surgery"], layers, strict=True)]
+    layers = [from_json(donor["form"]).build() for donor in record.donors]
+    donors = [(there[graft.site], layer) for graft, layer in zip(record.grafts, layers, strict=True)]
     return surgery.graft(network, donors, SurgerySpec(**config["surgery"]), image, host.roles["head"]).network
-
-
-def _host(fields: dict[str, Any]) -> TorchvisionResNet | CifarResNet:
-    kinds = [
-        kind for kind in (TorchvisionResNet, CifarResNet) if {f.name for f in dataclasses.fields(kind)} == set(fields)
-    ]
-    for kind in kinds:
-        host = kind(**{**fields, "weights": None})
-        try:
-            host.check("host")
-        except UserError:
-            continue
-        return host
-    raise UserError(f"the host {fields['name']} is of a kind that this version does not have")
 
 
 Network = Callable[[Tensor], Tensor]
 
 
-def _safetensors(network: nn.Module, record: dict[str, Any], image: tuple[int, int, int], path: Path) -> Network:
+def _safetensors(network: nn.Module, record: RunRecord, image: tuple[int, int, int], path: Path) -> Network:
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, path, {name: json.dumps(record[name]) for name in ("key", "config", "surgery", "data") if name in record}
-              | {"normalization": json.dumps(record.get("normalization"))})  # fmt: skip
+    known = ("key", "kinds", "config", "grafts", "data", "normalization")
+    plain = dataclasses.asdict(record)
+    save_file(tensors, path, {name: json.dumps(plain[name]) for name in known})
     read = _skeleton(record)
     read.load_state_dict(load_file(path))
     return read.eval()
 
 
-def _torch_export(network: nn.Module, record: dict[str, Any], image: tuple[int, int, int], path: Path) -> Network:
+def _torch_export(network: nn.Module, record: RunRecord, image: tuple[int, int, int], path: Path) -> Network:
     program = torch.export.export(network, (torch.zeros(2, *image),), dynamic_shapes=({0: torch.export.Dim("images")},))
     torch.export.save(program, path)
     return torch.export.load(path).module()
 
 
-def _onnx(network: nn.Module, record: dict[str, Any], image: tuple[int, int, int], path: Path) -> Network:
+def _onnx(network: nn.Module, record: RunRecord, image: tuple[int, int, int], path: Path) -> Network:
     import onnxruntime
 
     with redirect_stdout(StringIO()), warnings.catch_warnings():

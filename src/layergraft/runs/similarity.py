@@ -18,44 +18,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layergraft.activations import BATCH, evaluating, measuring
+from layergraft.config.specs import RESULT_VERSION, Config
 from layergraft.data.batches import Normalize
 from layergraft.data.duplicates import near_duplicates
 from layergraft.data.features import gabor_features
 from layergraft.data.images import ImageData, Split
-from layergraft.distances import frechet_distance, leep, linear_classifier, logme, proxy_a_distance
-from layergraft.donors.cache import Learner
-from layergraft.donors.seen import single_layer_network, source_of
-from layergraft.files import digest, write_json
-from layergraft.runs.assemble import Assembled, donor_of, outputs_of, places_of
+from layergraft.metrics.distances import frechet_distance, leep, linear_classifier, logme, proxy_a_distance
+from layergraft.metrics.tasks import Task
+from layergraft.runs.build import BuiltRun
 from layergraft.seeds import stream
-from layergraft.specs import RESULT_VERSION, Config
-from layergraft.store import read_json
-from layergraft.tasks import Task
+from layergraft.store.files import digest, write_json
+from layergraft.store.records import read_json
+from layergraft.training.evaluation import BATCH, evaluating, measuring
 
 COMPONENTS = 32
 MEASURES = ("frechet", "a_distance", "leep", "logme")
 NOT_OF_THE_SITE = ("strategy", "optim", "schedule", "regularizer", "precision")
 
 
-def similarity(config: Config, run: Assembled) -> dict[str, Any] | None:
+def similarity(run: BuiltRun) -> dict[str, Any] | None:
     """Of a run whose donors are at hand: `fixed` and, by the site's path, `site`; None where no donor learnt from images.
 
     What was measured before is read: the site's is the same for every strategy.
     """
-    if run.grafted is None or not config.exec.similarity.resamples:
+    config, plan = run.config, run.plan
+    if not plan.grafts or not config.exec.similarity.resamples:
         return None
-    places = places_of(config, run.data)
-    donor = donor_of(config)
-    source = source_of(donor, places[0])
-    if source is None or not isinstance(donor, Learner):
+    donor = plan.donor.controlled()
+    source = donor.images(plan.grafts[0].place)
+    if source is None or donor.data is None:
         return None
     settings = vars(config.exec.similarity)
     of_data: list[Any] = [RESULT_VERSION, donor.data.identity(), config.data.identity()]
-    of_data += [part for data in (source, run.data) for part in _content(data)]
-    known = _kept(config, ["fixed", of_data, settings], lambda: _fixed(source, run.data, config))
-    body = {name: part for name, part in run.identity["config"].items() if name not in NOT_OF_THE_SITE}
-    at_site = _kept(config, ["site", body, of_data, settings], lambda: _at_sites(config, run, source))
+    of_data += [part for data in (source, run.images) for part in _content(data)]
+    known = _kept(plan.outputs, ["fixed", of_data, settings], lambda: _fixed(source, run.images, config))
+    body = {name: part for name, part in plan.identity["config"].items() if name not in NOT_OF_THE_SITE}
+    at_site = _kept(plan.outputs, ["site", body, of_data, settings], lambda: _at_sites(run, source))
     return {**known, "site": at_site}
 
 
@@ -64,8 +62,8 @@ def _content(data: ImageData) -> list[str]:
     return [data.fingerprint, str(data.shape)] + [digest(s.rows.tobytes() + s.y_N.tobytes()) for s in splits]
 
 
-def _kept(config: Config, identity: Any, measure: Any) -> Any:
-    path = outputs_of(config) / "similarity" / f"{digest(identity)}.json"
+def _kept(outputs: Path, identity: Any, measure: Any) -> Any:
+    path = outputs / "similarity" / f"{digest(identity)}.json"
     if not path.exists():
         write_json(path, measure())
     return read_json(path)
@@ -88,30 +86,24 @@ def _some(split: Split, config: Config) -> Split:
     return split.take(np.sort(rng.choice(len(split), number, replace=False)))
 
 
-def _at_sites(config: Config, run: Assembled, source: ImageData) -> dict[str, Any]:
-    device = torch.device(run.backend.device)
+def _at_sites(run: BuiltRun, source: ImageData) -> dict[str, Any]:
+    config, donor, device = run.config, run.plan.donor.controlled(), torch.device(run.backend.device)
     found = {}
-    assert run.grafted is not None  # `similarity` has looked
-    for graft, place, donor in zip(run.grafted.grafts, places_of(config, run.data), run.donors, strict=True):
-        network, layer = single_layer_network(donor_of(config), place, donor, Path(config.exec.outputs))
+    for planned, graft, made in zip(run.plan.grafts, run.grafted.grafts, run.donors, strict=True):
+        learned_in = donor.saw(planned.place, made, run.plan.outputs)
+        if learned_in is None:
+            continue  # this kind of donor does not say what it was given in training
+        at = run.network.get_submodule(next(iter(graft.donor_paths.values())))
         # Both with the donor's own weights: what a control has lost counts in what it gives, not in what it saw.
         given = [
-            _inputs(network, layer, donor.layer, source, config, device, evaluating),
-            _inputs(
-                run.network,
-                run.network.get_submodule(graft.donor_paths[0]),
-                donor.layer,
-                run.data,
-                config,
-                device,
-                measuring,
-            ),
+            _inputs(*learned_in, made.layer, source, config, device, evaluating),
+            _inputs(run.network, at, made.layer, run.images, config, device, measuring),
         ]
         if given[0][0].shape[1] != given[1][0].shape[1]:  # its channels were sliced, tiled or summed
             continue
         inputs, outputs = ([side[which] for side in given] for which in (0, 1))
-        labels = [_some(data.train, config).y_N for data in (source, run.data)]
-        found[graft.site.path] = _measured(inputs, labels, (source.task, run.data.task), config, outputs)
+        labels = [_some(data.train, config).y_N for data in (source, run.images)]
+        found[graft.site.path] = _measured(inputs, labels, (source.task, run.images.task), config, outputs)
     return found
 
 

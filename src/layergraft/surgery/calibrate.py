@@ -13,10 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from layergraft.activations import BATCH, measuring
-from layergraft.specs import SurgerySpec
+from layergraft.config.specs import SurgerySpec
+from layergraft.hosts.norms import BATCH_NORMS
 from layergraft.surgery.fit import start_identity
 from layergraft.surgery.operations import Graft, Grafted
+from layergraft.training.evaluation import BATCH, measuring, reestimate
 
 PIECE = 16  # images at a time where activations are widened to float64
 RANK_TOLERANCE = 1e-10  # directions with less than this share of the power are rounding noise of float32 activations
@@ -39,15 +40,16 @@ def calibrated(grafted: Grafted, images_NCHW: Tensor, spec: SurgerySpec) -> Graf
     with measuring(grafted.host), measuring(grafted.network, anew=anew), torch.no_grad():
         for graft in grafts:
             if spec.calibrate == "lsuv":
-                for path in graft.donor_paths:
+                for path in graft.donor_paths.values():
                     unit_variance(grafted.network, grafted.network.get_submodule(path), batches)
             if adapters:
                 fit_adapters(grafted, graft, batches)
             if spec.calibrate == "moments":
                 match_moments(grafted, graft, batches)
     if anew:
-        with measuring(grafted.network), torch.no_grad():
-            reestimate(grafted.network, batches)
+        norms = [module for module in grafted.network.modules() if isinstance(module, BATCH_NORMS)]
+        with measuring(grafted.network):
+            reestimate(grafted.network, norms, batches)
     return grafted.with_changes()
 
 
@@ -72,23 +74,6 @@ def passing(network: nn.Module, path: str, batches: Sequence[Tensor]) -> Iterato
         finally:
             handle.remove()
         yield seen[0]
-
-
-def reestimate(network: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Batch norm's running statistics anew: the mean over the batches of what each layer sees in training.
-
-    Modes are left in evaluation.
-    """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean
-        norm.training = True
-    for batch in batches:
-        network(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum, norm.training = momentum, False
 
 
 @dataclass

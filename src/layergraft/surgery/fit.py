@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from layergraft.config.specs import FITS
 from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem, describe, form_of, matched_padding
 from layergraft.errors import UserError
-from layergraft.specs import FITS
 
 
 @dataclasses.dataclass(frozen=True)

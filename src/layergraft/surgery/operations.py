@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from layergraft.config.specs import SurgerySpec
 from layergraft.donors.forms import Block, Conv, Place, Stem, describe, form_of
 from layergraft.errors import UserError
+from layergraft.hosts.norms import BATCH_NORMS, norm_kind
 from layergraft.hosts.sites import BLOCK, STAGE, Site, dry
 from layergraft.seeds import stream
-from layergraft.specs import SurgerySpec
 from layergraft.surgery.fit import dropped_bias, fitted, start_identity, start_random
 
 PARTS = ("donor", "adapter", "host before", "host after", "head")
@@ -50,8 +51,8 @@ class Graft:
     donor: str
     """The donor's form in words."""
     did: tuple[str, ...]
-    donor_paths: tuple[str, ...]
-    """Module paths of the donor in the new network."""
+    donor_paths: Mapping[str, str]
+    """Module of the donor -> its path in the new network: the whole of it ("") but for a stem's parts, which go apart."""
     adapter_paths: tuple[str, ...]
     """Paths of adapters: modules, and the gate, which is a parameter."""
     chain: str
@@ -79,7 +80,7 @@ class Grafted:
     def roles(self) -> dict[str, list[str]]:
         """For strategies: role -> paths."""
         return {
-            "graft": [path for graft in self.grafts for path in graft.donor_paths],
+            "graft": [path for graft in self.grafts for path in graft.donor_paths.values()],
             "adapter": [path for graft in self.grafts for path in graft.adapter_paths],
         }
 
@@ -185,7 +186,7 @@ def under(name: str, paths: Sequence[str]) -> bool:
 def place_of(host: nn.Module, site: Site, spec: SurgerySpec, image: tuple[int, int, int]) -> Place:
     """What a donor finds at `site` under this surgery."""
     module = host.get_submodule(site.path)
-    norm = "group" if any(isinstance(part, nn.GroupNorm) for part in host.modules()) else "batch"
+    norm = norm_kind(host)
     blocks = [Block.of(part) for part in host.modules() if isinstance(part, (BasicBlock, Bottleneck))]
     shortcut = next((block.shortcut for block in blocks if block.shortcut != "identity"), "conv")
     if spec.name != "insert":
@@ -209,7 +210,7 @@ def graft(
     that does not fit, a site given twice or inside another, a fold without a batch norm to fold into.
     """
     require_apart([site for site, _ in donors])
-    if spec.calibrate == "batch_norm" and not any(isinstance(m, nn.BatchNorm2d) for m in host.modules()):
+    if donors and spec.calibrate == "batch_norm" and not any(isinstance(m, BATCH_NORMS) for m in host.modules()):
         raise UserError(
             "surgery.calibrate=batch_norm: this host has no batch norm whose statistics could be re-estimated"
         )
@@ -255,7 +256,6 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
     _bias(network, fit.donor, affine, follows, spec, path, did)
     row = {"before": fit.before, "pad": fit.pad, "donor": fit.donor, "after": fit.after, "affine": affine}
     around = {name: module for name, module in row.items() if module is not None}
-    donors: tuple[str, ...]
     adapters: tuple[str, ...]
 
     if isinstance(form, Stem) and spec.name == "replace" and follows is not None:
@@ -263,7 +263,8 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
         conv, norm = (fit.donor.get_submodule(name) for name in ("conv", "norm"))
         network.set_submodule(path, conv if fit.pad is None else _row(pad=fit.pad, donor=conv))
         network.set_submodule(follows, norm if affine is None else _row(norm=norm, affine=affine))
-        donors = (path if fit.pad is None else f"{path}.donor", follows if affine is None else f"{follows}.norm")
+        donors = {"conv": path if fit.pad is None else f"{path}.donor"}
+        donors["norm"] = follows if affine is None else f"{follows}.norm"
         adapters = () if affine is None else (f"{follows}.affine",)
         did.append(f"{path} and {follows} make room for the stem's convolution and norm")
         return Graft(site, place, describe(form), tuple(did), donors, adapters, follows, None, (path, follows))
@@ -283,7 +284,7 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
         network.set_submodule(path, _row(**parts))
         start = f"{path}.donor" if spec.gate is None else f"{path}.donor.donor"
         did.append(f"the donor is inserted {spec.where} {path}{_gate_words(spec)}")
-    donors = (start if len(around) == 1 else f"{start}.donor",)
+    donors = {"": start if len(around) == 1 else f"{start}.donor"}
     adapters = tuple(f"{start}.{name}" for name in around if name not in ("pad", "donor"))
     if spec.gate is not None:
         adapters += (f"{start.removesuffix('.donor')}.gate",)
@@ -328,7 +329,7 @@ def _bias(
         return
     else:
         norm, name = network.get_submodule(follows) if follows else None, follows or ""
-    if not isinstance(norm, nn.BatchNorm2d):
+    if not isinstance(norm, BATCH_NORMS):
         raise UserError(f"surgery.bias=fold: no batch norm follows the donor at {path} directly; keep or drop the bias")
     if (
         norm.track_running_stats and norm.running_mean is not None

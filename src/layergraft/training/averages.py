@@ -13,8 +13,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from layergraft.recipes import RegularizerSpec
-from layergraft.training.module import STATISTICS, PlannedModule
+from layergraft.config.recipes import RegularizerSpec
+from layergraft.training.evaluation import reestimate
+from layergraft.training.module import PlannedModule
 
 
 class Averages(pl.Callback):
@@ -74,23 +75,7 @@ class Averages(pl.Callback):
         self._put(self.average)
         if self.first_epoch is None:
             return
-        moved = module.norms_that_moved(self.first_epoch)
-        norms = [norm for norm in moved if isinstance(norm, STATISTICS) and norm.track_running_stats]
-        if not norms:
-            return
-        modes, momenta = [m.training for m in self.network.modules()], [norm.momentum for norm in norms]
-        self.network.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain mean over all batches
-            norm.train()
-        with torch.no_grad():
-            for x_NCHW, _ in batches:
-                self.network(x_NCHW)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for part, mode in zip(self.network.modules(), modes, strict=True):
-            part.training = mode
+        reestimate(self.network, module.norms_that_moved(self.first_epoch), (x_NCHW for x_NCHW, _ in batches))
 
     @torch.no_grad()
     def _towards_now(self, weight: float) -> None:

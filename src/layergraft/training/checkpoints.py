@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from layergraft.errors import UserError, listing
-from layergraft.files import require_regular, require_unpacked
+from layergraft.store.files import require_regular, require_unpacked
 from layergraft.training.module import Diverged, PlannedModule
 
 CHECKPOINT = "last.ckpt"

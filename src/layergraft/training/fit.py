@@ -19,10 +19,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import nn
 
+from layergraft.config.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
+from layergraft.config.specs import Device, Precision
 from layergraft.errors import UserError, require
-from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
-from layergraft.specs import Device, Precision
-from layergraft.strategies import Plan
+from layergraft.strategies.plan import Plan
 from layergraft.training.averages import Averages
 from layergraft.training.checkpoints import CHECKPOINT, Checkpoints
 from layergraft.training.module import Diverged, PlannedModule
@@ -37,7 +37,7 @@ NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 class Batches(Protocol):
     """What `fit` asks of data: iterables of `(x_NCHW float, y_N)` that lie on the device already, with their `task`.
 
-    `train` has a length, `of_epoch(epoch)`, which gives the batches of any epoch, and, for more than one device,
+    `train` has a length, `steps_per_epoch` of the optimizer, `of_epoch(epoch)`, which gives the batches of any epoch, and, for more than one device,
     `share_out(rank, num_ranks)`; what `training.prefix` asks is asked where `backend.features_gib` is not 0.
     """
 
@@ -272,8 +272,16 @@ def fit(
         logging.getLogger(name).setLevel(logging.ERROR)
     schedule, optim = recipe.schedule, recipe.optim
     backend.lay_out(network)
-    steps = len(batches.train) // optim.accumulate
-    module = PlannedModule(network, plan, optim, schedule, recipe.regularizer, steps, backend.compile, batches.val.task)
+    module = PlannedModule(
+        network,
+        plan,
+        optim,
+        schedule,
+        recipe.regularizer,
+        batches.train.steps_per_epoch,
+        backend.compile,
+        batches.val.task,
+    )
     averages = None
     if recipe.regularizer.ema is not None or recipe.regularizer.swa is not None:
         averages = Averages(network, recipe.regularizer, schedule.epochs)

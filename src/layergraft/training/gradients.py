@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from layergraft.activations import eagerly
-from layergraft.tasks import Task
+from layergraft.metrics.tasks import Task
+from layergraft.training.evaluation import eagerly
 
 NUM_BATCHES = 5
 SNR_THRESHOLD = 0.95

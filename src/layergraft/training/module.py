@@ -11,14 +11,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from layergraft.config.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
 from layergraft.errors import UserError
-from layergraft.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
-from layergraft.strategies import Phase, Plan
-from layergraft.tasks import Task
+from layergraft.metrics.tasks import Task
+from layergraft.strategies.plan import Phase, Plan
 from layergraft.training import gradients, optimizers
-
-STATISTICS = (nn.modules.batchnorm._NormBase,)  # what has running statistics: batch and instance norm
-NORMS = (*STATISTICS, nn.GroupNorm, nn.LayerNorm)
+from layergraft.training.evaluation import Judged
 
 
 class Diverged(Exception):
@@ -64,8 +62,7 @@ class PlannedModule(pl.LightningModule):
         self.behind_prefix: Callable[[Tensor], Tensor] | None = None
         """What takes what the frozen prefix gives, where the batches are of that (`training.prefix`)."""
         self._losses: list[Tensor] = []
-        self._counts: list[Tensor] = []
-        self._judged: list[tuple[Tensor, Tensor]] = []
+        self._judged = Judged(task)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_current_fx_name":  # Lightning sets it 45 times a step, and nn.Module looks up each at length
@@ -178,23 +175,15 @@ class PlannedModule(pl.LightningModule):
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self._counts.clear()
-        self._judged.clear()
+        self._judged = Judged(self.task)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x_NCHW, y_N = batch
-        logits = self.forward(x_NCHW).float()
-        right = self.task.num_right(logits, y_N)
-        total = torch.full_like(right, len(y_N))
-        self._counts.append(torch.stack([self.task.loss(logits, y_N, reduction="sum").double(), right, total]))
-        if self.task is not Task.multi_class:
-            self._judged.append((logits, y_N))
+        self._judged.add(self.forward(x_NCHW).float(), y_N)
 
     def evaluated(self) -> dict[str, float]:
-        """`acc` in percent, the mean `loss`, and what else goes with the task, of the evaluation that has just ended."""
-        loss, right, total = torch.stack(self._counts).sum(0).tolist()
-        judged = [torch.cat(parts) for parts in zip(*self._judged, strict=True)]
-        return {"acc": 100 * right / total, "loss": loss / total, **(self.task.figures(*judged) if judged else {})}
+        """The figures of the evaluation that has just ended."""
+        return self._judged.figures()
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
@@ -255,13 +244,3 @@ class PlannedModule(pl.LightningModule):
         torch.set_rng_state(own["generator"])
         if own["cuda_generator"] is not None:
             torch.cuda.set_rng_state(own["cuda_generator"], torch.cuda.current_device())
-
-
-def norm_paths(network: nn.Module) -> list[str]:
-    """Module paths of the layers of `network` that keep running statistics or normalise by the batch."""
-    return [path for path, module in network.named_modules() if isinstance(module, STATISTICS)]
-
-
-def all_norm_paths(network: nn.Module) -> list[str]:
-    """Module paths of every norm layer, whatever it normalises by: the role `norm`."""
-    return [path for path, module in network.named_modules() if isinstance(module, NORMS)]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from layergraft.config.recipes import OptimSpec
 from layergraft.errors import UserError, require, unknown
-from layergraft.recipes import OptimSpec
-from layergraft.strategies import Plan
+from layergraft.strategies.plan import Plan
 
 # They need a closure that is called again and again, or sparse gradients, or nothing but matrices.
 UNFIT = ("LBFGS", "SparseAdam", "Muon")

@@ -17,9 +17,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from layergraft.activations import evaluating
-from layergraft.strategies import Phase
-from layergraft.training.module import STATISTICS, PlannedModule
+from layergraft.hosts.norms import STATISTICS
+from layergraft.strategies.plan import Phase
+from layergraft.training.evaluation import evaluating
+from layergraft.training.module import PlannedModule
 
 
 class FrozenPrefix(pl.Callback):

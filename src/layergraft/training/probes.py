@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layergraft.activations import BATCH, evaluating, measuring, see
-from layergraft.distances import centred_gram, frechet_distance, linear_cka
-from layergraft.specs import ProbeSpec
+from layergraft.config.specs import ProbeSpec
+from layergraft.metrics.distances import centred_gram, frechet_distance, linear_cka
+from layergraft.training.evaluation import BATCH, evaluate, evaluating, measuring, see
 from layergraft.training.module import PlannedModule
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class Probes:
         if subject.intact is not None and spec.epochs:
             intact = subject.intact.to(self.x_NCHW.device)
             self.of_intact = _features(intact, subject.places, self.x_NCHW)
-            self.intact_loss, self.intact_acc = _judged(intact, val)
+            figures = evaluate(intact, val, val.task)
+            self.intact_loss, self.intact_acc = figures["loss"], figures["acc"]
             subject.intact.cpu()
 
     def is_due(self, epochs_done: int) -> bool:
@@ -98,8 +99,9 @@ class Probes:
         point |= {f"gradient/{group}": norm for group, norm in self._relative_gradients(module, mode).items()}
         point |= {f"gate/{name}": network.get_parameter(name).item() for name in self.subject.gates}
         if epoch == 0:
-            loss, acc = _judged(network, self.val)
-            point |= {"loss": loss, "acc": acc, "intact/loss": self.intact_loss, "intact/acc": self.intact_acc}
+            figures = evaluate(network, self.val, self.val.task)
+            point |= {"loss": figures["loss"], "acc": figures["acc"]}
+            point |= {"intact/loss": self.intact_loss, "intact/acc": self.intact_acc}
         self.points.append({name: _finite(value) for name, value in point.items()})
         self._log(
             module, self.points[-1], {name: network.get_parameter(name).detach() for name in self.subject.filters}
@@ -176,18 +178,6 @@ def _drift(network: nn.Module, start: Mapping[str, Tensor]) -> float:
     state = network.state_dict()
     moved = _norm([state[name] - tensor.to(state[name].device) for name, tensor in start.items()])
     return moved / _norm(list(start.values())) if moved else 0.0
-
-
-@torch.no_grad()
-def _judged(network: nn.Module, batches: Any) -> tuple[float, float]:
-    """Mean loss, and accuracy in percent, run as `measuring` has it."""
-    loss, right, total = 0.0, 0.0, 0
-    with measuring(network):
-        for x_NCHW, y_N in batches:
-            logits = network(x_NCHW)
-            loss += batches.task.loss(logits, y_N, reduction="sum").item()
-            right, total = right + batches.task.num_right(logits, y_N).item(), total + len(y_N)
-    return loss / total, 100 * right / total
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
-from layergraft.strategies import Plan
+from layergraft.strategies.plan import Plan
 from layergraft.training import fit as single
 from layergraft.training.module import Diverged
 

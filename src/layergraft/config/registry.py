@@ -1,0 +1,131 @@
+"""What all specs share: where they are registered, how their values are checked, their canonical form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from layergraft.errors import UserError, require, unknown
+
+Kind = TypeVar("Kind")
+# Of what is made so large, or so many times: more is a slip of the finger, that would take all memory or never end.
+MOST = {
+    "epochs": 100_000, "width": 65_536, "in_channels": 65_536, "out_channels": 65_536, "kernel_size": 1024, "stride": 1024,
+    "padding": 1024, "k": 100, "shift": 1024, "size": 16_384, "num_classes": 100_000, "per_class": 1_000_000,
+    "resamples": 10_000, "threads": 1024, "workers": 1024, "readers": 1024, "devices": 1024, "jobs_per_gpu": 1024,
+}  # fmt: skip
+LARGEST = 2**63 - 1
+PATHS = ("path", "root", "cache", "weights", "outputs", "data", "resume")  # which may have any name that a disk takes
+PLAIN = {str, int, float, bool, type(None)}
+_KINDS: dict[tuple[str, str], type[Any]] = {}
+
+
+def register(group: str, name: str) -> Callable[[type[Kind]], type[Kind]]:
+    """Class decorator: `conf/GROUP/NAME.yaml` may start from this dataclass as `/schema/GROUP@_here_: NAME`."""
+
+    def store(cls: type[Kind]) -> type[Kind]:
+        _KINDS[group, name] = cls
+        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=cls, provider="layergraft")
+        return cls
+
+    return store
+
+
+def kind_of(group: str, name: str) -> type[Any]:
+    """The dataclass that is registered so. Raises UserError where none is."""
+    if (group, name) not in _KINDS:
+        raise unknown(f"kind of {group}", name, [known for of, known in _KINDS if of == group])
+    return _KINDS[group, name]
+
+
+def name_of(spec: Any) -> str:
+    """The name that the dataclass of `spec` is registered by."""
+    return next(name for (_, name), kind in _KINDS.items() if kind is type(spec))
+
+
+def rebuilt(group: str, name: str, fields: dict[str, Any]) -> Any:
+    """The inverse of `canonical`, for a spec without specs in it. Raises UserError where the kind is not there, or has
+    other fields now."""
+    kind = kind_of(group, name)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), fields))
+    except OmegaConfBaseException as error:
+        raise UserError(f"the {group} {name} has other keys now: {str(error).splitlines()[0]}") from None
+
+
+def validate(spec: Any, at: str = "") -> None:
+    """Have each dataclass in `spec` check its own values, told its key for the message, after their shape and size.
+    Raises UserError."""
+    kind: type = type(spec)
+    for key, shape in _shapes(kind).items():
+        value, path = getattr(spec, key), f"{at}.{key}" if at else key
+        require(value != MISSING, f"{path} is not set; `layergraft train --cfg job` shows all keys")
+        if shape is not None and not isinstance(value, shape):  # OmegaConf lets an interpolation give anything
+            raise UserError(f"{path} is {value!r}; a {shape.__name__} is needed")
+        if type(value) is int:
+            most = MOST.get(key, LARGEST)
+            require(abs(value) <= most, f"{path} is {value}; {most} is the most that is taken")
+        if key not in PATHS:
+            for text in value if isinstance(value, (list, dict)) else [value]:
+                require(
+                    not isinstance(text, str) or text.isprintable(),
+                    f"{path} has a character that cannot be shown: {text!r}",
+                )
+        for name, part in value.items() if isinstance(value, dict) else [(None, value)]:
+            if dataclasses.is_dataclass(part):
+                validate(part, path if name is None else f"{path}.{name}")
+    if hasattr(spec, "check"):
+        spec.check(at)
+
+
+def canonical(spec: Any) -> Any:
+    """A spec as plain JSON data: dataclass fields in order, enums by name, numbers of the fields' own types.
+
+    The kind of a spec is kept in its `name`, dictionaries keep their order (groups and phases are ordered).
+    """
+    kind: type = type(spec)
+    if kind in PLAIN:
+        return spec
+    if dataclasses.is_dataclass(spec):
+        return {name: canonical(getattr(spec, name)) for name in _names(kind)}
+    if isinstance(spec, Enum):
+        return spec.name
+    if isinstance(spec, dict):
+        return {key: canonical(value) for key, value in spec.items()}
+    if isinstance(spec, (list, tuple)):
+        return [canonical(value) for value in spec]
+    return spec
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(item.name for item in dataclasses.fields(kind))
+
+
+@cache
+def _shapes(kind: type) -> dict[str, type | None]:
+    """Field -> dict or list where it is always one."""
+    known: dict[str, type] = {"dict": dict, "list": list}
+    told = {item.name: str(item.type) for item in dataclasses.fields(kind)}
+    return {name: None if "None" in text else known.get(text.partition("[")[0]) for name, text in told.items()}
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """A spec that caches can tell from others by its content."""
+
+    key: str
+    spec: Any = field(compare=False)
+
+
+def keyed(spec: Any) -> Keyed:
+    return Keyed(f"{type(spec).__name__} {json.dumps(canonical(spec))}", spec)

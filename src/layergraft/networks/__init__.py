@@ -1,0 +1,1 @@
+"""Networks that are trained here and kept: those that donors are cut out of."""

@@ -1,0 +1,283 @@
+"""A run as it is planned: checked whole, on torch's meta device, before any weights are made. `RunPlan.build` makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from layergraft import surgery
+from layergraft.config.recipes import ScheduleSpec
+from layergraft.config.registry import Keyed, canonical, keyed
+from layergraft.config.specs import RESULT_VERSION, Config, Device, HostSpec, Precision
+from layergraft.data.batches import BatchSpec
+from layergraft.data.images import DataFacts, ImageData
+from layergraft.donors.base import DonorKind, key_of, require_batch
+from layergraft.donors.forms import Form, Place
+from layergraft.errors import require
+from layergraft.hosts import sites, skeletons, weights
+from layergraft.hosts.blocks import blank, require_room
+from layergraft.hosts.norms import norm_paths, statistics_paths
+from layergraft.hosts.sites import Site
+from layergraft.store.files import digest, label
+from layergraft.store.records import run_folder
+from layergraft.strategies.plan import Curves, Plan, make_plan
+from layergraft.strategies.timeline import timeline
+from layergraft.training.fit import Backend, Recipe, check, lacks_bf16
+
+if TYPE_CHECKING:
+    from layergraft.runs.build import BuiltRun
+
+
+@dataclass(frozen=True)
+class PlannedGraft:
+    """A donor that is to go somewhere."""
+
+    site: Site
+    place: Place
+    form: Form
+    """Of the donor."""
+    key: str
+    """Of the donor."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that can be done, and all that is known of it before there are weights."""
+
+    config: Config
+    key: str
+    precision: str
+    """float32 or bf16_mixed: what `auto` stands for."""
+    weights: str | None
+    """The hash of the host's weights; None without."""
+    data: DataFacts
+    sites: Mapping[str, Site]
+    """Every site of the host by path."""
+    grafts: tuple[PlannedGraft, ...]
+    """None without a donor."""
+    parameters: Mapping[str, int]
+    """Name -> number of elements, of the network with its donors, in the order of the forward pass."""
+    strategy: Plan
+    steps_per_epoch: int
+    overrides: tuple[str, ...] = ()
+    """What the run of a sweep was asked for with."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the run's numbers; the key is its hash."""
+        donors = [graft.key for graft in self.grafts]
+        return identity(self.config, self.precision, self.data.fingerprint, self.weights, donors)
+
+    @property
+    def donor_keys(self) -> tuple[str, ...]:
+        """One for each site."""
+        return tuple(graft.key for graft in self.grafts)
+
+    @property
+    def donor(self) -> DonorKind:
+        return donor_of(self.config)
+
+    @property
+    def outputs(self) -> Path:
+        return Path(self.config.exec.outputs)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is, or will be."""
+        return run_folder(self.outputs, self.key)
+
+    def timeline(self, curves: Curves = ()) -> dict[str, Any]:
+        """What learns when, as plain data; phases that wait for a plateau are where `curves` had them start."""
+        schedule, lr = self.config.schedule, self.config.optim.lr
+        return timeline(self.strategy, lr, schedule, self.steps_per_epoch, self.parameters.__getitem__, curves)
+
+    def build(self) -> BuiltRun:
+        """The network with its donors in place; donors are made first, if nobody has yet. Raises UserError where data or
+        files are not what they were when it was planned."""
+        from layergraft.runs.build import build
+
+        return build(self)
+
+
+def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
+    """Check a run without making anything, so that a large sweep is checked fast.
+
+    Raises UserError for whatever in the config cannot be: this is all the checking there is.
+    """
+    backend, images = backend_of(config), images_of(config)
+    there = skeletons.sites_of(config.host, images.shape, images.num_classes)
+    grafts = _grafts(config, images, there, backend) if config.donor.is_layer else ()
+    of = _Network(
+        keyed(config.host), weights.fingerprint(config.host), images.shape, images.num_classes,
+        tuple(graft.site for graft in grafts), tuple(graft.form for graft in grafts), keyed(config.surgery),
+    )  # fmt: skip
+    outline = _outline(of)
+    strategy = _strategy(of, keyed(config.strategy), config.schedule.epochs)
+    check(outline.network, strategy, Recipe(config.optim, ScheduleSpec(epochs=config.schedule.epochs)), backend)
+    for epoch in config.exec.probe.epochs:
+        require(
+            epoch <= config.schedule.epochs,
+            f"exec.probe.epochs has {epoch}, but training ends after {config.schedule.epochs} epochs",
+        )
+    steps = batch_spec(config).steps_per_epoch(len(images.train))
+    key = _key(config, backend.precision, images.fingerprint, of.weights, [graft.key for graft in grafts])
+    return RunPlan(
+        config, key, backend.precision, of.weights, images.facts, there, grafts, outline.parameters, strategy, steps,
+        tuple(overrides),
+    )  # fmt: skip
+
+
+def require_unchanged(plan: RunPlan, images: ImageData) -> None:
+    """Raise UserError where data, weights, donors' files or the arithmetic are others here and now than in the plan."""
+    backend = backend_of(plan.config)
+    donors = [key_of(plan.donor, graft.place, backend) for graft in plan.grafts]
+    found = weights.fingerprint(plan.config.host)
+    key = _key(plan.config, backend.precision, images.fingerprint, found, donors)
+    require(
+        key == plan.key,
+        f"it was planned as {plan.key} and is {key} here: its data or files have changed, or precision=auto resolves differently here; set precision=float32 or bf16_mixed",
+    )
+
+
+def axes(config: Config) -> dict[str, str | int]:
+    """The names by which people tell runs apart."""
+    return {
+        "strategy": config.strategy.name,
+        "site": "+".join(str(site) for site in config.sites) if config.donor.is_layer else "-",
+        "host": config.host.name,
+        "donor": config.donor.name,
+        "data": config.data.name,
+        "seed": config.seed,
+    }
+
+
+def donor_of(config: Config) -> DonorKind:
+    """The donor of a run that has one."""
+    return cast(DonorKind, config.donor)  # `config`, which imports no part, does not know what kinds have
+
+
+def backend_of(config: Config) -> Backend:
+    """Where and how to train the run itself; its donors are always trained on one device, as they are written."""
+    backend = Backend.resolve(config.exec.device, config.precision)
+    names = ("devices", "compile", "channels_last", "features_gib")
+    return replace(backend, beside=config.exec.workers or 1, **{name: getattr(config.exec, name) for name in names})
+
+
+def precision_note(config: Config) -> str | None:
+    """A line for people where `precision=auto` is not the bf16 that a GPU usually has; None elsewhere."""
+    if config.precision is Precision.auto and backend_of(config).device == "cuda" and lacks_bf16():
+        return f"precision:   float32, since {torch.cuda.get_device_name()} has no bf16 in hardware"
+    return None
+
+
+def for_gpus(config: Config) -> Config:
+    """The same run, to be planned here and done where there is a GPU."""
+    if config.precision is Precision.auto and config.exec.device is not Device.cpu and not torch.cuda.is_available():
+        return replace(config, precision=Precision.bf16_mixed)
+    return config
+
+
+def batch_spec(config: Config) -> BatchSpec:
+    return BatchSpec(
+        config.optim.batch_size, config.optim.accumulate, config.data.shift, config.data.flip, config.regularizer.mixup
+    )
+
+
+def images_of(config: Config) -> ImageData:
+    """The run's images, with the channels that the host takes. Raises UserError where they are too few for a batch."""
+    images: ImageData = config.data.load(config.seed).with_channels(config.host.in_channels)
+    require_batch("optim", config.optim, images)
+    return images
+
+
+def identity(
+    config: Config, precision: str, fingerprint: str, weights: str | None, donor_keys: Sequence[str]
+) -> dict[str, Any]:
+    """All that decides a run's numbers: its config less `exec`, and the content of its data, weights and donors."""
+    body = canonical(config)
+    del body["exec"]
+    body["precision"] = precision
+    body["data"] = config.data.identity()
+    body["host"]["weights"] = weights
+    body["donor"] = list(donor_keys)  # a donor's key holds all that it is, its file by content
+    body["site"] = config.sites
+    if config.optim.name.lower() != "sgd":
+        del body["optim"]["momentum"]  # others take theirs from the options
+    operation = body["surgery"]
+    looks = operation["calibrate"] != "none" or (operation["fit"], operation["start"]) == ("project", "least_squares")
+    acts = {"where": operation["name"] == "insert", "start": operation["fit"] == "project", "images": looks}
+    for name in (name for name, does in acts.items() if not does):
+        del operation[name]
+    if not config.donor.is_layer:
+        body["site"] = body["surgery"] = None  # nothing goes anywhere: the arm is the same for every site
+    return {"version": RESULT_VERSION, "config": body, "data": fingerprint}
+
+
+def _key(config: Config, precision: str, fingerprint: str, weights: str | None, donor_keys: Sequence[str]) -> str:
+    parts = [part for name, part in axes(config).items() if name not in ("data", "seed") and part != "-"]
+    return label(*parts, f"seed{config.seed}", digest(identity(config, precision, fingerprint, weights, donor_keys)))
+
+
+def _grafts(config: Config, images: ImageData, there: Mapping[str, Site], backend: Backend) -> tuple[PlannedGraft, ...]:
+    kind = sites.BLOCK if config.donor.kind == "block" else sites.CONV
+    where = [sites.resolve(dict(there), site, config.host.name, kind) for site in config.sites]
+    surgery.require_apart(where)
+    skeleton = skeletons.skeleton(config.host, images.shape, images.num_classes)
+    places = [surgery.place_of(skeleton, site, config.surgery, images.shape) for site in where]
+    donor = donor_of(config)
+    keys = [key_of(donor, place, backend) for place in places]
+    return tuple(
+        PlannedGraft(site, place, donor.controlled().form(place), key)
+        for site, place, key in zip(where, places, keys, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Network:
+    """All that decides the shape of a network with its donors: what outlines are kept by."""
+
+    host: Keyed
+    weights: str | None
+    image: tuple[int, int, int]
+    num_classes: int
+    where: tuple[Site, ...]
+    forms: tuple[Form, ...]
+    surgery: Keyed
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """A network without weights, and what strategies look at of it."""
+
+    network: nn.Module
+    parameters: Mapping[str, int]
+    roles: Mapping[str, Sequence[str]]
+    blocks: tuple[str, ...]
+
+
+@lru_cache(maxsize=256)
+def _outline(of: _Network) -> _Outline:
+    spec: HostSpec = of.host.spec
+    host = skeletons.skeleton(spec, of.image, of.num_classes)
+    donors = [(site, blank(form.build)) for site, form in zip(of.where, of.forms, strict=True)]
+    grafted = surgery.graft(host, donors, of.surgery.spec, of.image, spec.roles["head"])
+    require_room("the network with its donors", grafted.network)
+    before, after = (grafted.parts["host before"], grafted.parts["host after"]) if donors else ((), ())
+    roles = {**spec.roles, **grafted.roles, "before": before, "after": after, "norm": norm_paths(grafted.network)}
+    there = skeletons.sites_of(spec, of.image, of.num_classes)
+    sizes = {name: parameter.numel() for name, parameter in grafted.network.named_parameters()}
+    blocks = tuple(path for path, site in there.items() if site.kind == sites.BLOCK)
+    return _Outline(grafted.network, sizes, roles, blocks)
+
+
+@lru_cache(maxsize=1024)
+def _strategy(of: _Network, strategy: Keyed, epochs: int) -> Plan:
+    outline = _outline(of)
+    norms = statistics_paths(outline.network)
+    return make_plan(strategy.spec, list(outline.parameters), norms, outline.roles, epochs, outline.blocks)

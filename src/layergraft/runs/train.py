@@ -1,0 +1,260 @@
+"""One run, done: built, trained, and written to the store."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import math
+import platform
+import shutil
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+
+import layergraft
+from layergraft import surgery
+from layergraft.config.plugins import added
+from layergraft.config.registry import canonical, name_of
+from layergraft.data.batches import Batches
+from layergraft.data.manifest import written
+from layergraft.errors import UserError, require
+from layergraft.hosts.sites import STAGE
+from layergraft.metrics.units import unit_of
+from layergraft.networks.kept import save
+from layergraft.runs.build import BuiltRun, set_threads
+from layergraft.runs.failures import disk_full, is_full, spoils_its_process, transient
+from layergraft.runs.plan import RunPlan, axes, backend_of, batch_spec
+from layergraft.runs.similarity import similarity
+from layergraft.runs.tensorboard import write_figures
+from layergraft.seeds import stream
+from layergraft.store.files import write_atomic
+from layergraft.store.leases import Claimed, claim
+from layergraft.store.records import (
+    RECORD,
+    GraftRecord,
+    RunRecord,
+    claim_of,
+    is_done,
+    read_record,
+    write_record,
+)
+from layergraft.training import ranks
+from layergraft.training.checkpoints import CHECKPOINT, facts_of, require_same
+from layergraft.training.fit import Backend, Fitted, Recipe, Saving, fit
+from layergraft.training.module import Diverged
+from layergraft.training.probes import Probes, Subject
+
+
+class Pruned(Exception):
+    """A search has seen enough of the run; its checkpoint stays, for whoever wants it whole."""
+
+
+def execute(
+    plan: RunPlan, callbacks: Sequence[pl.Callback] = (), *, wait: bool = True, newer_than: float = 0.0
+) -> RunRecord:
+    """Do the run, unless the store has it, and return its record. One that was interrupted goes on from its checkpoint.
+
+    Where another process does it, that is waited for, and the run done if the other dies; without `wait`, Claimed is
+    raised. What was written before `newer_than` (of the disk's clock) does not count as done. Raises UserError for a
+    checkpoint that is not for this run, and DiskFull. Whatever else goes wrong ends in the record as `failed` or `diverged`,
+    with the traceback; Ctrl-C as `interrupted`, and goes on up.
+    """
+    set_threads(plan.config)
+    settings, folder = plan.config.exec, plan.folder
+    since = math.inf if settings.rerun else newer_than
+    with claim(claim_of(plan.outputs, plan.key), wait) as ours:
+        if is_done(folder, since):
+            require(
+                settings.resume is None,
+                f"exec.resume: the run {plan.key} is in the store already; exec.rerun=true does it again from the checkpoint",
+            )
+            return cast(RunRecord, read_record(folder))  # it is done, so it is there
+        resume = _checkpoint(plan, since)
+        if resume is None:
+            shutil.rmtree(folder, ignore_errors=True)  # what a run that did not end has left
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*"):  # files that one who was killed was writing
+            with suppress(OSError):
+                left.unlink()
+        (folder / RECORD).unlink(missing_ok=True)
+        record = _begun(plan, resume)
+        start = time.perf_counter()
+        try:
+            write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record.config)))
+            interrupted = _outcome(plan, record, resume, callbacks)
+            record.timings["total_seconds"] = time.perf_counter() - start
+            if not ours():  # it was stopped for so long that another has taken it over
+                raise Claimed(f"another process has taken {plan.key} over")
+            write_record(folder, record)
+        except OSError as error:
+            if is_full(error):
+                raise disk_full(plan.outputs) from error
+            raise
+        if record.status == "completed" and ours():
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        if interrupted:
+            raise KeyboardInterrupt
+        return record
+
+
+def _begun(plan: RunPlan, resume: Path | None) -> RunRecord:
+    """The record of a run before its training."""
+    record = planned_record(plan, "completed")
+    record.started = datetime.now(UTC).isoformat(timespec="seconds")
+    record.environment = environment(backend_of(plan.config))
+    record.resumed = resume is not None
+    return record
+
+
+def planned_record(plan: RunPlan, status: str) -> RunRecord:
+    """What is known of a run before it is done."""
+    config = plan.config
+    kinds = {group: name_of(getattr(config, group)) for group in ("host", "donor", "data")}
+    steps = plan.steps_per_epoch
+    return RunRecord(plan.key, status, axes(config), canonical(config), kinds, steps_per_epoch=steps)
+
+
+def _outcome(plan: RunPlan, record: RunRecord, resume: Path | None, callbacks: Sequence[pl.Callback]) -> bool:
+    """Build and train, and note in `record` what came of it; whether it was interrupted. Raises OSError where the disk is
+    full."""
+    try:
+        train(plan.build(), record, resume, callbacks)
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
+        record.status = "interrupted"
+        return True
+    except Pruned as error:
+        record.status, record.error = "pruned", str(error)
+    except Diverged as error:
+        record.status, record.error, record.traceback = "diverged", str(error), traceback.format_exc()
+    except Exception as error:
+        if is_full(error):
+            raise OSError(errno.ENOSPC, "the disk is full") from error
+        record.status, record.error = "failed", f"{type(error).__name__}: {error}"
+        record.traceback = traceback.format_exc()
+        record.transient, record.process_spoilt = transient(error), spoils_its_process(error)
+    return False
+
+
+def _checkpoint(plan: RunPlan, since: float) -> Path | None:
+    """The checkpoint to go on from: the one that is asked for, or what this run left when it was interrupted.
+
+    Raises UserError where the one asked for is another run's.
+    """
+    if plan.config.exec.resume is not None:
+        require_same(Path(plan.config.exec.resume), plan.identity)
+        return Path(plan.config.exec.resume)
+    left = plan.folder / CHECKPOINT
+    if not left.exists() or left.stat().st_mtime < since:
+        return None
+    record = read_record(plan.folder)
+    if record is not None and record.status not in ("interrupted", "pruned") and not record.transient:
+        return None
+    try:
+        facts_of(left)
+    except UserError:
+        return None  # the machine died while it wrote it
+    return left
+
+
+def train(
+    run: BuiltRun, record: RunRecord, resume: Path | None = None, callbacks: Sequence[pl.Callback] = ()
+) -> RunRecord:
+    """Train a run that is built, into its folder; `record`, with what came of it. Raises Diverged."""
+    plan, config, folder = run.plan, run.config, run.plan.folder
+    record.donors = [donor.provenance for donor in run.donors]
+    record.grafts = [
+        GraftRecord(graft.site.path, graft.donor, list(graft.did), dict(graft.donor_paths), list(graft.adapter_paths), list(graft.replaced))
+        for graft in run.grafted.grafts
+    ]  # fmt: skip
+    record.data = written(config.data, run.images, plan.outputs)
+    record.similarity = similarity(run)
+    batches = Batches.of(
+        run.images,
+        batch_spec(config),
+        stream(config.seed, "data"),
+        run.backend.device,
+        config.exec.data_gib,
+        config.exec.readers,
+    )
+    scale = batches.train.normalize
+    record.normalization = {"mean": scale.mean.flatten().tolist(), "std": scale.std.flatten().tolist()}
+    probes = probes_of(run, batches)
+    saving = Saving(folder, config.exec.checkpoint_seconds, plan.identity, resume)
+    recipe = Recipe(config.optim, config.schedule, config.regularizer)
+    seed = stream(config.seed, "training")
+    options: dict[str, Any] = {"folder": folder, "probe": probes, "saving": saving}
+    start = time.perf_counter()
+    if run.backend.devices > 1:
+        fitted = ranks.fit(run.network, plan.strategy, batches, recipe, run.backend, seed=seed, **options)
+    else:
+        own_gpu = [torch.cuda.current_device()] if run.backend.device == "cuda" else []
+        with torch.random.fork_rng(own_gpu):  # a network that draws does so from its own seed
+            torch.default_generator.manual_seed(seed)
+            if own_gpu:  # torch.manual_seed would seed every GPU, and leave the others so
+                torch.cuda.manual_seed(seed)
+            fitted = fit(run.network, plan.strategy, batches, recipe, run.backend, callbacks=callbacks, **options)
+    record.timings["fit_seconds"] = time.perf_counter() - start
+    record.frozen_prefixes = fitted.prefixes
+    record.plan = plan.timeline(fitted.curves)
+    save(run.network, folder / "model.safetensors")
+    write_atomic(folder / "curves.csv", _curves(fitted))
+    record.probes = probes.points
+    record.metrics = {**fitted.summary(), **probes.summary(fitted.curves, plan.steps_per_epoch)}
+    record.units = {name: unit_of(name) for name in record.metrics}
+    write_figures(config, folder, fitted, record)
+    return record
+
+
+def probes_of(run: BuiltRun, batches: Batches) -> Probes:
+    """What looks at this run's graft, or at the stages of a host without one."""
+    config, there, grafts = run.config, run.plan.sites, run.grafted.grafts
+    if not grafts:
+        head = config.host.roles["head"]
+        subject = Subject([path for path, site in there.items() if site.kind == STAGE] + list(head))
+    else:
+        # As `fit` will have the network, so that what is alike gives the same bits.
+        run.backend.lay_out(run.grafted.host)
+        donors = [n for n, p in run.network.named_parameters() if surgery.under(n, run.grafted.roles["graft"])]
+        subject = Subject(
+            run.grafted.watched(there),
+            {graft.site.path: (graft.site.path, graft.replaced[-1]) for graft in grafts},
+            run.grafted.host,
+            donors,
+            [path for graft in grafts for path in graft.adapter_paths if path.endswith(".gate")],
+            [name for name in donors if run.network.get_parameter(name).ndim == 4],
+        )
+    images = batches.val.first(config.exec.probe.images)
+    with run.backend.arithmetic():
+        return Probes(config.exec.probe, run.network, subject, images, batches.val, config.schedule.epochs)
+
+
+def _curves(fitted: Fitted) -> str:
+    text = io.StringIO()
+    fields = dict.fromkeys(name for point in fitted.curves for name in point)
+    writer = csv.DictWriter(text, fieldnames=fields, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(fitted.curves)
+    return text.getvalue()
+
+
+def environment(backend: Backend) -> dict[str, Any]:
+    """What ran it: versions and hardware."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", *added())
+    return {
+        "device": torch.cuda.get_device_name() if backend.device == "cuda" else f"CPU {platform.machine()}",
+        "precision": backend.precision,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "packages": {"layergraft": layergraft.__version__, **{name: version(name) for name in packages}},
+    }

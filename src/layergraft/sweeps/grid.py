@@ -1,0 +1,230 @@
+"""Hydra's basic sweeper with controls, a check of the whole sweep first, a report at the end.
+
+A sweep is the product of all that is swept over, as with Hydra's own. `controls` adds arms to it: each is a list of
+overrides laid over every cell of the product, so that a control follows when other sites, hosts or seeds are swept.
+Runs that come out the same (a host without a donor is the same at every site) are done once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from layergraft.errors import UserError, counted, unknown
+from layergraft.sweeps.launchers import LocalLauncher
+
+if TYPE_CHECKING:
+    from layergraft.config.compose import Composer
+    from layergraft.runs.plan import RunPlan
+
+TENSORBOARD_DRAWS = 40  # runs; of more it selects none by itself
+
+
+def _contrast(name: str, given: Any) -> dict[str, Any]:
+    """A contrast as plain data. Raises UserError for what has not its form."""
+    plain = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
+    known = {"of": [], "metric": "test/acc"}
+    if not isinstance(plain, dict) or not isinstance(plain.get("of"), list):
+        raise UserError(
+            f"contrast {name}: it is {{of: ['+AXIS=VALUE', '-AXIS=VALUE'], metric: test/acc}}; given: {plain}"
+        )
+    for key in plain.keys() - known:
+        raise unknown(f"key of contrast {name}:", key, known)
+    return {**known, **{str(key): value for key, value in plain.items()}}
+
+
+def key_of(override: str) -> str:
+    """`data@donor.data=digits` -> `donor.data`: where in the config an override acts."""
+    return override.split("=", 1)[0].lstrip("+~").rpartition("@")[2]
+
+
+def within(key: str, parent: str) -> bool:
+    """Whether `key` is `parent` or a part of it: what was said of a donor is void where a control has another."""
+    return key == parent or key.startswith(parent + ".")
+
+
+class GridSweeper(BasicSweeper):
+    """The product of all that is swept over, and each control over it."""
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Any  # a LocalLauncher, or one of Hydra's others
+    kind = "sweep"
+
+    def __init__(
+        self,
+        params: dict[str, Any] | None = None,
+        controls: list[list[str]] | None = None,
+        contrasts: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(max_batch_size=None, params=params)
+        self.controls = controls or []
+        self.contrasts = {name: _contrast(name, given) for name, given in (contrasts or {}).items()}
+
+    def asked(self, arguments: list[str]) -> list[Override]:
+        """What is swept over and what is fixed. Raises UserError for what is nothing to sweep over."""
+        from layergraft.config.compose import spelled
+
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*map(spelled, self._parse_config()), *arguments])
+        for override in (o for o in overrides if o.is_sweep_override()):
+            if within(override.key_or_group, "exec"):
+                raise UserError(f"{override.input_line}: exec cannot be swept over; nothing there changes a result")
+            if not isinstance(override.value(), IntervalSweep) and not any(True for _ in override.sweep_iterator()):
+                raise UserError(f"{override.input_line} has no values, so there is nothing to run")
+        return overrides
+
+    def cells(self, arguments: list[str]) -> list[list[str]]:
+        """The overrides of every run asked for: the product, then each control over it, without repeats."""
+        from layergraft.config.compose import spelled
+
+        overrides = self.asked(arguments)
+        for override in overrides:
+            if override.is_sweep_override() and isinstance(override.value(), IntervalSweep):
+                raise UserError(
+                    f"{override.input_line}: an interval is to be searched: hydra/sweeper=optuna does; give a list or a range"
+                )
+        (product,) = self.split_arguments(overrides, None)
+        cells = [list(cell) for cell in product]
+        for control in (list(map(spelled, control)) for control in self.controls):
+            pinned = [key_of(override) for override in control]
+            for cell in product:
+                kept = [override for override in cell if not any(within(key_of(override), key) for key in pinned)]
+                cells.append(kept + list(control))
+        return [list(cell) for cell in dict.fromkeys(map(tuple, cells))]
+
+    def plan(self, composer: Composer, cells: Sequence[Sequence[str]]) -> list[RunPlan]:
+        """The different runs among `cells`, as the machines that the launcher has will do them."""
+        from layergraft.sweeps import sweep
+
+        own = isinstance(self.launcher, LocalLauncher)
+        each = ((o, self.launcher.resolved(config) if own else config) for o, config in composer.each(cells))
+        return sweep.distinct(sweep.planned(each))
+
+    def folder(self, arguments: list[str]) -> Path:
+        """Where the sweep is: under its name, or one that is the same for the same overrides: that of the experiment, and of
+        the size that was asked for, where there are no others."""
+        from layergraft.store.files import digest, label
+
+        settings = self.config.exec
+        asked = {key_of(a): a.partition("=")[2] for a in arguments if not a.startswith("exec.")}
+        chosen = [asked[group] for group in ("experiment", "size") if group in asked]
+        own = sorted(a for a in arguments if key_of(a) in asked.keys() - {"experiment", "size"})
+        name = "-".join([*map(label, chosen or [self.kind]), *([digest(own)] if own or not chosen else [])])
+        return Path(settings.outputs) / "sweeps" / (settings.sweep or name)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from layergraft.config.compose import Composer
+        from layergraft.store.files import write_atomic
+        from layergraft.store.manifests import SWEEP
+        from layergraft.sweeps.manifest import finished, signature, write_plan
+
+        settings, folder = self.config.exec, self.folder(arguments)
+        if settings.rerun or not (folder / SWEEP).exists():  # there is something to do
+            _warm()
+        with open_dict(self.config):
+            self.config.hydra.sweep.dir = str(folder)
+        loader, asked = self.hydra_context.config_loader, self.cells(arguments)
+        paths = [item.path for item in loader.get_search_path().get_path()]
+        signed = signature(asked, self.config, [Path(path[7:]) for path in paths if path.startswith("file://")])
+        keys = None if settings.rerun else finished(folder, Path(settings.outputs), signed)
+        if keys is not None:
+            print(f"{len(keys)} of {counted(len(keys), 'run')} in the store already", file=sys.stderr)
+            finish(folder, keys, 0.0)
+            return [[]]
+        _warm()
+        composer = Composer(loader, self.config)
+        cells = composer.without_foreign(asked)
+        print(f"checking {counted(len(cells), 'run')} before the first starts", file=sys.stderr)
+        plans = self.plan(composer, cells)
+        if self.contrasts:
+            self._require_contrasts(plans)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
+        keys = [plan.key for plan in plans]
+        if others := _others(folder, keys):
+            print(
+                f"{folder} was a sweep of {counted(others, 'other run')}; they stay in the store, this one's report replaces theirs",
+                file=sys.stderr,
+            )
+        command = shlex.join(["layergraft", "train", *sys.argv[1:]])
+        since = write_plan(
+            folder, keys, command, signed, (plan.config for plan in plans), settings.rerun, self.contrasts
+        )
+        if isinstance(self.launcher, LocalLauncher):  # it need not plan them again; others compose by themselves
+            self.launcher.planned = plans
+            self.launcher.newer_than = since
+        returns = self.launcher.launch([list(plan.overrides) for plan in plans], initial_job_idx=0)
+        finish(folder, keys, since)
+        return returns
+
+    def _require_contrasts(self, plans: Sequence[RunPlan]) -> None:
+        """Raise UserError for a contrast that the report of these runs will not have."""
+        from layergraft.report.contrasts import require_contrasts
+        from layergraft.runs.train import planned_record
+
+        require_contrasts((planned_record(plan, "planned") for plan in plans), self.contrasts)
+
+
+def _others(folder: Path, keys: list[str]) -> int:
+    """How many runs the sweep of that name had that this one does not have."""
+    from layergraft.store.manifests import SWEEP, read_sweep
+
+    return len(set(read_sweep(folder)["runs"]) - set(keys)) if (folder / SWEEP).exists() else 0
+
+
+def _warm() -> None:
+    from layergraft.sweeps import pool
+
+    pool.warm()
+
+
+def finish(folder: Path, keys: list[str], since: float) -> None:
+    """Have the sweep's report there, say where everything is and what failed and why; exit with 1 where runs failed.
+
+    Records of before `since` do not count. A rerun of which all has ended is concluded.
+    """
+    from rich.console import Console
+
+    from layergraft.store.manifests import RERUN, SWEEP
+    from layergraft.store.records import DONE, RECORD, read_record, run_folder, status_of
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    outputs = folder.parents[1]
+    statuses = {key: status_of(run_folder(outputs, key), since) or "missing" for key in keys}
+    completed = [key for key in keys if statuses[key] == "completed"]
+    console.print(f"{len(completed)} of {counted(len(keys), 'run')} completed")
+    troubled = {key: read_record(run_folder(outputs, key)) for key in keys if statuses[key] != "completed"}
+    width = max(map(len, troubled), default=0)
+    for key, record in troubled.items():
+        reason = record.error.partition("\n")[0] if record else ""
+        console.print(f"  {statuses[key]:<11}  {key:<{width}}  {reason}", markup=False)
+    if troubled:
+        again = "; the same command tries what failed again" if set(statuses.values()) - set(DONE) else ""
+        console.print(f"tracebacks are in {outputs / 'runs'}/KEY/{RECORD}{again}")
+    if completed:
+        page = folder / "report.html"
+        newest = max((run_folder(outputs, key) / RECORD).stat().st_mtime for key in completed)
+        if not page.exists() or page.stat().st_mtime <= max(newest, (folder / SWEEP).stat().st_mtime):
+            from layergraft import report
+
+            page = report.write([folder])
+        console.print(f"report:      {page}", markup=False)
+        console.print(f"TensorBoard: tensorboard --logdir {outputs / 'runs'}", markup=False)
+        if len(keys) > TENSORBOARD_DRAWS:
+            console.print(
+                f"             (of over {TENSORBOARD_DRAWS} runs it draws those alone that its filter leaves, such as seed0)"
+            )
+    if set(statuses.values()) <= {*DONE, "failed"}:
+        (folder / RERUN).unlink(missing_ok=True)
+    if troubled:
+        sys.exit(1)

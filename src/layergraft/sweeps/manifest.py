@@ -1,0 +1,95 @@
+"""What a sweep was planned to be, kept beside it: started again, it need not be planned again. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import layergraft
+from layergraft.config.registry import canonical
+from layergraft.config.specs import Config
+from layergraft.store.files import digest, write_atomic, write_json
+from layergraft.store.manifests import RERUN, SWEEP, read_sweep, rerun_since
+from layergraft.store.records import is_done, run_folder
+
+FILES = ("root", "path", "labels", "weights")  # the keys of data sets, donors and hosts that name files
+PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
+
+
+def write_plan(
+    folder: Path,
+    keys: Sequence[str],
+    command: str,
+    signed: str,
+    configs: Iterable[Config],
+    rerun: bool,
+    contrasts: dict[str, Any],
+) -> float:
+    """Write what the sweep is to `folder`/sweep.json: the command, what is to be compared, the runs' keys, what they come of. Return since when,
+    of the disk's clock, a record counts: ever, or since this `rerun`, or the same one that was not concluded, began."""
+    files = sorted({path for config in configs for path in _paths(canonical(config)) if os.path.exists(path)})
+    made_of = {"signature": signed, "files": files, "stamp": _stamp_of(files)}
+    write_json(
+        folder / SWEEP, {"name": folder.name, "command": command, "contrasts": contrasts, **made_of, "runs": list(keys)}
+    )
+    marker, content = folder / RERUN, digest([signed, made_of["stamp"], list(keys)])
+    if not rerun:
+        marker.unlink(missing_ok=True)
+    else:
+        with suppress(FileNotFoundError):  # another process concludes it
+            if marker.read_text() == content:
+                return rerun_since(folder)
+        write_atomic(marker, content)
+    return rerun_since(folder)
+
+
+def finished(folder: Path, outputs: Path, signed: str) -> list[str] | None:
+    """The keys of the sweep's runs where it is the one that `folder` has, of the same files, and all of it is done."""
+    if not (folder / SWEEP).exists():
+        return None
+    known = read_sweep(folder)
+    if known.get("signature") != signed or known["stamp"] != _stamp_of(known["files"]):
+        return None
+    return known["runs"] if all(is_done(run_folder(outputs, key)) for key in known["runs"]) else None
+
+
+def signature(cells: Iterable[Sequence[str]], master: DictConfig, config_folders: Iterable[Path]) -> str:
+    """Of all that the configs of the cells (overrides), and what is made of them, come of: less the files of data."""
+    stamps = [_stamp(_files(folder)) for folder in (Path(layergraft.__file__).parent, *config_folders)]
+    machine = [sys.version, *map(version, PACKAGES), *_gpus()]
+    return digest([[list(cell) for cell in cells], OmegaConf.to_yaml(master), machine, stamps])
+
+
+def _stamp_of(paths: Iterable[str]) -> str:
+    return digest([_stamp(_files(Path(path))) for path in paths if os.path.exists(path)])
+
+
+def _files(path: Path) -> Iterable[Path]:
+    """The file, or all that are in the folder."""
+    if path.is_file():
+        return [path]
+    return (Path(at) / name for at, _, names in sorted(os.walk(path)) for name in sorted(names) if name[-4:] != ".pyc")
+
+
+def _stamp(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    return [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+
+
+def _gpus() -> list[str]:
+    """What decides, without asking torch, whether it will see a GPU."""
+    return sorted(map(str, Path("/dev").glob("nvidia[0-9]*"))) + [os.environ.get("CUDA_VISIBLE_DEVICES", "-")]
+
+
+def _paths(plain: dict[str, Any]) -> Iterable[str]:
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            yield from _paths(value)
+        elif name in FILES and isinstance(value, str):
+            yield value

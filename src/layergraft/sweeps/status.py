@@ -1,0 +1,149 @@
+"""How far a sweep is, by what is in the store: whoever does it, wherever. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layergraft.errors import counted
+from layergraft.store.leases import claimed
+from layergraft.store.manifests import SWEEP, read_sweep, rerun_since
+from layergraft.store.records import CLAIMS, DONE, RECORD, run_folder, status_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERVAL = 2.0  # seconds
+RECENT = 20  # runs whose ends tell the pace
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a sweep is, in runs."""
+
+    total: int
+    done: int
+    """Completed, or diverged."""
+    failed: int
+    running: int
+    waiting: int
+    """Among them those that were interrupted and go on from a checkpoint."""
+    per_minute: float | None
+    """Runs that ended in a minute, of late; None where fewer than two did."""
+    donors: int
+    """That somebody makes now, for this sweep or another of the same store."""
+    troubled: dict[str, str]
+    """Key -> status of what failed or diverged."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        left = self.running + self.waiting
+        return 60 * left / self.per_minute if left and self.per_minute else (None if left else 0.0)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {getattr(self, name)}" for name in ("done", "running", "failed", "waiting"))
+        so_far = f"{parts} of {counted(self.total, 'run')}"
+        if not self.running + self.waiting:
+            return so_far
+        if self.donors:
+            so_far += f", {counted(self.donors, 'donor')} in the making"
+        elif not self.running:
+            return so_far  # what the pace was says nothing
+        pace = "" if self.per_minute is None else f", {self.per_minute:.3g} runs a minute"
+        left = "" if not self.seconds_left else f", about {duration(self.seconds_left)} left"
+        return f"{so_far}{pace}{left}"
+
+
+def status(folder: Path) -> Status:
+    """Of the sweep in `folder`. Raises UserError where there is none."""
+    keys = read_sweep(folder)["runs"]
+    outputs = folder.resolve().parents[1]
+    since = rerun_since(folder)
+    now, started = _now(folder), (folder / SWEEP).stat().st_mtime
+    alive = claimed(outputs / CLAIMS, now)
+    statuses = {key: status_of(run_folder(outputs, key), since) for key in keys}
+    running = [key for key in keys if key in alive]
+    ended = sorted(
+        age
+        for key in keys
+        if statuses[key] is not None and (age := _age(run_folder(outputs, key) / RECORD, now)) < now - started
+    )[:RECENT]
+    span = (ended[-1] if len(ended) > 1 else 0.0) / 60
+    number = Counter("running" if key in alive else statuses[key] for key in keys)
+    return Status(
+        total=len(keys),
+        done=sum(number[name] for name in DONE),
+        failed=number["failed"],
+        running=len(running),
+        waiting=len(keys) - sum(number[name] for name in (*DONE, "failed", "running")),
+        per_minute=len(ended) / span if span > 0 else None,
+        donors=sum(name.endswith(".claim") for name in claimed(outputs / "donors", now)),
+        troubled={key: name for key, name in statuses.items() if name in ("failed", "diverged") and key not in alive},
+    )
+
+
+def _now(folder: Path) -> float:
+    """Of the disk's clock, which may not be this machine's; of this machine's where nothing can be written."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+def _age(path: Path, now: float) -> float:
+    try:
+        return now - path.stat().st_mtime
+    except FileNotFoundError:  # released meanwhile
+        return float("inf")
+
+
+def duration(seconds: float) -> str:
+    """90 -> 2 min; 5400 -> 1 h 30 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def show(folder: Path, watch: bool) -> None:
+    """Print how far the sweep is; with `watch`, again every 2 seconds until nothing runs or waits."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    if watch:
+        follow(folder, lambda: (now := status(folder)).running + now.waiting > 0, console)
+    now = status(folder)
+    if not watch or not console.is_terminal:
+        console.print(str(now))
+    if now.waiting and not now.running + now.donors:
+        console.print(f"  nothing runs now; to go on: {read_sweep(folder)['command']}", markup=False)
+    for key, name in now.troubled.items():
+        console.print(f"  {name:<8}  {key}", markup=False)
+
+
+def follow(folder: Path, going: Callable[[], bool], console: Console | None = None, interval: float = INTERVAL) -> None:
+    """Show how far the sweep is for as long as it is `going`: in a terminal on one line, else a line for each tenth."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = console or Console(stderr=True, soft_wrap=True, highlight=False)
+    tenths = -1
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            still, now = going(), status(folder)
+            if live is not None:
+                live.update(str(now), refresh=True)
+            elif now.done * 10 // now.total != tenths:
+                tenths = now.done * 10 // now.total
+                console.print(str(now))
+            if not still:
+                return
+            time.sleep(interval)

@@ -1,0 +1,189 @@
+"""How good a network is on some images, and what its modules give for them: run without moving anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layergraft.hosts.norms import BATCH_NORMS
+from layergraft.metrics.tasks import Task
+
+BATCH = 128  # images at a time, which is what batch norm's re-estimated statistics are of
+
+
+def eagerly(network: nn.Module) -> Any:
+    """A context in which a compiled network runs as it is written: hooks are seen, and nothing is compiled for a look."""
+    return nullcontext() if network._compiled_call_impl is None else torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode that it was in."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with eagerly(network):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def measuring(network: nn.Module, anew: bool = False) -> Iterator[None]:
+    """Evaluation mode, but a batch norm whose statistics are still those it was born with, or any for `anew`, takes
+    the batch's: without statistics, activations would grow from block to block.
+
+    Nothing is moved: statistics, counts and modes are afterwards what they were.
+    """
+    tracking = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+    norms = [norm for norm in tracking if anew or _is_new(norm)]
+    counts = [
+        norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None
+    ]  # all of them have one
+    before: list[Any] = [(norm.momentum, count.clone(), type(norm)) for norm, count in zip(norms, counts, strict=True)]
+    with evaluating(network):
+        for norm in norms:
+            if isinstance(norm, nn.SyncBatchNorm):
+                setattr(norm, "__class__", nn.BatchNorm2d)  # noqa: B010  one process looks by itself: the others' batches would not come
+            norm.training, norm.momentum = True, 0.0
+        try:
+            yield
+        finally:
+            for norm, now, (momentum, count, kind) in zip(norms, counts, before, strict=True):
+                norm.momentum, norm.__class__ = momentum, kind
+                now.copy_(count)
+
+
+def _is_new(norm: nn.Module) -> bool:
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    return not mean.any() and bool((variance == 1).all())
+
+
+def reestimate(network: nn.Module, norms: Sequence[nn.Module], batches: Iterable[Tensor]) -> None:
+    """The running statistics of `norms` anew: the mean over the batches of what each sees in training. Modes stay."""
+    tracking: list[Any] = [norm for norm in norms if getattr(norm, "track_running_stats", False)]
+    momenta = [norm.momentum for norm in tracking]
+    with evaluating(network), torch.no_grad():
+        for norm in tracking:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over all batches
+            norm.training = True
+        for x_NCHW in batches if tracking else ():
+            network(x_NCHW)
+    for norm, momentum in zip(tracking, momenta, strict=True):
+        norm.momentum = momentum
+
+
+class Judged:
+    """Loss and accuracy over batches of logits, kept on the device until they are asked for."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.sums: list[Tensor] = []
+        self.logits: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, logits_NC: Tensor, y_N: Tensor) -> None:
+        right = self.task.num_right(logits_NC, y_N)
+        total = torch.full_like(right, len(y_N))
+        self.sums.append(torch.stack([self.task.loss(logits_NC, y_N, reduction="sum").double(), right, total]))
+        if self.task is not Task.multi_class:
+            self.logits.append((logits_NC, y_N))
+
+    def figures(self) -> dict[str, float]:
+        """`acc` in percent, the mean `loss`, and what else goes with the task."""
+        loss, right, total = torch.stack(self.sums).sum(0).tolist()
+        judged = [torch.cat(parts) for parts in zip(*self.logits, strict=True)]
+        return {"acc": 100 * right / total, "loss": loss / total, **(self.task.figures(*judged) if judged else {})}
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    task: Task,
+    mode: Callable[[nn.Module], Any] = measuring,
+) -> dict[str, float]:
+    """The figures of `network` over batches (x_NCHW, y_N), run as `mode` has it."""
+    judged = Judged(task)
+    with mode(network):
+        for x_NCHW, y_N in batches:
+            judged.add(network(x_NCHW), y_N)
+    return judged.figures()
+
+
+@dataclass
+class Statistics:
+    """Of all values that a module gives, `x_NC...`."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    zeros: int = 0
+    active_C: Tensor | None = None
+    """Which channels have given something other than 0."""
+
+    def add(self, x: Tensor) -> None:
+        self.count += x.numel()
+        self.total += x.sum(dtype=torch.float64).item()
+        self.squares += x.square().sum(dtype=torch.float64).item()
+        self.zeros += int((x == 0).sum())
+        active_C = (x != 0).transpose(0, 1).flatten(1).any(1)
+        self.active_C = active_C if self.active_C is None else self.active_C | active_C
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(max(0.0, self.squares / self.count - self.mean**2))
+
+    @property
+    def share_zero(self) -> float:
+        return self.zeros / self.count
+
+    @property
+    def share_dead(self) -> float:
+        """Of the channels: those that are 0 for every image, everywhere."""
+        assert self.active_C is not None  # something was added
+        return 1 - self.active_C.double().mean().item()
+
+
+@dataclass
+class Seen:
+    """A network on some images."""
+
+    activations: dict[str, Statistics] = field(default_factory=dict)
+    """Module path -> statistics of what it gives."""
+    loss: float = 0.0
+    accuracy: float = 0.0
+    """Percent."""
+
+
+def see(
+    network: nn.Module,
+    paths: Sequence[str],
+    x_NCHW: Tensor,
+    y_N: Tensor,
+    mode: Callable[[nn.Module], Any] = measuring,
+    task: Task = Task.multi_class,
+) -> Seen:
+    """Run `network` on these images, as `mode` has it, and look at what the modules at `paths` give."""
+    result = Seen({path: Statistics() for path in paths})
+
+    def record(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, args, output: result.activations[path].add(output)
+
+    handles = [network.get_submodule(path).register_forward_hook(record(path)) for path in paths]
+    figures = evaluate(network, zip(x_NCHW.split(BATCH), y_N.split(BATCH), strict=True), task, mode)
+    result.loss, result.accuracy = figures["loss"], figures["acc"]
+    for handle in handles:
+        handle.remove()
+    return result
