@@ -20,6 +20,7 @@ import pytorch_lightning as pl
 from measure import CUDA, Figure, composed
 
 from layergraft.runs.export import export
+from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 
 TOLERANCE = 1e-3
@@ -45,17 +46,17 @@ def ran(outputs: Path, device: str, precision: str, overrides: Sequence[str]) ->
     """Raises RuntimeError for a run that is not completed, or whose record or export is not whole."""
     config = composed(f"exec={device}", f"precision={precision}", "schedule.epochs=2", f"exec.outputs={outputs}", *overrides)  # fmt: skip
     first, start = FirstLoss(), time.perf_counter()
-    record = execute(config, [first])
+    record = execute(plan_run(config), [first])
     seconds = time.perf_counter() - start
     what = f"the run in {precision} on {device}"
-    if record["status"] != "completed":
-        raise RuntimeError(f"{what} {record['status']}:\n{record.get('traceback') or record.get('error')}")
-    wrong = [name for name, value in record["metrics"].items() if value is not None and not math.isfinite(value)]
-    if wrong or record["environment"]["device"].startswith("CPU") != (device == "cpu"):
-        raise RuntimeError(f"{what}: not finite: {wrong}; it ran on {record['environment']['device']}")
+    if record.status != "completed":
+        raise RuntimeError(f"{what} {record.status}:\n{record.traceback or record.error}")
+    wrong = [name for name, value in record.metrics.items() if value is not None and not math.isfinite(value)]
+    if wrong or record.environment["device"].startswith("CPU") != (device == "cpu"):
+        raise RuntimeError(f"{what}: not finite: {wrong}; it ran on {record.environment['device']}")
     for form in FORMATS:
         suffix = {"torch.export": "pt2"}.get(form, form)
-        export(outputs, record["key"], form, outputs / f"network.{suffix}")  # raises where the logits differ
+        export(outputs, record.key, form, outputs / f"network.{suffix}")  # raises where the logits differ
     return Ran(record, first.loss, seconds)
 
 

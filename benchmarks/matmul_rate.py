@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from layergraft.config.recipes import OptimSpec, ScheduleSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import TorchvisionResNet
+from layergraft.hosts.norms import statistics_paths
 from layergraft.strategies.plan import make_plan
 from layergraft.training.fit import Recipe, fit
-from layergraft.hosts.norms import statistics_paths
 
 GOAL = 30.0  # percent
 

@@ -62,7 +62,7 @@ def planned(arguments: list[str]) -> tuple[int, int, dict[str, float]]:
         composer = Timed(hydra.config_loader, config)
         cells = composer.without_foreign(cells)
         cleared = time.process_time()
-        jobs = sweep.plan(composer.each(cells))
+        jobs = sweep.planned(composer.each(cells))
         end = time.process_time()
     checked = end - cleared - composer.seconds
     parts = {"cells": made - start, "without_foreign": cleared - made, "composition": composer.seconds, "check and key": checked}  # fmt: skip

@@ -15,9 +15,9 @@ from run_time import backend_here, noise
 from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.norms import statistics_paths
 from layergraft.strategies.plan import make_plan
 from layergraft.training.fit import Recipe, fit
-from layergraft.hosts.norms import statistics_paths
 
 EPOCHS, IMAGES, BATCH = 20, 1280, 128
 STEM = ["conv1", "bn1"]

@@ -19,12 +19,12 @@ from layergraft.config.recipes import OptimSpec, ScheduleSpec
 from layergraft.config.specs import Device, Precision, SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.images import ImageData, Split
-from layergraft.donors.cache import ALL_TRAINS
 from layergraft.hosts import CifarResNet
+from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import resolve, survey
+from layergraft.networks.kept import ALL_TRAINS
 from layergraft.strategies.plan import make_plan
 from layergraft.training.fit import Backend, Recipe, fit
-from layergraft.hosts.norms import statistics_paths
 
 RUNGS = {
     "stale": SurgerySpec(),

@@ -35,10 +35,10 @@ from layergraft.config.specs import HostSpec, ProbeSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.images import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import STAGE, survey
 from layergraft.strategies.plan import make_plan
 from layergraft.training.fit import Backend, Recipe, Saving, fit
-from layergraft.hosts.norms import statistics_paths
 from layergraft.training.probes import Probes, Subject
 
 # What makes the host wait for a GPU; on a CPU, where nothing waits, a number that is read, which would.

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from measure import CUDA, Figure, composed
 
-from layergraft.runs.plan import obtain_donors
+from layergraft.runs.build import get_donors
+from layergraft.runs.plan import plan_run
 from layergraft.store.records import RECORD, read_record
 from layergraft.sweeps import sweep
 from layergraft.sweeps.pool import warm
@@ -118,17 +119,17 @@ def measured(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> Ite
         before = [composed(*size, "donor=random", "strategy=full", "host=resnet20", "schedule.epochs=2", f"seed={seed}") for seed in range(max(at_once))]  # fmt: skip
         configs = [composed(*size, *learned, f"strategy={strategy}", f"host={host}") for strategy, host in CELLS[:runs]]
         for config in (*before, *configs):
-            obtain_donors(config)
+            get_donors(plan_run(config))
         for number in at_once:
             outputs = Path(folder) / str(number)
             shutil.copytree(first / "donors", outputs / "donors")
             settings = {"outputs": str(outputs), "jobs_per_gpu": number, "workers": number}
             every = [replace(config, exec=replace(config.exec, **settings)) for config in (*before[:number], *configs)]
-            jobs = sweep.plan(([], config) for config in every)
+            jobs = sweep.planned(([], config) for config in every)
             begun = time.time()
             sweep.run(jobs)
-            folders = [sweep.folder_of(job) for job in jobs]
-            failed = [record for record in map(read_record, folders) if record["status"] != "completed"]
+            folders = [job.folder for job in jobs]
+            failed = [record for record in map(read_record, folders) if record.status != "completed"]
             if failed:
                 raise RuntimeError(f"{len(failed)} of {runs} runs failed: {failed[0].get('traceback') or failed[0]}")
             starts = sorted((folder / "config.yaml").stat().st_mtime for folder in folders[number:])

@@ -345,10 +345,10 @@ def test_plan_refuses_what_train_would(command):
 
 
 def test_scratch_takes_no_donor_whatever_is_asked_for(config):
-    from layergraft.runs.plan import checked
+    from layergraft.runs.plan import plan_run
 
     runs = [
-        checked(config("strategy=scratch", *more))
+        plan_run(config("strategy=scratch", *more))
         for more in ([], ["donor=random", "site=late"], ["surgery=insert", "surgery.gate=0"])
     ]
     assert len({run.key for run in runs}) == 1 and runs[0].grafted is None

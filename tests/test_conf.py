@@ -10,7 +10,7 @@ from tests.data.written import write
 
 from layergraft.cli.help import groups, line_of, train_help
 from layergraft.config.compose import Composer, conf_dir, to_config
-from layergraft.runs.plan import checked
+from layergraft.runs.plan import plan_run
 
 GROUPS = groups([conf_dir()])
 CHOICES = [(group, name) for group, names in GROUPS.items() for name in names if group not in ("experiment", "size")]
@@ -36,7 +36,7 @@ def test_every_choice_composes_and_is_a_run(group, name, config, tmp_path, monke
     if extra is None:
         assert config(f"{group}={name}").exec.device.name == "cuda"
         return
-    assert checked(config(f"{group}={name}", *extra)).key
+    assert plan_run(config(f"{group}={name}", *extra)).key
 
 
 @pytest.mark.parametrize("group, name", CHOICES)

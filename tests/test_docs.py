@@ -97,29 +97,29 @@ def without_training(there, monkeypatch):
 
     Plugins.instance()  # imports them anew, once
     import layergraft.runs.imports  # noqa: F401
-    from hydra_plugins.layergraft import advise_sweeper, launcher, optuna_sweeper, sweeper
-    from layergraft.runs import plan as assemble
-    from layergraft.sweeps import search
+    from layergraft.cli import show
+    from layergraft.runs.plan import plan_run
+    from layergraft.sweeps import advise, grid, launchers, search, study
 
     shutil.rmtree(there / "outputs/sweeps")  # where a sweep of the same name was planned and not run
     shutil.copytree(there / "sweeps", there / "outputs/sweeps")
     planned = []
     for name in ("train_one", "donate_one"):
-        monkeypatch.setattr(show, name, lambda config: planned.append(assemble.checked(config)))
-    monkeypatch.setattr(launcher.LayergraftLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
-    for module in (sweeper, advise_sweeper):
+        monkeypatch.setattr(show, name, lambda config: planned.append(plan_run(config)))
+    monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
+    for module in (grid, advise):
         monkeypatch.setattr(module, "finish", lambda *_: None)
-    monkeypatch.setattr(search.Search, "run", lambda self, space, job_of, *_: planned.append(space))
-    monkeypatch.setattr(optuna_sweeper.OptunaSweeper, "show", lambda *_: None)
+    monkeypatch.setattr(study.Search, "run", lambda self, space, plan_of, *_: planned.append(space))
+    monkeypatch.setattr(search.SearchSweeper, "show", lambda *_: None)
 
     def measured(self, names, cells, at, folder):
-        planned.extend(self._jobs(cells, at))
+        planned.extend(self._plans(cells, at))
         folder.mkdir(parents=True, exist_ok=True)
         figures = np.arange(len(cells) * len(at.seeds)).reshape(len(cells), -1) * 1.0
         return figures, figures, []
 
-    monkeypatch.setattr(advise_sweeper.AdviseSweeper, "_measured", measured)
-    monkeypatch.setattr(show, "print_similarity", lambda config: planned.append(assemble.checked(config)))
+    monkeypatch.setattr(advise.AdviseSweeper, "_measured", measured)
+    monkeypatch.setattr(show, "print_similarity", lambda config: planned.append(plan_run(config)))
     return planned
 
 

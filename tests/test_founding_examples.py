@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from layergraft.config.specs import SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import TorchvisionResNet
+from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import survey
 from layergraft.strategies.plan import make_plan
 from layergraft.surgery import graft
 from layergraft.training.fit import Backend, Recipe, fit
-from layergraft.hosts.norms import statistics_paths
 
 EPOCHS, WIDTH, UNFREEZE = 4, 8, 2
 HOST = TorchvisionResNet("resnet18", width=WIDTH, stem="imagenet")

@@ -13,6 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from layergraft.config.compose import conf_dir, spelled, to_config
+from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 
 KEPT = Path(__file__).with_suffix(".json")
@@ -42,10 +43,10 @@ def losses(name, outputs):
     """Training loss of each epoch, and validation and test loss at the end."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         asked = [*SMALL, *map(spelled, RUNS[name]), f"exec.outputs={outputs}"]
-        record = execute(to_config(compose("config", asked)))
-    assert record["status"] == "completed", record
-    curves = pd.read_csv(outputs / "runs" / record["key"] / "curves.csv")
-    return [*curves["train/loss"], curves["val/loss"].iloc[-1], record["metrics"]["test/loss"]]
+        record = execute(plan_run(to_config(compose("config", asked))))
+    assert record.status == "completed", record
+    curves = pd.read_csv(outputs / "runs" / record.key / "curves.csv")
+    return [*curves["train/loss"], curves["val/loss"].iloc[-1], record.metrics["test/loss"]]
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -8,6 +8,7 @@ from tests.data.written import medmnist_arrays
 from torch.nn import functional as F
 
 from layergraft.metrics.tasks import Task
+from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 
 LOGITS = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -53,14 +54,14 @@ def test_a_run_on_a_set_of_medmnist(name, arrays, figure, config, tmp_path):
                  "host=resnet8", "host.width=4", "schedule.epochs=2", "donor.schedule.epochs=1", "exec.device=cpu",
                  "regularizer.mixup=0.2", "regularizer.ema=0.9", "exec.similarity.resamples=2",
                  "exec.probe.epochs=[0,-1]", "strategy=auto_rgn")  # fmt: skip
-    record = execute(run)
-    assert record["status"] == "completed", record.get("traceback")
-    metrics = record["metrics"]
+    record = execute(plan_run(run))
+    assert record.status == "completed", record.traceback
+    metrics = record.metrics
     assert ("test/auc" in metrics, "test/mae" in metrics) == (figure == "auc", figure == "mae")
     if figure:
         assert f"val/{figure}" in metrics and 0 <= metrics[f"test/{figure}"] <= 4
-    assert record["data"]["task"] == {"auc": "multi_label", "mae": "ordinal"}.get(figure, "multi_class")
-    measured = set(record["similarity"]["fixed"])
+    assert record.data["task"] == {"auc": "multi_label", "mae": "ordinal"}.get(figure, "multi_class")
+    measured = set(record.similarity["fixed"])
     assert measured == {"frechet", "a_distance", "logme"} | ({"leep"} if figure != "auc" else set())
 
 

@@ -7,7 +7,7 @@ from tests.data.written import write
 from layergraft.cli.help import groups
 from layergraft.config.compose import conf_dir
 from layergraft.errors import UserError
-from layergraft.runs.plan import checked
+from layergraft.runs.plan import plan_run
 
 NAMES = list(groups([conf_dir()])["data"])
 # Smaller batches where there are few images.
@@ -38,14 +38,14 @@ def test_no_image_is_in_two_splits_and_all_are_sound(name, loaded):
     for split in data.splits.values():
         assert split.x_NCHW.dtype == np.uint8 and split.x_NCHW.shape[1:] == data.shape and len(split)
         assert 0 <= split.y_N.min() and split.y_N.max() < data.num_classes == len(data.class_names)
-    assert checked(run).key
+    assert plan_run(run).key
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_files_give_the_same_data_wherever_they_lie(name, loaded):
     run = loaded(name)
     again = loaded(name)
-    assert checked(run).key == checked(again).key
+    assert plan_run(run).key == plan_run(again).key
     moved = dict(vars(run.data))
     for place in run.data.places:
         moved[place] = "elsewhere"

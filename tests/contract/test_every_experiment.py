@@ -65,11 +65,11 @@ def test_every_experiment_can_be_planned_on_the_digits(name, tmp_path, command, 
     from hydra.core.plugins import Plugins
 
     Plugins.instance()  # imports them anew, once
-    from hydra_plugins.layergraft import launcher, sweeper
+    from layergraft.sweeps import grid, launchers
 
     planned = []
-    monkeypatch.setattr(launcher.LayergraftLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
-    monkeypatch.setattr(sweeper, "finish", lambda *_: None)
+    monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
+    monkeypatch.setattr(grid, "finish", lambda *_: None)
     code, _, err = command("train", "-m", f"+experiment={name}", "size=digits", f"exec.outputs={tmp_path}", "seed=0")
     assert code == 0 and planned, err
 

@@ -10,12 +10,12 @@ from layergraft.config.recipes import OptimSpec, ScheduleSpec
 from layergraft.config.specs import SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import resolve, survey
-from layergraft.runs.plan import checked
+from layergraft.runs.plan import plan_run
 from layergraft.strategies.plan import make_plan
 from layergraft.surgery import graft
 from layergraft.training.fit import Recipe, fit
-from layergraft.hosts.norms import norm_paths, statistics_paths
 
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
 EPOCHS = 4
@@ -88,16 +88,16 @@ def test_what_is_frozen_is_byte_identical_and_the_rest_moves(name, optim, grafte
 def test_every_strategy_is_a_run_at_every_depth_and_site(name, host, config):
     keys = set()
     for site in ("early", "late"):
-        run = checked(config(f"strategy={name}", f"host={host}", f"site={site}", "host.width=16"))
+        run = plan_run(config(f"strategy={name}", f"host={host}", f"site={site}", "host.width=16"))
         keys.add(run.key)
-        in_groups = [parameter for names in run.plan.groups.values() for parameter in names]
-        assert sorted(in_groups) == sorted(name for name, _ in run.network.named_parameters())
+        in_groups = [parameter for names in run.strategy.groups.values() for parameter in names]
+        assert sorted(in_groups) == sorted(run.parameters)
     assert len(keys) == (1 if name == "scratch" else 2)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_takes_group_norm_and_a_stem(name, config):
-    assert checked(config(f"strategy={name}", "host=resnet20", "host.norm=group", "donor.kind=stem", "site=conv1")).key
+    assert plan_run(config(f"strategy={name}", "host=resnet20", "host.norm=group", "donor.kind=stem", "site=conv1")).key
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

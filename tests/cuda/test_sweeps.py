@@ -12,6 +12,7 @@ import torch
 from benchmarks.chaos import workers
 
 from layergraft.runs.failures import MEMORY
+from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.store.records import read_record
 from layergraft.sweeps import sweep
@@ -22,23 +23,23 @@ pytestmark = pytest.mark.cuda
 def planned(on_device, number, *overrides):
     """Runs of so many seeds, two at a time."""
     side_by_side = ["exec.jobs_per_gpu=2", "exec.workers=2", "exec.checkpoint_seconds=0", "strategy=freeze", *overrides]
-    return sweep.plan(([*overrides], on_device(*side_by_side, f"seed={seed}")) for seed in range(number))
+    return sweep.planned(([*overrides], on_device(*side_by_side, f"seed={seed}")) for seed in range(number))
 
 
 def records(jobs):
-    return [read_record(sweep.folder_of(job)) for job in jobs]
+    return [read_record(job.folder) for job in jobs]
 
 
 def test_two_workers_side_by_side(on_device, tmp_path, device):
     jobs = planned(on_device, 4)
     sweep.run(jobs)
     there = records(jobs)
-    assert [record["status"] for record in there] == ["completed"] * 4, there
-    assert {record["environment"]["device"].startswith("CPU") for record in there} == {device == "cpu"}
-    alone = execute(on_device("strategy=freeze", f"exec.outputs={tmp_path / 'alone'}"))
-    assert alone["key"] == jobs[0].key
+    assert [record.status for record in there] == ["completed"] * 4, there
+    assert {record.environment["device"].startswith("CPU") for record in there} == {device == "cpu"}
+    alone = execute(plan_run(on_device("strategy=freeze", f"exec.outputs={tmp_path / 'alone'}")))
+    assert alone.key == jobs[0].key
     close = {"abs": 1e-6} if device == "cpu" else {"rel": 0.05}
-    assert there[0]["metrics"]["train/loss"] == pytest.approx(alone["metrics"]["train/loss"], **close)
+    assert there[0]["metrics"]["train/loss"] == pytest.approx(alone.metrics["train/loss"], **close)
 
 
 def test_a_killed_worker_loses_no_run(on_device, tmp_path, device):
@@ -47,7 +48,7 @@ def test_a_killed_worker_loses_no_run(on_device, tmp_path, device):
 
     def kill():
         end = time.monotonic() + 60
-        while not any((sweep.folder_of(job) / "last.ckpt").exists() for job in jobs):
+        while not any((job.folder / "last.ckpt").exists() for job in jobs):
             if time.monotonic() > end:
                 return  # no run began: the test says so
             time.sleep(0.01)
@@ -59,13 +60,14 @@ def test_a_killed_worker_loses_no_run(on_device, tmp_path, device):
     sweep.run(jobs)
     thread.join()
     there = records(jobs)
-    assert killed and [record["status"] for record in there] == ["completed"] * 2
-    assert [len(pd.read_csv(sweep.folder_of(job) / "curves.csv")) for job in jobs] == [20, 20]
+    assert killed and [record.status for record in there] == ["completed"] * 2
+    assert [len(pd.read_csv(job.folder / "curves.csv")) for job in jobs] == [20, 20]
     if device == "cpu":  # where a run has the same bits each time
         calm = [
-            execute(replace(job.config, exec=replace(job.config.exec, outputs=str(tmp_path / "calm")))) for job in jobs
+            execute(plan_run(replace(job.config, exec=replace(job.config.exec, outputs=str(tmp_path / "calm")))))
+            for job in jobs
         ]
-        assert [record["metrics"] for record in there] == [record["metrics"] for record in calm]
+        assert [record.metrics for record in there] == [record.metrics for record in calm]
 
 
 # 1,512 images in one batch: its activations alone are some 6 GiB.
@@ -90,7 +92,7 @@ def test_what_runs_out_of_memory_is_recorded_and_tried_again_alone(on_device, de
     def again(self, task, outcome, pool):
         if outcome.transient == MEMORY:
             let_go()
-            failed.append((read_record(sweep.folder_of(task.about)), task.crowd))
+            failed.append((read_record(task.about.folder), task.crowd))
         found = plain(self, task, outcome, pool)
         assert outcome.transient != MEMORY or found.crowd == 1
         return found
@@ -101,6 +103,6 @@ def test_what_runs_out_of_memory_is_recorded_and_tried_again_alone(on_device, de
     finally:
         let_go()
     assert failed and all(crowd is None for _, crowd in failed)
-    assert all(record is None or record["status"] == "failed" and "memory" in record["error"] for record, _ in failed)
+    assert all(record is None or record.status == "failed" and "memory" in record.error for record, _ in failed)
     assert any(record is not None for record, _ in failed)
-    assert [record["status"] for record in records(jobs)] == ["completed"] * 2
+    assert [record.status for record in records(jobs)] == ["completed"] * 2

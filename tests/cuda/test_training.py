@@ -14,15 +14,14 @@ from layergraft.config.specs import ProbeSpec, SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.pixels import Streamed
 from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import survey
-from layergraft.runs.plan import assemble, backend_of, outputs_of, probes_of, recipe_of
+from layergraft.runs.plan import plan_run
 from layergraft.runs.similarity import similarity
-from layergraft.runs.train import execute
-from layergraft.store.records import run_folder
+from layergraft.runs.train import execute, probes_of
 from layergraft.strategies.plan import make_plan
 from layergraft.surgery import calibrated, graft
 from layergraft.training.fit import Backend, Recipe, fit
-from layergraft.hosts.norms import statistics_paths
 from layergraft.training.probes import Probes, Subject
 from training.test_prefix import KEPT, STEM, both_ways, frozen
 from training.test_resume import ADAMW, COSINE, SGD, Experiment, require_exact_from_every_checkpoint
@@ -31,11 +30,11 @@ pytestmark = pytest.mark.cuda
 
 
 def trained(config):
-    """(the run as it was assembled, its record, the weights that it ended with)."""
-    before = assemble(config)
-    record = execute(config)
-    assert record["status"] == "completed", record.get("traceback")
-    return before, record, load_file(run_folder(outputs_of(config), record["key"]) / "model.safetensors")
+    """(the run as it was built, its record, the weights that it ended with)."""
+    before = plan_run(config).build()
+    record = execute(before.plan)
+    assert record.status == "completed", record.traceback
+    return before, record, load_file(before.plan.folder / "model.safetensors")
 
 
 @pytest.fixture
@@ -55,8 +54,8 @@ def apart(some, others):
 @pytest.mark.parametrize("precision", ["float32", "bf16_mixed"])
 def test_what_is_frozen_is_byte_identical_afterwards(on_device, precision):
     before, _, after = trained(on_device("strategy=freeze", "optim=sgd", f"precision={precision}", "site=layer2.0"))
-    still = [*before.plan.groups["graft"]]
-    still += [f"{path}.{name}" for path, group in before.plan.norms.items() if group == "graft"
+    still = [*before.plan.strategy.groups["graft"]]
+    still += [f"{path}.{name}" for path, group in before.plan.strategy.norms.items() if group == "graft"
                for name in ("running_mean", "running_var", "num_batches_tracked")]  # fmt: skip
     start = before.network.state_dict()
     moved = {name for name, tensor in start.items() if not torch.equal(tensor, after[name])}
@@ -92,7 +91,7 @@ def test_it_learns_what_it_learns_on_a_cpu(on_device, tmp_path, strategy):
     options = [f"strategy={strategy}", "precision=float32", "optim=sgd", "optim.lr=0.01", "data.train_size=200", "schedule.epochs=2"]  # fmt: skip
     start, record, there = trained(on_device(*options))
     _, again, here = trained(on_device(*options, "exec=cpu", f"exec.outputs={tmp_path / 'cpu'}"))
-    assert record["key"] == again["key"]
+    assert record.key == again["key"]
     moved = apart(here, start.network.state_dict())
     assert moved > 0 and apart(there, here) < 0.01 * moved
 
@@ -121,11 +120,11 @@ def test_calibration_and_least_squares_give_what_they_give_on_a_cpu(images, devi
 def test_probes_and_similarity_see_what_they_see_on_a_cpu(on_device, tmp_path):
     options = ["donor=pca", "strategy=freeze", "precision=float32", "exec.similarity.resamples=2", "schedule.epochs=1"]
     (there, first), (here, second) = (
-        (execute(config), similarity(config, assemble(config)))
+        (execute(plan_run(config)), similarity(plan_run(config).build()))
         for config in (on_device(*options), on_device(*options, "exec=cpu", f"exec.outputs={tmp_path / 'cpu'}"))
     )
-    assert first == there["similarity"] and second == here["similarity"]
-    seen, wanted = there["probes"][0], here["probes"][0]
+    assert first == there.similarity and second == here.similarity
+    seen, wanted = there.probes[0], here.probes[0]
     assert seen == pytest.approx(wanted, rel=5e-3, abs=1e-4) and len(seen) > 15
     assert first["site"].keys() == second["site"].keys() != set()
     for at in second["site"]:
@@ -157,17 +156,17 @@ def test_batches_read_from_the_disk_are_those_that_lie_on_the_device(images, dev
 @pytest.mark.parametrize("precision, rounding", [("float32", 0.01), ("bf16_mixed", 0.2)])
 def test_channels_last_is_the_same_training(on_device, device, precision, rounding):
     options = ["strategy=full", "optim=sgd", "optim.lr=0.01", "schedule.epochs=2", "host.width=16"]
-    before = assemble(on_device(*options))
+    before = plan_run(on_device(*options)).build()
     ended = []
     for last in (True, False):
         network, seen = copy.deepcopy(before.network), []
         network.layer1.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output))
-        batches = Batches.of(before.data, BatchSpec(50), 0, device)
+        batches = Batches.of(before.images, BatchSpec(50), 0, device)
         fit(
             network,
-            before.plan,
+            before.plan.strategy,
             batches,
-            recipe_of(on_device(*options)),
+            Recipe(before.config.optim, before.config.schedule),
             Backend(device, precision, channels_last=last),
         )
         assert seen[0].is_contiguous(memory_format=torch.channels_last) == last
@@ -198,10 +197,11 @@ def test_a_look_moves_nothing(on_device, deterministic):
     ended = []
     for epochs, looks in (("[]", []), ("[0,1,-1]", [0, 1, 2])):
         config = on_device(*options, f"exec.probe.epochs={epochs}")
-        before = assemble(config)
-        batches = Batches.of(before.data, BatchSpec(50), 0, before.backend.device)
-        probes = probes_of(config, before, batches)
-        fit(before.network, before.plan, batches, recipe_of(config), backend_of(config), probe=probes)
+        before = plan_run(config).build()
+        batches = Batches.of(before.images, BatchSpec(50), 0, before.backend.device)
+        probes = probes_of(before, batches)
+        recipe = Recipe(config.optim, config.schedule)
+        fit(before.network, before.plan.strategy, batches, recipe, before.backend, probe=probes)
         assert [point["epoch"] for point in probes.points] == looks
         ended.append({name: tensor.cpu() for name, tensor in before.network.state_dict().items()})
     assert all(torch.equal(tensor, ended[1][name]) for name, tensor in ended[0].items())

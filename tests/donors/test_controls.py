@@ -5,11 +5,10 @@ import torch
 
 from conftest import CPU, GREY
 from layergraft.config.recipes import ScheduleSpec
-from layergraft.config.specs import Control
 from layergraft.data import Digits
 from layergraft.donors import TrainedDonor
 from layergraft.donors.cache import obtain
-from layergraft.donors.controls import CONTROLS, controlled
+from layergraft.donors.controls import CONTROLS, Control, without
 from layergraft.donors.forms import Block, Conv, Place
 
 FILTERS = torch.randn(64, 16, 3, 3, generator=torch.Generator().manual_seed(0)).cumsum(3) + 0.3  # neighbours alike
@@ -60,7 +59,7 @@ def test_small_filters_stay_finite(control, shape):
 def test_every_convolution_of_a_block_is_controlled_and_norms_stay():
     block = Block("bottleneck", 8, 4, 16, 1, shortcut="conv").build()
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-    after = controlled(block, Control.permuted, 0).state_dict()
+    after = without(block, Control.permuted, 0).state_dict()
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert changed == {"conv1.weight", "conv2.weight", "conv3.weight", "downsample.0.weight"}
 
@@ -73,5 +72,5 @@ def test_a_control_is_made_of_the_trained_donor_which_is_trained_once(control, t
     spec.control = control
     made = obtain(spec, place, CPU, tmp_path)
     assert made.provenance["control_of"] == plain.provenance["key"] and f".{control.name}." in made.provenance["key"]
-    torch.testing.assert_close(made.layer.weight, controlled(plain.layer, control, 0).weight, rtol=0, atol=0)
+    torch.testing.assert_close(made.layer.weight, without(plain.layer, control, 0).weight, rtol=0, atol=0)
     assert len([path for path in (tmp_path / "donors").iterdir() if path.is_dir()]) == 2

@@ -9,10 +9,11 @@ import torch
 
 from conftest import CPU, GREY, place_at
 from layergraft.config.recipes import OptimSpec, ScheduleSpec
-from layergraft.config.specs import Control
 from layergraft.data import Digits
 from layergraft.donors import RandomDonor, TrainedDonor
-from layergraft.donors.cache import key_of, obtain
+from layergraft.donors.base import key_of
+from layergraft.donors.cache import obtain
+from layergraft.donors.controls import Control
 from layergraft.donors.forms import Block, Conv, Place, Stem, form_of
 from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
@@ -158,14 +159,14 @@ def test_processes_that_ask_at_once_train_it_once(tmp_path):
         process.join()
     assert first == second
     (folder,) = [path for path in (tmp_path / "donors").iterdir() if path.is_dir()]  # and nothing half-written
-    assert len(list(folder.glob("events.*"))) == 1
+    assert len(list((tmp_path / "networks" / folder.name).glob("events.*"))) == 1
 
 
 def test_a_donor_whose_training_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("out of cheese")
 
-    monkeypatch.setattr("layergraft.donors.cache._fit", broken)
+    monkeypatch.setattr("layergraft.networks.kept._fit", broken)
     with pytest.raises(RuntimeError, match="out of cheese"):
         obtain(trained(), PLACE, CPU, tmp_path)
     assert not [path for path in (tmp_path / "donors").iterdir() if path.is_dir()]

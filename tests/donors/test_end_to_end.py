@@ -27,7 +27,7 @@ def test_every_site_cuts_from_the_same_network(tmp_path):
         path: obtain(spec(kind=kind), place_at(HOST, path, GREY), CPU, tmp_path)
         for path, kind in (("conv1", "stem"), ("layer2.0.conv1", None), ("layer3.0", None), ("layer1", None))
     }
-    (folder,) = (tmp_path / "donors").glob("network.*")
+    (folder,) = (tmp_path / "networks").iterdir()
     network = load_file(folder / "network.safetensors")
     assert torch.equal(donors["layer2.0.conv1"].layer.weight, network["layer2.0.conv1.weight"])
     assert torch.equal(donors["conv1"].layer.norm.running_var, network["bn1.running_var"])
@@ -59,7 +59,7 @@ def test_a_host_with_weights_gives_its_own_layer_untrained(tmp_path):
     own = spec(host=CifarResNet("resnet8", width=4, weights=str(tmp_path / "host.safetensors")))
     donor = obtain(own, place_at(HOST, "layer2.0.conv2", GREY), CPU, tmp_path)
     assert torch.equal(donor.layer.weight, network.layer2[0].conv2.weight)
-    assert not list((tmp_path / "donors").glob("network.*")) and "metrics" not in donor.provenance
+    assert not list((tmp_path / "networks").iterdir()) and "metrics" not in donor.provenance
     own.schedule = ScheduleSpec(epochs=1)  # of no effect, since nothing is trained
     assert (
         obtain(own, place_at(HOST, "layer2.0.conv2", GREY), CPU, tmp_path).provenance["key"] == donor.provenance["key"]

@@ -23,28 +23,28 @@ def test_finds_what_was_swept(records):
     runs = tidy(records)
     assert len(runs.table) == 14 and runs.swept == []  # nothing but the axes
     for record, _ in records[::2]:
-        record["config"]["optim"]["lr"] = 0.5
+        record.config["optim"]["lr"] = 0.5
     assert tidy(records).swept == ["optim.lr"]
 
 
 def test_a_swept_name_or_donor_seed_is_an_axis(records):
     for record, _ in records[::2]:
-        record["config"]["schedule"]["name"] = "cosine"
-        record["config"]["donor"]["seed"] = 99
+        record.config["schedule"]["name"] = "cosine"
+        record.config["donor"]["seed"] = 99
     assert set(tidy(records).swept) == {"donor.seed", "schedule.name"}
 
 
 def test_what_a_donor_takes_over_from_the_run_is_no_axis(records):
     for number, (record, _) in enumerate(records):
-        record["config"]["host"]["width"] = [4, 8][number % 2]
-        if "seed" in record["config"]["donor"]:
-            record["config"]["donor"]["host"] = dict(record["config"]["host"])  # as donor=self has it
+        record.config["host"]["width"] = [4, 8][number % 2]
+        if "seed" in record.config["donor"]:
+            record.config["donor"]["host"] = dict(record.config["host"])  # as donor=self has it
     assert tidy(records).swept == ["host.width"]
 
 
 def test_swept_surgery_tells_arms_apart_and_scratch_has_none(records):
     for number, (record, _) in enumerate(records):
-        record["config"]["surgery"]["calibrate"] = ["none", "moments"][number % 2]
+        record.config["surgery"]["calibrate"] = ["none", "moments"][number % 2]
     runs = tidy(records)
     assert runs.swept == ["surgery.calibrate"]
     arms = set(design(runs).runs.arm)
@@ -54,9 +54,9 @@ def test_swept_surgery_tells_arms_apart_and_scratch_has_none(records):
 
 def test_values_are_written_as_people_write_them(records):
     for number, (record, _) in enumerate(records):
-        record["config"]["data"]["corrupt"]["blocks"] = [None, 4][number % 2]
-        record["config"]["host"]["skips"] = number % 2 == 0
-        record["config"]["data"]["classes"] = [[0, 1], [2, 3]][number % 2]
+        record.config["data"]["corrupt"]["blocks"] = [None, 4][number % 2]
+        record.config["host"]["skips"] = number % 2 == 0
+        record.config["data"]["classes"] = [[0, 1], [2, 3]][number % 2]
     table = tidy(records).table
     assert set(table["data.corrupt.blocks"]) == {"null", "4"} and set(table["host.skips"]) == {"true", "false"}
     assert set(table["data.classes"]) == {"0+1", "2+3"}
@@ -69,7 +69,7 @@ def test_a_row_a_run_whatever_became_of_it(sweep, tmp_path):
     (outputs / "runs" / lost / "record.json").unlink()
     record = read_record(run_folder(outputs, failed))
     record |= {"status": "failed", "error": "RuntimeError: <b>bad</b>"}
-    del record["metrics"]
+    del record.metrics
     (outputs / "runs" / failed / "record.json").write_text(json.dumps(record))
     page = report.write([outputs / "sweeps" / "small"]).read_text()
     for name in ("csv", "parquet"):
@@ -114,7 +114,7 @@ def test_what_is_no_folder_of_runs_is_refused(sweep, tmp_path):
 def test_a_key_that_some_lack_tells_runs_apart(path, records):
     *parents, name = path.split(".")
     for record, _ in records[::2]:
-        there = record["config"]
+        there = record.config
         for parent in parents:
             there = there.setdefault(parent, {})
         there[name] = 0.1
@@ -128,23 +128,23 @@ def test_a_key_that_some_lack_tells_runs_apart(path, records):
 
 def test_a_donor_seed_that_only_some_fix_does_not_split_the_others(records):
     for record, _ in records[::2]:
-        if "seed" in record["config"]["donor"]:
-            record["config"]["donor"]["seed"] = 99
+        if "seed" in record.config["donor"]:
+            record.config["donor"]["seed"] = 99
     levels = set(tidy(records).table["donor.seed"])
     assert {"99", "as the run's"} <= levels <= {"99", "as the run's", "-"}
 
 
 def test_what_goes_with_a_host_alone_is_told(records):
     for record, _ in records[::2]:
-        record["axes"]["host"] = record["config"]["host"]["name"] = "resnet34"
-        record["config"]["host"]["width"] = 64
+        record.axes["host"] = record.config["host"]["name"] = "resnet34"
+        record.config["host"]["width"] = 64
     runs = tidy(records)
     assert runs.swept == []
     assert runs.notes == ["host.width goes with the host: resnet34 has 64, resnet18 has 4"]
 
 
 def test_runs_alike_in_everything_are_told(records):
-    again = [(record | {"key": f"{record['key']}-again"}, folder) for record, folder in records[:2]]
+    again = [(record | {"key": f"{record.key}-again"}, folder) for record, folder in records[:2]]
     (note,) = tidy([*records, *again]).notes
     assert note.startswith("4 runs are alike in every axis, seed included, and count as their mean, such as ")
 
@@ -157,7 +157,7 @@ def test_a_damaged_record_and_one_that_lacks_fields_are_runs_all_the_same(sweep,
     record = json.loads((sparse / "record.json").read_text())
     for name in ("plan", "data", "similarity", "timings", "donors", "surgery"):
         record.pop(name, None)
-    record["environment"] = {"device": "CPU"}
+    record.environment = {"device": "CPU"}
     (sparse / "record.json").write_text(json.dumps(record))
     (sparse / "curves.csv").write_text("epoch\n1\n")
     text = report.write([outputs / "sweeps" / "small"]).read_text()
@@ -166,7 +166,7 @@ def test_a_damaged_record_and_one_that_lacks_fields_are_runs_all_the_same(sweep,
 
 def test_what_was_never_reached_is_told_from_what_does_not_apply(records):
     for record, _ in records:
-        record["metrics"]["steps_to/90"] = None
+        record.metrics["steps_to/90"] = None
     table = tidy(records).table
     assert (table["steps_to/90"] == float("inf")).all()
     assert table["steps_to/recover"].isna().equals(table.donor == "none")

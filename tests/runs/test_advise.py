@@ -54,7 +54,7 @@ def test_the_rounds_are_those_that_were_announced(first, advised):
 def test_no_round_is_shorter_than_an_arm_takes(command, tmp_path, monkeypatch):
     told = "2 arms: 2 x 1 seed of 2 epochs, 1 x 2 seeds of 2 epochs"  # hybrid thaws halfway
     asked = ["site=early,late", "strategy=hybrid", "--seeds=2", "--finalists=1", *SMALL]  # 2 epochs
-    from hydra_plugins.layergraft.advise_sweeper import AdviseSweeper
+    from layergraft.sweeps.advise import AdviseSweeper
 
     def stop(*_):
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tests.conftest import TINY
 from layergraft.errors import RunFailed, UserError
 from layergraft.runs import export as exporting
 from layergraft.runs.export import export, trained_network
-from layergraft.runs.plan import assemble, outputs_of
+from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 
 FORMATS = ["safetensors", "torch.export", "onnx"]
@@ -37,13 +38,13 @@ def key(sweep):
 )  # fmt: skip
 def test_the_network_is_put_together_from_the_record_alone(overrides, config, tmp_path):
     given = config(*TINY, "schedule.epochs=1", "host=resnet18", "strategy=full", *overrides, f"exec.outputs={tmp_path}")
-    record = execute(given)
-    assert record["status"] == "completed", record.get("traceback")
+    record = execute(plan_run(given))
+    assert record.status == "completed", record.traceback
     shutil.rmtree(tmp_path / "data", ignore_errors=True)
-    network, _ = trained_network(outputs_of(given), record["key"])
-    own = assemble(given).network.eval()
-    own.load_state_dict(load_file(tmp_path / "runs" / record["key"] / "model.safetensors"))
-    channels, *size = record["data"]["image"]
+    network, _ = trained_network(Path(given.exec.outputs), record.key)
+    own = plan_run(given).build().network.eval()
+    own.load_state_dict(load_file(tmp_path / "runs" / record.key / "model.safetensors"))
+    channels, *size = record.data["image"]
     x_NCHW = torch.randn(3, given.host.in_channels or channels, *size)
     with torch.no_grad():
         assert torch.equal(network(x_NCHW), own(x_NCHW))
@@ -53,7 +54,7 @@ def test_the_network_is_put_together_from_the_record_alone(overrides, config, tm
 def test_every_format_gives_the_same_logits(form, sweep, key, tmp_path):
     path = export(sweep, key, form, tmp_path / f"network{exporting.SUFFIXES[form]}")
     network, record = trained_network(sweep, key)
-    x_NCHW = torch.randn(7, *record["data"]["image"])
+    x_NCHW = torch.randn(7, *record.data["image"])
     with torch.no_grad():
         wanted = network(x_NCHW)
         if form == "torch.export":
@@ -64,7 +65,7 @@ def test_every_format_gives_the_same_logits(form, sweep, key, tmp_path):
             given = torch.from_numpy(onnxruntime.InferenceSession(path).run(None, {"images": x_NCHW.numpy()})[0])
         else:
             with safe_open(path, "pt") as file:
-                assert json.loads(file.metadata()["config"]) == record["config"]
+                assert json.loads(file.metadata()["config"]) == record.config
                 assert len(json.loads(file.metadata()["normalization"])["mean"]) == 1
             network.load_state_dict(load_file(path))
             given = network(x_NCHW)
@@ -105,9 +106,9 @@ def test_what_was_written_classifies_as_the_record_says(sweep, key, config, tmp_
     """Images normalised by the record's mean and deviation give the run's own test accuracy."""
     network, record = trained_network(sweep, key)
     network.load_state_dict(load_file(export(sweep, key, to=tmp_path / "a.safetensors")))
-    test = config().data.load(record["axes"]["seed"]).test
-    mean, std = (torch.tensor(record["normalization"][name])[:, None, None] for name in ("mean", "std"))
+    test = config().data.load(record.axes["seed"]).test
+    mean, std = (torch.tensor(record.normalization[name])[:, None, None] for name in ("mean", "std"))
     with torch.no_grad():
         logits = network((torch.from_numpy(test.x_NCHW) / 255 - mean) / std)
     found = 100 * (logits.argmax(1).numpy() == test.y_N).mean()
-    assert found == pytest.approx(record["metrics"]["test/acc"])
+    assert found == pytest.approx(record.metrics["test/acc"])

@@ -14,6 +14,7 @@ from layergraft.config.compose import Composer
 from layergraft.errors import UserError
 from layergraft.runs import train as runs
 from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, is_full, spoils_its_process, transient
+from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.store.records import read_record, run_folder
 from layergraft.sweeps import sweep
@@ -69,12 +70,12 @@ def tiny(config, tmp_path):
 @pytest.mark.parametrize("error", [FULL, RuntimeError("No space left on device (os error 28)")])
 def test_a_full_disk_fails_no_run_and_it_goes_on_from_its_checkpoint(tiny, tmp_path, error):
     with pytest.raises(DiskFull, match="is full; once there is room the same command goes on where it was"):
-        execute(tiny(), [Raise(error, 4)])
+        execute(plan_run(tiny()), [Raise(error, 4)])
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
     assert read_record(folder) is None and (folder / "last.ckpt").exists()
-    again = execute(tiny())
-    whole = execute(tiny(f"exec.outputs={tmp_path / 'whole'}"))
-    assert again["resumed"] and again["metrics"] == whole["metrics"]
+    again = execute(plan_run(tiny()))
+    whole = execute(plan_run(tiny(f"exec.outputs={tmp_path / 'whole'}")))
+    assert again.resumed and again.metrics == whole.metrics
 
 
 def test_a_disk_that_is_full_when_the_record_is_written(tiny, tmp_path, monkeypatch):
@@ -83,10 +84,10 @@ def test_a_disk_that_is_full_when_the_record_is_written(tiny, tmp_path, monkeypa
 
     monkeypatch.setattr(runs, "write_json", full)
     with pytest.raises(DiskFull):
-        execute(tiny())
+        execute(plan_run(tiny()))
     monkeypatch.undo()
-    again = execute(tiny())
-    assert again["resumed"] and again["status"] == "completed"
+    again = execute(plan_run(tiny()))
+    assert again.resumed and again.status == "completed"
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_a_run_that_was_taken_over_while_it_was_stopped_commits_nothing(tiny, tm
 
     monkeypatch.setattr(runs, "claim", lost)
     with pytest.raises(runs.Claimed, match="another process has taken .* over"):
-        execute(tiny())
+        execute(plan_run(tiny()))
     assert not list(tmp_path.glob("outputs/runs/*/record.json"))
 
 
@@ -186,7 +187,7 @@ def jobs(tmp_path):
             fixed = [*fixed, f"exec.outputs={tmp_path}", *overrides]
             master = compose("config", overrides=fixed, return_hydra_config=True)
             composer = Composer(GlobalHydra.instance().hydra.config_loader, master)
-            return sweep.plan(composer.each([[*fixed, f"seed={seed}"] for seed in range(number)]))
+            return sweep.planned(composer.each([[*fixed, f"seed={seed}"] for seed in range(number)]))
 
     return planned
 
@@ -208,7 +209,7 @@ def test_what_died_is_tried_again_and_then_recorded_with_what_is_known(jobs, tmp
     sweep.run(planned, crew=Scripted(script), where=["", ""])
     assert tried == {0: 1, 1: 3, 2: 3, 3: 1}  # exec.retries is 2
     record = read_record(run_folder(tmp_path, planned[1].key))
-    assert (record["status"], record["error"]) == ("failed", "its worker process died: killed by SIGKILL")
+    assert (record.status, record.error) == ("failed", "its worker process died: killed by SIGKILL")
     tried.clear()
     sweep.run(jobs(2, "exec.retries=0"), crew=Scripted(script), where=[""])
     assert tried == {0: 1, 1: 1}
@@ -262,7 +263,7 @@ def test_a_workers_own_error_is_recorded_with_its_traceback(jobs, tmp_path):
     planned = jobs(1)
     sweep.run(planned, crew=Scripted(lambda *_: Failed("KeyError", "'a'", "Traceback ... in there")), where=[""])
     record = read_record(run_folder(tmp_path, planned[0].key))
-    assert (record["status"], record["error"], record["traceback"]) == ("failed", "'a'", "Traceback ... in there")
+    assert (record.status, record.error, record.traceback) == ("failed", "'a'", "Traceback ... in there")
 
 
 def test_a_worker_that_is_killed_in_mid_run_costs_nothing(tmp_path, command, monkeypatch):
@@ -341,16 +342,16 @@ def test_a_rerun_that_fails_is_not_hidden_by_the_old_record(jobs, tmp_path):
     write_json(folder / "record.json", {"key": planned.key, "status": "completed"})
     lost = Failed(WORKER_DIED, "it died", "")
     sweep.run([planned], newer_than=time.time() + 60, crew=Scripted(lambda *_: lost), where=[""])
-    assert read_record(folder)["status"] == "failed"
+    assert read_record(folder).status == "failed"
 
 
 def test_a_sweep_is_planned_for_gpus_where_there_is_none(config, monkeypatch):
-    from layergraft.runs.plan import checked, for_gpus
+    from layergraft.runs.plan import for_gpus, plan_run
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     here = config("strategy=freeze")
     there = for_gpus(here)
-    assert checked(there).backend.precision == "bf16_mixed" and checked(there).key != checked(here).key
-    assert checked(there).key == checked(config("strategy=freeze", "precision=bf16_mixed")).key
+    assert plan_run(there).backend.precision == "bf16_mixed" and plan_run(there).key != plan_run(here).key
+    assert plan_run(there).key == plan_run(config("strategy=freeze", "precision=bf16_mixed")).key
     for fixed in (config("precision=float32"), config("exec=cpu")):
         assert for_gpus(fixed) == fixed

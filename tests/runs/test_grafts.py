@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from conftest import TINY
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
-from layergraft.runs.plan import assemble, checked, obtain_donors
+from layergraft.runs.build import get_donors
+from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.store.records import run_folder
 
@@ -59,13 +60,13 @@ def arm(config, tmp_path):
 @pytest.mark.parametrize("name", ARMS)
 def test_every_kind_of_graft_trains_and_what_is_frozen_stays(name, arm):
     config = arm(name)
-    start = assemble(config)
-    assert start.key == checked(config).key
-    record = execute(config)
-    assert record["status"] == "completed", record.get("traceback")
-    assert [change["site"] for change in record["surgery"]] == [graft.site.path for graft in start.grafted.grafts]
-    assert all(change["did"] for change in record["surgery"]) and len(record["donors"]) == len(record["surgery"])
-    state = load_file(run_folder(Path(config.exec.outputs), record["key"]) / "model.safetensors")
+    start = plan_run(config).build()
+    assert start.key == plan_run(config).key
+    record = execute(plan_run(config))
+    assert record.status == "completed", record.traceback
+    assert [change["site"] for change in record.grafts] == [graft.site.path for graft in start.grafted.grafts]
+    assert all(change["did"] for change in record.grafts) and len(record.donors) == len(record.grafts)
+    state = load_file(run_folder(Path(config.exec.outputs), record.key) / "model.safetensors")
     frozen = [path for path in start.grafted.roles["graft"]] if config.strategy.name == "freeze" else []
     for tensor_name, tensor in start.network.state_dict().items():
         if any(tensor_name == path or tensor_name.startswith(path + ".") for path in frozen):
@@ -76,7 +77,7 @@ def test_every_kind_of_graft_trains_and_what_is_frozen_stays(name, arm):
 
 def test_the_key_follows_surgery_and_the_content_of_files(arm, tmp_path):
     def key(name, *more):
-        return checked(arm(name, *more)).key
+        return plan_run(arm(name, *more)).key
 
     base = key("extracted")
     other = {
@@ -96,7 +97,7 @@ def test_the_key_follows_surgery_and_the_content_of_files(arm, tmp_path):
 
 def test_controls_are_made_of_the_very_donor_that_they_control(config, tmp_path):
     def donor(name):
-        return obtain_donors(config(*TINY, "strategy=freeze", f"donor={name}", f"exec.outputs={tmp_path}"))[
+        return get_donors(plan_run(config(*TINY, "strategy=freeze", f"donor={name}", f"exec.outputs={tmp_path}")))[
             0
         ].provenance
 
@@ -107,7 +108,7 @@ def test_controls_are_made_of_the_very_donor_that_they_control(config, tmp_path)
 
 def test_what_does_not_act_is_not_in_the_key(config):
     def key(*more):
-        return checked(config(*TINY, "strategy=freeze", *more)).key
+        return plan_run(config(*TINY, "strategy=freeze", *more)).key
 
     base = key()
     for idle in ("surgery.images=7", "surgery.start=random", "surgery.where=before", "site=[early]"):
@@ -121,16 +122,18 @@ def test_an_extracted_donor_is_checked_before_any_run(arm, tmp_path):
     state.pop("layer2.0.bn2.weight")
     save_file(state, tmp_path / "net.safetensors")
     with pytest.raises(UserError, match="missing: bn2.weight"):
-        checked(config)
+        plan_run(config)
 
 
 def test_end_to_end_is_trained_on_the_source_even_in_a_host_with_weights(arm):
-    own, end_to_end = (assemble(arm("self with weights", *more)).network for more in ([], ["donor=end_to_end", EPOCHS]))
+    own, end_to_end = (
+        plan_run(arm("self with weights", *more)).build().network for more in ([], ["donor=end_to_end", EPOCHS])
+    )
     assert not torch.equal(own.layer3[0].conv2.weight, end_to_end.layer3[0].conv2.weight)
 
 
 def test_self_is_the_layer_of_a_host_that_was_trained_on_the_target(arm):
-    run = assemble(arm("self"))
+    run = plan_run(arm("self")).build()
     metrics = run.donors[0].provenance["metrics"]
     assert (
         run.donors[0].provenance["network"].startswith("network.resnet8-digits_0_to_4.seed0.")
@@ -144,7 +147,7 @@ def test_self_is_the_layer_of_a_host_that_was_trained_on_the_target(arm):
 
 
 def test_self_of_a_host_with_weights_changes_nothing(arm):
-    run = assemble(arm("self with weights"))
+    run = plan_run(arm("self with weights")).build()
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(run.network.eval()(x), run.grafted.host.eval()(x))
@@ -158,12 +161,12 @@ def test_adapters_learn_even_where_the_layers_around_them_are_frozen(config, tmp
         "surgery.calibrate=moments",
         f"exec.outputs={tmp_path}",
     ]
-    plan = checked(config(*TINY[:2], *overrides)).plan
+    plan = plan_run(config(*TINY[:2], *overrides)).plan
     assert plan.groups["graft"] == ["layer1.0.conv1.donor.weight"]
     assert {"layer1.0.conv1.affine.weight", "layer1.0.conv1.affine.bias"} <= set(plan.groups["rest"])
 
 
 def test_donors_of_several_sites_are_shared_with_runs_of_one(config, tmp_path):
     common = [*TINY, "strategy=freeze", f"exec.outputs={tmp_path}"]
-    both = checked(config(*common, "site=[early,late]")).donor_keys
-    assert both == tuple(checked(config(*common, f"site={site}")).donor_keys[0] for site in ("early", "late"))
+    both = plan_run(config(*common, "site=[early,late]")).donor_keys
+    assert both == tuple(plan_run(config(*common, f"site={site}")).donor_keys[0] for site in ("early", "late"))

@@ -119,7 +119,7 @@ def test_a_slurm_array_of_which_one_job_is_requeued_and_the_other_runs_out_of_ti
     assert re.search(r"SLURM jobs \d+: layergraft-small", err) and "3 of 3 runs completed" in err
     assert "Caught signal SIGUSR2" in log and "this job is timed-out" in log
     assert differences(calm(180), tmp_path) == {"lost": [], "more": [], "different": []}
-    assert any(read_record(path.parent)["resumed"] for path in tmp_path.glob("runs/*/record.json"))
+    assert any(read_record(path.parent).resumed for path in tmp_path.glob("runs/*/record.json"))
 
 
 def test_what_slurm_does_not_take_is_one_line(cluster, tmp_path, command):

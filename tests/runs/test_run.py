@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import LAYERGRAFT, TINY
 from layergraft.errors import RunFailed, UserError
 from layergraft.runs import train as runs
-from layergraft.runs.plan import assemble, checked
+from layergraft.runs.plan import backend_of, plan_run
 from layergraft.runs.train import execute
+from layergraft.store.records import RunRecord
 from layergraft.training.fit import Backend
 from layergraft.training.module import Diverged
 
@@ -29,13 +30,13 @@ def tiny(config, tmp_path):
 
 
 def test_what_a_run_writes(tiny, tmp_path):
-    record = execute(tiny("strategy=hybrid", "site=late", "seed=3"))
-    folder = tmp_path / "runs" / record["key"]
-    assert record["key"].startswith("hybrid.late.resnet18.trained.seed3.")
+    record = execute(plan_run(tiny("strategy=hybrid", "site=late", "seed=3")))
+    folder = tmp_path / "runs" / record.key
+    assert record.key.startswith("hybrid.late.resnet18.trained.seed3.")
     assert {path.name.split(".")[0] for path in folder.iterdir()} == {"config", "curves", "events", "model", "record"}
     assert json.loads((folder / "record.json").read_text()) == record
-    assert record["status"] == "completed" and record["surgery"][0]["site"] == "layer4.1.conv2"
-    assert record["axes"] == {
+    assert record.status == "completed" and record.grafts[0]["site"] == "layer4.1.conv2"
+    assert record.axes == {
         "strategy": "hybrid",
         "site": "late",
         "host": "resnet18",
@@ -43,58 +44,56 @@ def test_what_a_run_writes(tiny, tmp_path):
         "data": "digits_0_to_4",
         "seed": 3,
     }
-    assert (tmp_path / "donors" / record["donors"][0]["key"] / "donor.safetensors").exists()
+    assert (tmp_path / "donors" / record.donors[0]["key"] / "donor.safetensors").exists()
     curves = pd.read_csv(folder / "curves.csv")
     assert list(curves.epoch) == [0, 1]
-    assert curves["val/acc"].iloc[-1] == record["metrics"]["val/acc"]
+    assert curves["val/acc"].iloc[-1] == record.metrics["val/acc"]
     assert list(curves["lr/graft"]) == [0.0, pytest.approx(1e-4)]  # frozen, then unfrozen at a tenth
     assert (
-        record["plan"]["groups"]["graft"]["parameters"]
+        record.plan["groups"]["graft"]["parameters"]
         == load_file(folder / "model.safetensors")["layer4.1.conv2.weight"].numel()
     )
 
 
 def test_a_frozen_donor_is_byte_identical_in_the_trained_network(tiny, tmp_path):
-    record = execute(tiny("strategy=freeze", "site=middle"))
-    donor = load_file(tmp_path / "donors" / record["donors"][0]["key"] / "donor.safetensors")["weight"]
+    record = execute(plan_run(tiny("strategy=freeze", "site=middle")))
+    donor = load_file(tmp_path / "donors" / record.donors[0]["key"] / "donor.safetensors")["weight"]
     assert torch.equal(
-        load_file(tmp_path / "runs" / record["key"] / "model.safetensors")[f"{record['surgery'][0]['site']}.weight"],
+        load_file(tmp_path / "runs" / record.key / "model.safetensors")[f"{record.grafts[0]['site']}.weight"],
         donor,
     )
 
 
 def test_the_store_is_a_memory(tiny, tmp_path, monkeypatch):
-    first = execute(tiny())
+    first = execute(plan_run(tiny()))
     monkeypatch.setattr(runs, "fit", None)  # to train again would raise
-    assert execute(tiny()) == first
+    assert execute(plan_run(tiny())) == first
     monkeypatch.undo()
-    again = execute(tiny("exec.rerun=true"))
-    assert (
-        again["metrics"] == first["metrics"] and again["started"] >= first["started"]
-    )  # the same numbers, bit for bit
+    again = execute(plan_run(tiny("exec.rerun=true")))
+    assert again.metrics == first.metrics and again.started >= first.started  # the same numbers, bit for bit
 
 
 def test_key_holds_what_decides_the_numbers_and_no_more(config):
-    base = checked(config("strategy=freeze")).key
+    base = plan_run(config("strategy=freeze")).key
     same = ["exec=cpu", "exec.workers=3", "exec.outputs=elsewhere", "exec.threads=2", "precision=float32"]
-    assert {checked(config("strategy=freeze", override)).key for override in same} == {base}
+    assert {plan_run(config("strategy=freeze", override)).key for override in same} == {base}
     others = ["seed=1", "optim.lr=0.002", "site=late", "data.shift=0", "donor.k=3", "donor.data.classes=[5,6]", "host.width=32",
               "schedule.epochs=29", "precision=bf16_mixed", "donor=random", "strategy.groups.graft=[head]"]  # fmt: skip
-    assert len({checked(config("strategy=freeze", override)).key for override in others} | {base}) == len(others) + 1
+    assert len({plan_run(config("strategy=freeze", override)).key for override in others} | {base}) == len(others) + 1
 
 
 def test_a_key_stays_in_its_folder(config):
-    key = checked(config("strategy=freeze", "strategy.name='../../a b'")).key
+    key = plan_run(config("strategy=freeze", "strategy.name='../../a b'")).key
     assert key.startswith("-.-..-a-b.early.resnet18.trained.seed0.") and "/" not in key
 
 
 def test_scratch_does_not_depend_on_the_site(config):
-    keys = {checked(config("donor=none", "strategy=full", f"site={site}")).key for site in ("early", "late")}
+    keys = {plan_run(config("donor=none", "strategy=full", f"site={site}")).key for site in ("early", "late")}
     assert len(keys) == 1
 
 
 def test_arms_of_a_seed_share_host_data_and_order(config, tmp_path):
-    arms = [assemble(config(*TINY[:2], "optim.batch_size=25", f"exec.outputs={tmp_path}", *arm)) for arm in
+    arms = [plan_run(config(*TINY[:2], "optim.batch_size=25", f"exec.outputs={tmp_path}", *arm)).build() for arm in
             (["donor=none", "strategy=full"], ["donor=random", "strategy=freeze", "site=late"], TINY[2:3] + ["strategy=hybrid", "site=late"])]  # fmt: skip
     scratch = arms[0].network.state_dict()
     for arm in arms[1:]:
@@ -110,12 +109,12 @@ def test_a_failure_leaves_its_traceback(tiny, tmp_path, monkeypatch):
         raise RuntimeError("out of cheese")
 
     monkeypatch.setattr(runs, "fit", broken)
-    record = execute(tiny())
-    assert (record["status"], record["error"]) == ("failed", "RuntimeError: out of cheese")
-    assert "in broken" in record["traceback"]
-    assert json.loads((tmp_path / "runs" / record["key"] / "record.json").read_text()) == record
+    record = execute(plan_run(tiny()))
+    assert (record.status, record.error) == ("failed", "RuntimeError: out of cheese")
+    assert "in broken" in record.traceback
+    assert json.loads((tmp_path / "runs" / record.key / "record.json").read_text()) == record
     monkeypatch.undo()
-    assert execute(tiny())["status"] == "completed"  # what failed is tried again
+    assert execute(plan_run(tiny())).status == "completed"  # what failed is tried again
 
 
 def test_divergence_and_interruption_are_recorded(tiny, tmp_path, monkeypatch):
@@ -126,22 +125,22 @@ def test_divergence_and_interruption_are_recorded(tiny, tmp_path, monkeypatch):
         return fit
 
     monkeypatch.setattr(runs, "fit", raising(Diverged("the training loss is nan in epoch 1")))
-    assert execute(tiny())["status"] == "diverged"
+    assert execute(plan_run(tiny())).status == "diverged"
     monkeypatch.setattr(runs, "fit", raising(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        execute(tiny("seed=1"))
+        execute(plan_run(tiny("seed=1")))
     (folder,) = [path for path in (tmp_path / "runs").glob("*.seed1.*") if path.is_dir()]
     assert json.loads((folder / "record.json").read_text())["status"] == "interrupted"
 
 
 def test_a_real_divergence(tiny):
-    record = execute(tiny("optim=sgd", "optim.batch_size=25", "optim.lr=1e30", "strategy=full"))
-    assert record["status"] == "diverged" and "epoch 0" in record["error"]
+    record = execute(plan_run(tiny("optim=sgd", "optim.batch_size=25", "optim.lr=1e30", "strategy=full")))
+    assert record.status == "diverged" and "epoch 0" in record.error
 
 
 def test_nothing_is_written_for_bad_input(tiny, tmp_path):
     with pytest.raises(UserError):
-        execute(tiny("site=layer9"))
+        execute(plan_run(tiny("site=layer9")))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,13 +167,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(config, tmp_path):
     overrides = [*TINY[:1], *TINY[3:], *LONG, "exec.threads=1", "exec.probe.epochs=[0,2,-1]"]
     checkpoint = killed(overrides, tmp_path / "killed", epochs=3)
     assert not (checkpoint.parent / "record.json").exists()
-    whole = execute(config(*overrides, f"exec.outputs={tmp_path / 'whole'}"))
-    resumed = execute(config(*overrides, f"exec.outputs={tmp_path / 'killed'}"))
-    assert (whole["resumed"], resumed["resumed"]) == (False, True) and whole["status"] == "completed"
+    whole = execute(plan_run(config(*overrides, f"exec.outputs={tmp_path / 'whole'}")))
+    resumed = execute(plan_run(config(*overrides, f"exec.outputs={tmp_path / 'killed'}")))
+    assert (whole.resumed, resumed.resumed) == (False, True) and whole.status == "completed"
     for name in ("key", "metrics", "probes", "plan", "surgery"):
         assert resumed[name] == whole[name], name
     for name in ("model.safetensors", "curves.csv"):
-        one, two = (tmp_path / which / "runs" / whole["key"] / name for which in ("whole", "killed"))
+        one, two = (tmp_path / which / "runs" / whole.key / name for which in ("whole", "killed"))
         assert one.read_bytes() == two.read_bytes(), name
     assert not checkpoint.exists()  # it is done
     events = EventAccumulator(str(checkpoint.parent))
@@ -196,11 +195,11 @@ def test_a_run_that_was_interrupted_goes_on_and_one_that_failed_does_not(tiny, t
 
     settings = tiny(*LONG[1:])
     with pytest.raises(KeyboardInterrupt):
-        execute(settings, [Stop(KeyboardInterrupt())])
-    first = execute(settings, [Stop(ValueError("no luck"))])
-    assert first["resumed"] and first["status"] == "failed"
-    again = execute(settings)
-    assert not again["resumed"] and again["status"] == "completed"  # what failed may fail for what it was resumed from
+        execute(plan_run(settings), [Stop(KeyboardInterrupt())])
+    first = execute(plan_run(settings), [Stop(ValueError("no luck"))])
+    assert first.resumed and first.status == "failed"
+    again = execute(plan_run(settings))
+    assert not again.resumed and again.status == "completed"  # what failed may fail for what it was resumed from
 
 
 def test_resuming_by_name_and_what_cannot_be_resumed(tiny, tmp_path):
@@ -210,25 +209,23 @@ def test_resuming_by_name_and_what_cannot_be_resumed(tiny, tmp_path):
                 (checkpoint,) = tmp_path.glob("runs/*/last.ckpt")
                 shutil.copy(checkpoint, tmp_path / "kept.ckpt")
 
-    whole = execute(tiny(*LONG[1:]), [Keep()])
+    whole = execute(plan_run(tiny(*LONG[1:])), [Keep()])
     kept = f"exec.resume={tmp_path / 'kept.ckpt'}"
-    again = execute(tiny(*LONG[1:], kept, "exec.rerun=true"))
-    assert again["resumed"] and again["metrics"] == whole["metrics"]
+    again = execute(plan_run(tiny(*LONG[1:], kept, "exec.rerun=true")))
+    assert again.resumed and again.metrics == whole.metrics
     for overrides, message in {
         ("optim.lr=0.5",): r"is of another run, which differs in config.optim.lr \(0.001 then, 0.5 now\)",
         ("host=resnet20",): r"differs in config.host.name \(resnet18 then, resnet20 now\)",
         ("strategy=freeze",): "differs in config.strategy.name",
         ("exec.resume=nowhere.ckpt",): "there is no checkpoint nowhere.ckpt",
-        (
-            f"exec.resume={tmp_path / 'runs' / whole['key'] / 'model.safetensors'}",
-        ): "is not a whole checkpoint of a run",
+        (f"exec.resume={tmp_path / 'runs' / whole.key / 'model.safetensors'}",): "is not a whole checkpoint of a run",
     }.items():
         with pytest.raises(UserError, match=message) as error:
-            execute(tiny(*LONG[1:], kept, "exec.rerun=true", *overrides))
+            execute(plan_run(tiny(*LONG[1:], kept, "exec.rerun=true", *overrides)))
         assert "\n" not in str(error.value)
-    assert execute(tiny(*LONG[1:]))["metrics"] == whole["metrics"]  # nothing was lost
+    assert execute(plan_run(tiny(*LONG[1:]))).metrics == whole.metrics  # nothing was lost
     with pytest.raises(UserError, match="is in the store already; exec.rerun=true does it again from the checkpoint"):
-        execute(tiny(*LONG[1:], kept))
+        execute(plan_run(tiny(*LONG[1:], kept)))
 
 
 @pytest.mark.parametrize("asked, said", [("auto", True), ("bf16_mixed", False), ("float32", False)])
@@ -236,9 +233,11 @@ def test_a_gpu_without_bf16_is_trained_on_in_float32_which_is_said(config, monke
     for name, value in {"is_available": True, "device_count": 1, "get_device_capability": (7, 5), "get_device_name": "Tesla T4"}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     run = config("strategy=freeze", "exec=auto", f"precision={asked}")
-    backend = checked(run).backend
+    backend = backend_of(run)
     assert (backend.device, backend.precision) == ("cuda", "float32" if asked == "auto" else asked)
-    monkeypatch.setattr(show, "execute", lambda *_: {"key": "a", "status": "failed", "error": "not here"})
+    from layergraft.cli import show
+
+    monkeypatch.setattr(show, "execute", lambda *_: RunRecord("a", "failed", error="not here"))
     with pytest.raises(RunFailed):
         show.train_one(run)
     line = "precision:   float32, since Tesla T4 has no bf16 in hardware"

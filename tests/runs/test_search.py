@@ -28,8 +28,8 @@ def test_a_search_goes_on_and_its_runs_are_in_the_store(tmp_path, command):
     assert values == sorted(values, reverse=True) and {row["strategy"] for row in first} <= {"freeze", "full"}
     for row in first:
         record = read_record(tmp_path / "runs" / row["key"])
-        assert record["metrics"]["val/acc"] == float(row["val/acc"])
-        assert record["config"]["optim"]["lr"] == float(row["optim.lr"]) and 1e-4 <= float(row["optim.lr"]) <= 1e-1
+        assert record.metrics["val/acc"] == float(row["val/acc"])
+        assert record.config["optim"]["lr"] == float(row["optim.lr"]) and 1e-4 <= float(row["optim.lr"]) <= 1e-1
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/record.json")}
     code, _, err = command("train", *arguments, "hydra.sweeper.num_trials=6")
     assert code == 0 and "6 trials completed" in err
@@ -50,12 +50,12 @@ def test_a_bad_trial_is_pruned_and_a_sweep_finishes_its_run(tmp_path, command):
     pruned = [row for row in rows(tmp_path) if row["status"] == "pruned"]
     assert code == 0 and pruned and f"{16 - len(pruned)} trials completed, {len(pruned)} pruned" in err
     record = read_record(tmp_path / "runs" / pruned[0]["key"])
-    assert record["status"] == "pruned" and record["error"].startswith("after epoch ")
+    assert record.status == "pruned" and record.error.startswith("after epoch ")
     lr = pruned[0]["optim.lr"]
     sweep = [*search[:1], f"optim.lr={lr}", "seed=0,1", *search[3:-2], "exec.sweep=whole", "schedule.epochs=8"]
     code, _, err = command("train", *sweep, f"exec.outputs={tmp_path}")
     whole = read_record(tmp_path / "runs" / pruned[0]["key"])
-    assert code == 0 and whole["status"] == "completed" and whole["resumed"]
+    assert code == 0 and whole.status == "completed" and whole.resumed
 
 
 def test_what_was_running_when_a_search_was_killed_is_run_again(tmp_path, command):
@@ -121,14 +121,14 @@ def test_bad_searches(overrides, message, tmp_path, command):
 
 def test_trials_are_planned_as_the_launchers_machines_will_do_them(tmp_path, command, monkeypatch):
     Plugins.instance()  # executes the plugins' modules anew where they were imported before, once
-    from hydra_plugins.layergraft.launcher import LayergraftLauncher
+    from layergraft.sweeps.launchers import LocalLauncher
 
     there = lambda self, config: replace(config, precision=Precision.bf16_mixed)  # noqa: E731  a GPU, from a head node
-    monkeypatch.setattr(LayergraftLauncher, "resolved", there)
+    monkeypatch.setattr(LocalLauncher, "resolved", there)
     search = [*BASE, "schedule.epochs=1", "hydra.sweeper.num_trials=1", f"exec.outputs={tmp_path}"]
     assert command("train", *search)[0] == 0
     record = read_record(tmp_path / "runs" / rows(tmp_path)[0]["key"])
-    assert record["status"] == "completed" and record["config"]["precision"] == "bf16_mixed"
+    assert record.status == "completed" and record.config["precision"] == "bf16_mixed"
 
 
 def test_nothing_to_search_over(tmp_path, command):

@@ -9,7 +9,7 @@ from tests.conftest import TINY
 
 from layergraft.data import Textures
 from layergraft.data.features import gabor_features
-from layergraft.runs.plan import assemble
+from layergraft.runs.plan import assemble, plan_run
 from layergraft.runs.similarity import similarity
 from layergraft.runs.train import execute
 
@@ -58,7 +58,7 @@ def test_what_the_site_sees_is_what_the_donor_saw_where_host_and_donor_have_the_
 
 def test_it_is_in_the_record_and_measured_once_for_all_strategies(config, tmp_path):
     runs = [config(*TINY, f"exec.outputs={tmp_path}", f"strategy={name}") for name in ("freeze", "full")]
-    records = [execute(run) for run in runs]
+    records = [execute(plan_run(run)) for run in runs]
     assert set(records[0]["similarity"]) == {"fixed", "images", "target test images in source train", "site"}
     assert records[0]["similarity"] == records[1]["similarity"]
     assert len(list((tmp_path / "similarity").iterdir())) == 2
@@ -76,9 +76,11 @@ def test_it_is_in_the_record_and_measured_once_for_all_strategies(config, tmp_pa
 def test_a_donor_that_learns_from_no_images_has_no_source(donor, config, tmp_path):
     strategy = "strategy=scratch" if donor == "none" else "strategy=freeze"
     assert (
-        execute(config(strategy, *[o for o in TINY if "donor" not in o], f"donor={donor}", f"exec.outputs={tmp_path}"))[
-            "similarity"
-        ]
+        execute(
+            plan_run(
+                config(strategy, *[o for o in TINY if "donor" not in o], f"donor={donor}", f"exec.outputs={tmp_path}")
+            )
+        ).similarity
         is None
     )
 

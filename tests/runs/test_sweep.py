@@ -41,13 +41,13 @@ def test_every_run_once_with_its_controls(sweep):
         "freeze.late.resnet18.random": 2,
         "full.resnet18.none": 2,  # once a seed, not once a site
     }
-    assert all(read_record(sweep / "runs" / key)["status"] == "completed" for key in keys(sweep))
+    assert all(read_record(sweep / "runs" / key).status == "completed" for key in keys(sweep))
 
 
 def test_donors_are_trained_once_and_shared(sweep):
     donors = [path.name for path in (sweep / "donors").iterdir() if path.is_dir()]
     assert len(donors) == 8  # 2 shapes x 2 seeds, trained and untrained
-    used = [donor["key"] for key in keys(sweep) for donor in read_record(sweep / "runs" / key)["donors"]]
+    used = [donor["key"] for key in keys(sweep) for donor in read_record(sweep / "runs" / key).donors]
     assert sorted(set(used)) == sorted(donors)
 
 

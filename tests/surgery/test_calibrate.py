@@ -9,9 +9,10 @@ from layergraft.config.specs import SurgerySpec
 from layergraft.donors.forms import Stem
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.norms import batch_norms
 from layergraft.hosts.sites import survey
-from layergraft.surgery.calibrate import passing, reconstruction_error, reestimate
-from layergraft.training.evaluation import measuring
+from layergraft.surgery.calibrate import passing, reconstruction_error
+from layergraft.training.evaluation import measuring, reestimate
 from surgery.test_operations import HOST, IMAGE, lived_in, one_of_each
 
 X = torch.randn(96, *IMAGE, generator=torch.Generator().manual_seed(1))
@@ -30,7 +31,7 @@ def outputs(network, path):
 def test_re_estimation_restores_the_statistics_of_an_intact_host():
     host = HOST.build(IMAGE, 5, seed=0)
     with torch.no_grad():
-        reestimate(host, [X])  # what they are on these images
+        reestimate(host, batch_norms(host), [X])  # what they are on these images
         host.eval()
         wanted, logits = {name: t.clone() for name, t in host.state_dict().items()}, host(X)
         spoiled = lived_in(HOST)  # stale statistics; the weights of its convolutions are the host's
@@ -72,7 +73,7 @@ def test_re_estimation_is_torchs_own_update_bn():
 
     ours, theirs = lived_in(HOST), lived_in(HOST)
     with torch.no_grad():
-        reestimate(ours, list(X.split(32)))
+        reestimate(ours, batch_norms(ours), X.split(32))
     theirs.train()
     swa.update_bn(X.split(32), theirs)
     for name, tensor in theirs.state_dict().items():

@@ -12,12 +12,12 @@ from layergraft.config.recipes import OptimSpec, ScheduleSpec
 from layergraft.config.specs import SurgerySpec
 from layergraft.data import Digits
 from layergraft.data.batches import Batches, BatchSpec
-from layergraft.donors.cache import ALL_TRAINS
 from layergraft.hosts import CifarResNet
+from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import survey
+from layergraft.networks.kept import ALL_TRAINS
 from layergraft.strategies.plan import make_plan
 from layergraft.training.fit import Recipe, fit
-from layergraft.hosts.norms import statistics_paths
 
 DATA = Digits(classes=list(range(10))).load(0)
 HOST = CifarResNet("resnet8", width=8)

@@ -23,6 +23,7 @@ from layergraft.data.digits import Digits
 from layergraft.donors import TrainedDonor
 from layergraft.donors.forms import Conv
 from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import survey
 from layergraft.metrics.tasks import Task
 from layergraft.runs.similarity import _inputs
@@ -30,10 +31,9 @@ from layergraft.strategies.plan import make_plan
 from layergraft.surgery import calibrated, graft
 from layergraft.surgery.calibrate import reconstruction_error
 from layergraft.training import gradients
-from layergraft.training.evaluation import evaluating, measuring, see
 from layergraft.training.averages import Averages
+from layergraft.training.evaluation import evaluating, measuring, see
 from layergraft.training.fit import Backend
-from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.training.module import PlannedModule
 from layergraft.training.optimizers import CLASSES
 from layergraft.training.prefix import FrozenPrefix
@@ -217,7 +217,7 @@ def test_every_strategy_trains_and_validates(made, config, name):
         run.module.on_validation_epoch_start()
         for number, batch in enumerate(run.batches.val):
             run.module.validation_step(batch, number)
-        assert run.module._counts[0].device == CUDA and set(run.module.evaluated()) == {"acc", "loss"}
+        assert run.module._judged.sums[0].device == CUDA and set(run.module.evaluated()) == {"acc", "loss"}
         averages.on_validation_end(run.trainer, run.module)
     run.module._losses.append(torch.ones(()))  # as a checkpoint gives it
     run.module.mean_loss()
@@ -244,7 +244,7 @@ def test_other_tasks(made, task):
         assert loss.device == CUDA
     run.module.training_step((x, y), 0)
     run.module.validation_step((x, y), 0)
-    assert run.module._judged[0][0].device == run.module._judged[0][1].device == CUDA
+    assert run.module._judged.logits[0][0].device == run.module._judged.logits[0][1].device == CUDA
     if task is Task.ordinal:
         assert run.module.evaluated()["mae"] == 0.5
 
@@ -260,7 +260,9 @@ def test_learning_rates_by_tensor(made, kind):
 def test_probes_look(made):
     run = made(spec=SurgerySpec("parallel", gate=0.5, fit="project", start="random"))
     (done,) = run.grafted.grafts
-    donors = [name for name, _ in run.network.named_parameters() if name.startswith(next(iter(done.donor_paths.values())))]
+    donors = [
+        name for name, _ in run.network.named_parameters() if name.startswith(next(iter(done.donor_paths.values())))
+    ]
     gates = [path for path in done.adapter_paths if path.endswith(".gate")]
     places = {SITE: (done.site.path, done.replaced[-1])}
     subject = Subject(run.grafted.watched(survey(run.intact, run.data.shape)), places, run.intact, donors, gates)

@@ -12,10 +12,10 @@ from conftest import CPU
 from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet
+from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.strategies.plan import make_plan
 from layergraft.training import gradients
 from layergraft.training.fit import Recipe, fit
-from layergraft.hosts.norms import norm_paths, statistics_paths
 
 HOST = CifarResNet("resnet8", width=4, norm="group")
 ROLES = HOST.roles | {"graft": ["layer2.0.conv1"], "adapter": []}

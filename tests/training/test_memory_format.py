@@ -12,10 +12,10 @@ from conftest import HOSTS
 from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.norms import statistics_paths
 from layergraft.strategies.plan import make_plan
 from layergraft.training.checkpoints import Checkpoints
 from layergraft.training.fit import Backend, Recipe, Saving, fit
-from layergraft.hosts.norms import statistics_paths
 
 PLAIN, LAST, AUTO = (Backend("cpu", "float32", channels_last=way) for way in (False, True, None))
 

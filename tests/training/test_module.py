@@ -12,9 +12,9 @@ from layergraft.config.specs import Device, Precision
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
+from layergraft.hosts.norms import statistics_paths
 from layergraft.strategies.plan import make_plan
 from layergraft.training.fit import Backend, Recipe, fit
-from layergraft.hosts.norms import statistics_paths
 from layergraft.training.module import Diverged, PlannedModule
 
 HOST = TorchvisionResNet("resnet18", width=4, stem="small")
@@ -24,7 +24,9 @@ GROUPS = {"early": ["stem", "layer1"], "rest": [".*"]}
 
 def planned(network, phases, epochs, groups=GROUPS):
     names = [name for name, _ in network.named_parameters()]
-    return make_plan(StrategySpec("s", groups=groups, phases=phases), names, statistics_paths(network), HOST.roles, epochs)
+    return make_plan(
+        StrategySpec("s", groups=groups, phases=phases), names, statistics_paths(network), HOST.roles, epochs
+    )
 
 
 def trained(images, phases, epochs=3, optim=None, schedule="constant", regularizer=None, **options):

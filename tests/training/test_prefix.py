@@ -15,11 +15,11 @@ from layergraft.config.specs import SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.donors.random import RandomDonor
 from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import survey
 from layergraft.strategies.plan import make_plan
 from layergraft.surgery import graft, place_of
 from layergraft.training.fit import Backend, Recipe, Saving, _keeps_features, fit
-from layergraft.hosts.norms import statistics_paths
 from layergraft.training.module import Diverged
 from layergraft.training.prefix import chain, prefix_of, without
 
@@ -112,22 +112,21 @@ def test_each_phase_has_its_own(images, config):
 @pytest.mark.parametrize("strategy", sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml")))
 def test_every_strategy_comes_out_the_same(config, strategy, tmp_path):
     """And under the same key: what is kept is no part of a run."""
+    from layergraft.runs.plan import plan_run
     from layergraft.runs.train import execute
 
     common = ["host=resnet8", "host.width=4", "schedule.epochs=5", "donor=random", "data=digits", "data.train_size=60",
               "data.shift=0", "optim.batch_size=20", "exec.device=cpu", f"strategy={strategy}", "site=middle"]  # fmt: skip
     records = [
-        execute(config(*common, f"exec.outputs={tmp_path / name}", f"exec.features_gib={gib}"))
+        execute(plan_run(config(*common, f"exec.outputs={tmp_path / name}", f"exec.features_gib={gib}")))
         for name, gib in (("plain", 0), ("kept", "null"))
     ]
     plain, kept = records
-    assert plain["key"] == kept["key"]
-    assert [record.get("error") for record in records] == [None, None] and plain["frozen prefixes"] == []
+    assert plain.key == kept.key
+    assert [record.error for record in records] == ["", ""] and plain.frozen_prefixes == []
     for part in ("metrics", "probes", "plan"):
-        assert plain[part] == kept[part]
-    weights = [
-        (tmp_path / name / "runs" / plain["key"] / "model.safetensors").read_bytes() for name in ("plain", "kept")
-    ]
+        assert getattr(plain, part) == getattr(kept, part)
+    weights = [(tmp_path / name / "runs" / plain.key / "model.safetensors").read_bytes() for name in ("plain", "kept")]
     assert weights[0] == weights[1]
     assert bool(kept["frozen prefixes"]) == (strategy in {"head_only", "hybrid", "surgical", "bn_only", "lp_ft"})
 

@@ -13,13 +13,14 @@ from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, Strate
 from layergraft.config.specs import ProbeSpec, SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet
+from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import survey
+from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.strategies.plan import make_plan
 from layergraft.surgery import graft
 from layergraft.training.evaluation import Statistics, evaluating, see
 from layergraft.training.fit import Recipe, fit
-from layergraft.hosts.norms import statistics_paths
 from layergraft.training.probes import Probes, Subject, drawn
 
 HOST = CifarResNet("resnet8", width=4)
@@ -192,10 +193,10 @@ def test_drawn_filters():
 
 
 def test_a_run_keeps_what_was_seen(config, tmp_path):
-    record = execute(config("host=resnet8", "host.width=4", "donor=random", "strategy=freeze", "schedule.epochs=2", "surgery=insert",
-                            "surgery.gate=0.5", "site=late", "exec.device=cpu", f"exec.outputs={tmp_path}", "exec.probe.epochs=[0,1,-1]"))  # fmt: skip
-    assert record["status"] == "completed", record.get("traceback")
-    assert [point["epoch"] for point in record["probes"]] == [0, 1, 2]
-    gates = [point["gate/layer3.0.conv2.donor.gate"] for point in record["probes"]]
+    record = execute(plan_run(config("host=resnet8", "host.width=4", "donor=random", "strategy=freeze", "schedule.epochs=2", "surgery=insert",
+                            "surgery.gate=0.5", "site=late", "exec.device=cpu", f"exec.outputs={tmp_path}", "exec.probe.epochs=[0,1,-1]")))  # fmt: skip
+    assert record.status == "completed", record.traceback
+    assert [point["epoch"] for point in record.probes] == [0, 1, 2]
+    gates = [point["gate/layer3.0.conv2.donor.gate"] for point in record.probes]
     assert gates[0] == 0.5 and gates[2] != 0.5
-    assert {"shock/loss", "steps_to/recover", "steps_to/50", "drift"} <= set(record["metrics"])
+    assert {"shock/loss", "steps_to/recover", "steps_to/50", "drift"} <= set(record.metrics)

@@ -16,12 +16,13 @@ from layergraft.config.specs import ProbeSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
+from layergraft.hosts.norms import norm_paths, statistics_paths
+from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.strategies.plan import make_plan
 from layergraft.training import ranks
 from layergraft.training.checkpoints import CHECKPOINT
 from layergraft.training.fit import Backend, Recipe, Saving, fit
-from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.training.module import Diverged
 from layergraft.training.probes import Probes, Subject
 
@@ -123,22 +124,22 @@ def test_divergence_in_the_ranks_is_divergence(images, config):
 def test_a_run_on_two_devices_from_its_config(config, tmp_path):
     common = ["host=resnet8", "host.width=4", "host.norm=group", "donor=random", "strategy=hybrid", "schedule.epochs=2", "optim.batch_size=50",
               "optim=sgd", "exec.device=cpu", f"exec.outputs={tmp_path}", "exec.rerun=true"]  # fmt: skip
-    alone, together = (execute(config(*common, f"exec.devices={number}")) for number in (1, 2))
-    assert together["status"] == "completed", together.get("traceback")
-    assert together["key"] == alone["key"]  # the number of devices changes the last bits of a sum alone
+    alone, together = (execute(plan_run(config(*common, f"exec.devices={number}"))) for number in (1, 2))
+    assert together.status == "completed", together.traceback
+    assert together.key == alone.key  # the number of devices changes the last bits of a sum alone
     for name in ("test/acc", "val/acc", "train/loss", "drift"):
-        assert together["metrics"][name] == pytest.approx(alone["metrics"][name], abs=1e-3)
+        assert together.metrics[name] == pytest.approx(alone.metrics[name], abs=1e-3)
 
 
 def test_batch_norm_over_cpu_processes_is_refused_before_any_training(config):
-    from layergraft.runs.plan import checked
+    from layergraft.runs.plan import plan_run
 
     with pytest.raises(
         UserError, match="exec.devices=2 on a CPU: batch norm over several processes needs CUDA; host.norm=group"
     ):
-        checked(config("exec.devices=2", "exec.device=cpu"))
+        plan_run(config("exec.devices=2", "exec.device=cpu"))
     with pytest.raises(UserError, match="optim.batch_size is 50; exec.devices=3 cannot share it evenly"):
-        checked(config("exec.devices=3", "exec.device=cpu", "optim.batch_size=50"))
+        plan_run(config("exec.devices=3", "exec.device=cpu", "optim.batch_size=50"))
 
 
 def test_an_interrupt_ends_the_ranks_at_once(tmp_path):

@@ -15,13 +15,13 @@ from layergraft.config.registry import validate
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
-from layergraft.runs.plan import checked
+from layergraft.hosts.norms import norm_paths, statistics_paths
+from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.strategies.plan import make_plan
 from layergraft.training import optimizers
 from layergraft.training.checkpoints import CHECKPOINT, facts_of
 from layergraft.training.fit import Backend, Recipe, Saving, fit
-from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.training.module import Diverged
 
 GROUP = CifarResNet("resnet8", width=4, norm="group")
@@ -131,7 +131,7 @@ BAD_OPTIM = {
 def test_what_cannot_be_is_one_line_before_any_training(case, config):
     overrides, message = BAD_OPTIM[case]
     with pytest.raises(UserError) as error:
-        checked(config(*overrides, "optim.batch_size=50"))
+        plan_run(config(*overrides, "optim.batch_size=50"))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -312,13 +312,13 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(images, tmp_p
 def test_a_run_that_diverges_is_recorded_with_its_checkpoint(config, tmp_path):
     overrides = [*TINY, "schedule.epochs=4", "optim=sgd", "optim.lr=0.05", "strategy=hybrid", f"exec.outputs={tmp_path}",
                  "strategy.phases.thaw.train.rest=1e38", "exec.checkpoint_seconds=0"]  # fmt: skip
-    record = execute(config(*overrides))
-    assert record["status"] == "diverged" and "loss is" in record["error"]
-    folder = tmp_path / "runs" / record["key"]
+    record = execute(plan_run(config(*overrides)))
+    assert record.status == "diverged" and "loss is" in record.error
+    folder = tmp_path / "runs" / record.key
     assert facts_of(folder / CHECKPOINT)["config"]["strategy"]["name"] == "hybrid"
     checkpoint = torch.load(folder / CHECKPOINT, weights_only=True)
     assert checkpoint["epoch"] >= 1 and not (folder / "model.safetensors").exists()
-    assert execute(config(*overrides)) == record  # it would diverge again
+    assert execute(plan_run(config(*overrides))) == record  # it would diverge again
 
 
 def test_bad_values_name_their_keys():
@@ -361,9 +361,9 @@ def test_options_that_exclude_the_fused_optimizer(images):
 
 
 def test_momentum_is_of_sgd_alone_and_in_no_other_key(config):
-    keys = {checked(config("strategy=freeze", f"optim.momentum={momentum}")).key for momentum in (0.1, 0.9)}
+    keys = {plan_run(config("strategy=freeze", f"optim.momentum={momentum}")).key for momentum in (0.1, 0.9)}
     assert len(keys) == 1
     keys = {
-        checked(config("strategy=freeze", "optim=sgd", f"optim.momentum={momentum}")).key for momentum in (0.1, 0.9)
+        plan_run(config("strategy=freeze", "optim=sgd", f"optim.momentum={momentum}")).key for momentum in (0.1, 0.9)
     }
     assert len(keys) == 2

@@ -14,12 +14,12 @@ from layergraft.config.specs import SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
+from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import survey
 from layergraft.strategies.plan import make_plan
 from layergraft.surgery import graft
 from layergraft.training.checkpoints import Checkpoints, facts_of, require_same
 from layergraft.training.fit import Recipe, Saving, fit
-from layergraft.hosts.norms import norm_paths, statistics_paths
 
 EPOCHS, STEPS = 4, 2
 HOST = CifarResNet("resnet8", width=4)

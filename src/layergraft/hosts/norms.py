@@ -19,6 +19,10 @@ def statistics_paths(network: nn.Module) -> list[str]:
     return [path for path, module in network.named_modules() if isinstance(module, STATISTICS)]
 
 
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, BATCH_NORMS)]
+
+
 def norm_kind(network: nn.Module) -> str:
     """What `network` normalises with: group where it has group norm, else batch."""
     return "group" if any(isinstance(module, nn.GroupNorm) for module in network.modules()) else "batch"

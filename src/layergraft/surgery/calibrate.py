@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from layergraft.config.specs import SurgerySpec
-from layergraft.hosts.norms import BATCH_NORMS
+from layergraft.hosts.norms import batch_norms
 from layergraft.surgery.fit import start_identity
 from layergraft.surgery.operations import Graft, Grafted
 from layergraft.training.evaluation import BATCH, measuring, reestimate
@@ -47,9 +47,8 @@ def calibrated(grafted: Grafted, images_NCHW: Tensor, spec: SurgerySpec) -> Graf
             if spec.calibrate == "moments":
                 match_moments(grafted, graft, batches)
     if anew:
-        norms = [module for module in grafted.network.modules() if isinstance(module, BATCH_NORMS)]
         with measuring(grafted.network):
-            reestimate(grafted.network, norms, batches)
+            reestimate(grafted.network, batch_norms(grafted.network), batches)
     return grafted.with_changes()
 
 

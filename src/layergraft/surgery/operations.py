@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from layergraft.config.specs import SurgerySpec
 from layergraft.donors.forms import Block, Conv, Place, Stem, describe, form_of
 from layergraft.errors import UserError
-from layergraft.hosts.norms import BATCH_NORMS, norm_kind
+from layergraft.hosts.norms import BATCH_NORMS, batch_norms, norm_kind
 from layergraft.hosts.sites import BLOCK, STAGE, Site, dry
 from layergraft.seeds import stream
 from layergraft.surgery.fit import dropped_bias, fitted, start_identity, start_random
@@ -210,7 +210,7 @@ def graft(
     that does not fit, a site given twice or inside another, a fold without a batch norm to fold into.
     """
     require_apart([site for site, _ in donors])
-    if donors and spec.calibrate == "batch_norm" and not any(isinstance(m, BATCH_NORMS) for m in host.modules()):
+    if donors and spec.calibrate == "batch_norm" and not batch_norms(host):
         raise UserError(
             "surgery.calibrate=batch_norm: this host has no batch norm whose statistics could be re-estimated"
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layergraft.hosts.norms import BATCH_NORMS
+from layergraft.hosts.norms import batch_norms
 from layergraft.metrics.tasks import Task
 
 BATCH = 128  # images at a time, which is what batch norm's re-estimated statistics are of
@@ -42,16 +42,16 @@ def measuring(network: nn.Module, anew: bool = False) -> Iterator[None]:
 
     Nothing is moved: statistics, counts and modes are afterwards what they were.
     """
-    tracking = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+    tracking: list[Any] = [norm for norm in batch_norms(network) if norm.track_running_stats]
     norms = [norm for norm in tracking if anew or _is_new(norm)]
     counts = [
         norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None
     ]  # all of them have one
     before: list[Any] = [(norm.momentum, count.clone(), type(norm)) for norm, count in zip(norms, counts, strict=True)]
     with evaluating(network):
-        for norm in norms:
-            if isinstance(norm, nn.SyncBatchNorm):
-                setattr(norm, "__class__", nn.BatchNorm2d)  # noqa: B010  one process looks by itself: the others' batches would not come
+        for norm, (_, _, kind) in zip(norms, before, strict=True):
+            # One process looks by itself: what waits for the others' batches would wait for ever.
+            norm.__class__ = nn.BatchNorm2d if kind is nn.SyncBatchNorm else kind
             norm.training, norm.momentum = True, 0.0
         try:
             yield
