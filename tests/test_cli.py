@@ -351,7 +351,7 @@ def test_scratch_takes_no_donor_whatever_is_asked_for(config):
         plan_run(config("strategy=scratch", *more))
         for more in ([], ["donor=random", "site=late"], ["surgery=insert", "surgery.gate=0"])
     ]
-    assert len({run.key for run in runs}) == 1 and runs[0].grafted is None
+    assert len({run.key for run in runs}) == 1 and runs[0].grafts == ()
     assert runs[0].key.startswith("scratch.resnet18.none.seed0.")
 
 

@@ -6,6 +6,7 @@ from tests.report.made import design_of, rows, runs_of, scratch
 from layergraft.errors import UserError
 from layergraft.report.contrasts import between, contrast, gains, named, require_contrasts
 from layergraft.stats import difference
+from layergraft.store.records import RunRecord
 
 
 def test_arms_are_paired_by_seed_within_each_cell():
@@ -101,7 +102,7 @@ def test_what_is_no_contrast_is_refused(of, metric, message):
 
 
 def test_contrasts_are_checked_against_what_is_planned():
-    records = [{"key": "k", "status": "planned", "axes": {"strategy": "full", "site": "early", "host": "h", "donor": "trained", "data": "d", "seed": s}} for s in (0, 1)]  # fmt: skip
+    records = [RunRecord("k", "planned", {"strategy": "full", "site": "early", "host": "h", "donor": "trained", "data": "d", "seed": s}) for s in (0, 1)]  # fmt: skip
     with pytest.raises(UserError, match="contrast c: unknown strategy among these runs: 'ful'; did you mean 'full'"):
         require_contrasts(records, {"c": {"of": ["+strategy=ful", "-strategy=full"], "metric": "test/acc"}})
     require_contrasts(records, {"c": {"of": ["+seed=0", "-seed=1"], "metric": "steps_to/75"}})

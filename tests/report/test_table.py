@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,7 +11,8 @@ from layergraft import report
 from layergraft.errors import UserError
 from layergraft.report.contrasts import design
 from layergraft.report.table import read, tidy
-from layergraft.store.records import read_record, read_sweep, run_folder
+from layergraft.store.manifests import read_sweep
+from layergraft.store.records import read_record, run_folder, write_record
 
 
 @pytest.fixture
@@ -68,9 +70,8 @@ def test_a_row_a_run_whatever_became_of_it(sweep, tmp_path):
     lost, failed, lonely = read_sweep(outputs / "sweeps" / "small")["runs"][:3]
     (outputs / "runs" / lost / "record.json").unlink()
     record = read_record(run_folder(outputs, failed))
-    record |= {"status": "failed", "error": "RuntimeError: <b>bad</b>"}
-    del record.metrics
-    (outputs / "runs" / failed / "record.json").write_text(json.dumps(record))
+    record.status, record.error, record.metrics = "failed", "RuntimeError: <b>bad</b>", {}
+    write_record(run_folder(outputs, failed), record)
     page = report.write([outputs / "sweeps" / "small"]).read_text()
     for name in ("csv", "parquet"):
         table = getattr(pd, f"read_{name}")(outputs / "sweeps" / "small" / f"runs.{name}")
@@ -144,7 +145,7 @@ def test_what_goes_with_a_host_alone_is_told(records):
 
 
 def test_runs_alike_in_everything_are_told(records):
-    again = [(record | {"key": f"{record.key}-again"}, folder) for record, folder in records[:2]]
+    again = [(replace(record, key=f"{record.key}-again"), folder) for record, folder in records[:2]]
     (note,) = tidy([*records, *again]).notes
     assert note.startswith("4 runs are alike in every axis, seed included, and count as their mean, such as ")
 
@@ -155,9 +156,9 @@ def test_a_damaged_record_and_one_that_lacks_fields_are_runs_all_the_same(sweep,
     damaged, sparse, *_ = sorted((outputs / "runs").glob("hybrid.*"))
     (damaged / "record.json").write_text('{"key": ')
     record = json.loads((sparse / "record.json").read_text())
-    for name in ("plan", "data", "similarity", "timings", "donors", "surgery"):
+    for name in ("plan", "data", "similarity", "timings", "donors", "grafts"):
         record.pop(name, None)
-    record.environment = {"device": "CPU"}
+    record["environment"] = {"device": "CPU"}
     (sparse / "record.json").write_text(json.dumps(record))
     (sparse / "curves.csv").write_text("epoch\n1\n")
     text = report.write([outputs / "sweeps" / "small"]).read_text()
@@ -170,7 +171,7 @@ def test_what_was_never_reached_is_told_from_what_does_not_apply(records):
     table = tidy(records).table
     assert (table["steps_to/90"] == float("inf")).all()
     assert table["steps_to/recover"].isna().equals(table.donor == "none")
-    assert set(table.steps) == {records[0][0]["data"]["images"]["train"] // 25 * 2}
+    assert set(table.steps) == {records[0][0].data["images"]["train"] // 25 * 2}
 
 
 def test_conditions_that_differ_in_their_sign_alone_have_reports_of_their_own(sweep):

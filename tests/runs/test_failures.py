@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import pytorch_lightning as pl
@@ -16,7 +17,7 @@ from layergraft.runs import train as runs
 from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, is_full, spoils_its_process, transient
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
-from layergraft.store.records import read_record, run_folder
+from layergraft.store.records import RunRecord, read_record, run_folder, write_record
 from layergraft.sweeps import sweep
 from layergraft.sweeps.pool import WORKER_DIED, Failed
 from layergraft.sweeps.worker import Outcome
@@ -79,10 +80,10 @@ def test_a_full_disk_fails_no_run_and_it_goes_on_from_its_checkpoint(tiny, tmp_p
 
 
 def test_a_disk_that_is_full_when_the_record_is_written(tiny, tmp_path, monkeypatch):
-    def full(path, value):
+    def full(folder, record):
         raise FULL
 
-    monkeypatch.setattr(runs, "write_json", full)
+    monkeypatch.setattr(runs, "write_record", full)
     with pytest.raises(DiskFull):
         execute(plan_run(tiny()))
     monkeypatch.undo()
@@ -193,7 +194,7 @@ def jobs(tmp_path):
 
 
 def seed_of(attempt):
-    return attempt.config.seed
+    return attempt.plan.config.seed
 
 
 def test_what_died_is_tried_again_and_then_recorded_with_what_is_known(jobs, tmp_path):
@@ -299,7 +300,7 @@ def test_a_run_that_is_no_longer_what_was_planned_is_not_trained(jobs, tmp_path,
 
     (planned,) = jobs(1)
     monkeypatch.setattr(runs, "fit", None)  # to train would raise
-    outcome = attempt(Attempt(planned.config, "another.key"))
+    outcome = attempt(Attempt(replace(planned, key="another.key")))
     assert outcome.status == "failed" and "it was planned as another.key and is full.resnet8.none" in outcome.error
     assert not outcome.recorded and not list(tmp_path.glob("runs/*"))
 
@@ -310,11 +311,11 @@ def test_errors_around_the_training_are_told_apart_too(jobs, monkeypatch):
     (planned,) = jobs(1)
     for error, kind in ((OSError(errno.ESTALE, "Stale file handle"), MACHINE), (KeyError("a"), None)):
         monkeypatch.setattr(work, "execute", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
-        outcome = work.attempt(work.Attempt(planned.config, planned.key))
+        outcome = work.attempt(work.Attempt(planned))
         assert (outcome.status, outcome.transient) == ("failed", kind) and "Traceback" in outcome.traceback
     monkeypatch.setattr(work, "execute", lambda *_, **__: (_ for _ in ()).throw(FULL))
     with pytest.raises(DiskFull):
-        work.attempt(work.Attempt(planned.config, planned.key))
+        work.attempt(work.Attempt(planned))
 
 
 def test_a_process_whose_gpu_answers_nothing_but_errors_is_replaced(jobs, monkeypatch):
@@ -325,8 +326,8 @@ def test_a_process_whose_gpu_answers_nothing_but_errors_is_replaced(jobs, monkey
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     (planned,) = jobs(1)
-    monkeypatch.setattr(work, "execute", lambda *_, **__: {"status": "failed", "error": "RuntimeError: cuDNN error"})
-    attempt = work.Attempt(planned.config, planned.key)
+    monkeypatch.setattr(work, "execute", lambda *_, **__: RunRecord("a", "failed", error="RuntimeError: cuDNN error"))
+    attempt = work.Attempt(planned)
     assert (work.attempt(attempt).transient, work.attempt(attempt).process_spoilt) == (None, False)
     monkeypatch.setattr(torch.cuda, "empty_cache", broken)
     assert (work.attempt(attempt).transient, work.attempt(attempt).process_spoilt) == (MACHINE, True)
@@ -335,11 +336,9 @@ def test_a_process_whose_gpu_answers_nothing_but_errors_is_replaced(jobs, monkey
 def test_a_rerun_that_fails_is_not_hidden_by_the_old_record(jobs, tmp_path):
     import time
 
-    from layergraft.store.files import write_json
-
     (planned,) = jobs(1)
     folder = run_folder(tmp_path, planned.key)
-    write_json(folder / "record.json", {"key": planned.key, "status": "completed"})
+    write_record(folder, RunRecord(planned.key, "completed"))
     lost = Failed(WORKER_DIED, "it died", "")
     sweep.run([planned], newer_than=time.time() + 60, crew=Scripted(lambda *_: lost), where=[""])
     assert read_record(folder).status == "failed"
@@ -351,7 +350,7 @@ def test_a_sweep_is_planned_for_gpus_where_there_is_none(config, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     here = config("strategy=freeze")
     there = for_gpus(here)
-    assert plan_run(there).backend.precision == "bf16_mixed" and plan_run(there).key != plan_run(here).key
+    assert plan_run(there).precision == "bf16_mixed" and plan_run(there).key != plan_run(here).key
     assert plan_run(there).key == plan_run(config("strategy=freeze", "precision=bf16_mixed")).key
     for fixed in (config("precision=float32"), config("exec=cpu")):
         assert for_gpus(fixed) == fixed

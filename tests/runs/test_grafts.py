@@ -61,11 +61,10 @@ def arm(config, tmp_path):
 def test_every_kind_of_graft_trains_and_what_is_frozen_stays(name, arm):
     config = arm(name)
     start = plan_run(config).build()
-    assert start.key == plan_run(config).key
-    record = execute(plan_run(config))
+    record = execute(start.plan)
     assert record.status == "completed", record.traceback
-    assert [change["site"] for change in record.grafts] == [graft.site.path for graft in start.grafted.grafts]
-    assert all(change["did"] for change in record.grafts) and len(record.donors) == len(record.grafts)
+    assert [graft.site for graft in record.grafts] == [graft.site.path for graft in start.grafted.grafts]
+    assert all(graft.did for graft in record.grafts) and len(record.donors) == len(record.grafts)
     state = load_file(run_folder(Path(config.exec.outputs), record.key) / "model.safetensors")
     frozen = [path for path in start.grafted.roles["graft"]] if config.strategy.name == "freeze" else []
     for tensor_name, tensor in start.network.state_dict().items():

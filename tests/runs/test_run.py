@@ -17,7 +17,7 @@ from layergraft.errors import RunFailed, UserError
 from layergraft.runs import train as runs
 from layergraft.runs.plan import backend_of, plan_run
 from layergraft.runs.train import execute
-from layergraft.store.records import RunRecord
+from layergraft.store.records import RunRecord, read_record
 from layergraft.training.fit import Backend
 from layergraft.training.module import Diverged
 
@@ -34,8 +34,11 @@ def test_what_a_run_writes(tiny, tmp_path):
     folder = tmp_path / "runs" / record.key
     assert record.key.startswith("hybrid.late.resnet18.trained.seed3.")
     assert {path.name.split(".")[0] for path in folder.iterdir()} == {"config", "curves", "events", "model", "record"}
-    assert json.loads((folder / "record.json").read_text()) == record
-    assert record.status == "completed" and record.grafts[0]["site"] == "layer4.1.conv2"
+    assert read_record(folder) == record
+    assert record.status == "completed" and record.grafts[0].site == "layer4.1.conv2"
+    assert record.kinds == {"host": "torchvision_resnet", "donor": "trained", "data": "digits"}
+    assert record.grafts[0].donor_paths == {"": "layer4.1.conv2"} and record.grafts[0].replaced == ["layer4.1.conv2"]
+    assert record.units["test/acc"] == "%" and record.units.keys() == record.metrics.keys()
     assert record.axes == {
         "strategy": "hybrid",
         "site": "late",
@@ -59,7 +62,7 @@ def test_a_frozen_donor_is_byte_identical_in_the_trained_network(tiny, tmp_path)
     record = execute(plan_run(tiny("strategy=freeze", "site=middle")))
     donor = load_file(tmp_path / "donors" / record.donors[0]["key"] / "donor.safetensors")["weight"]
     assert torch.equal(
-        load_file(tmp_path / "runs" / record.key / "model.safetensors")[f"{record.grafts[0]['site']}.weight"],
+        load_file(tmp_path / "runs" / record.key / "model.safetensors")[f"{record.grafts[0].site}.weight"],
         donor,
     )
 
@@ -101,7 +104,7 @@ def test_arms_of_a_seed_share_host_data_and_order(config, tmp_path):
             name for name, tensor in arm.network.state_dict().items() if not torch.equal(tensor, scratch[name])
         }
         assert different == {"layer4.1.conv2.weight"}
-        assert (arm.data.train.x_NCHW == arms[0].data.train.x_NCHW).all()
+        assert (arm.images.train.x_NCHW == arms[0].images.train.x_NCHW).all()
 
 
 def test_a_failure_leaves_its_traceback(tiny, tmp_path, monkeypatch):
@@ -112,7 +115,7 @@ def test_a_failure_leaves_its_traceback(tiny, tmp_path, monkeypatch):
     record = execute(plan_run(tiny()))
     assert (record.status, record.error) == ("failed", "RuntimeError: out of cheese")
     assert "in broken" in record.traceback
-    assert json.loads((tmp_path / "runs" / record.key / "record.json").read_text()) == record
+    assert read_record(tmp_path / "runs" / record.key) == record
     monkeypatch.undo()
     assert execute(plan_run(tiny())).status == "completed"  # what failed is tried again
 
@@ -170,8 +173,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(config, tmp_path):
     whole = execute(plan_run(config(*overrides, f"exec.outputs={tmp_path / 'whole'}")))
     resumed = execute(plan_run(config(*overrides, f"exec.outputs={tmp_path / 'killed'}")))
     assert (whole.resumed, resumed.resumed) == (False, True) and whole.status == "completed"
-    for name in ("key", "metrics", "probes", "plan", "surgery"):
-        assert resumed[name] == whole[name], name
+    for name in ("key", "metrics", "probes", "plan", "grafts"):
+        assert getattr(resumed, name) == getattr(whole, name), name
     for name in ("model.safetensors", "curves.csv"):
         one, two = (tmp_path / which / "runs" / whole.key / name for which in ("whole", "killed"))
         assert one.read_bytes() == two.read_bytes(), name

@@ -9,7 +9,7 @@ from tests.conftest import TINY
 
 from layergraft.data import Textures
 from layergraft.data.features import gabor_features
-from layergraft.runs.plan import assemble, plan_run
+from layergraft.runs.plan import plan_run
 from layergraft.runs.similarity import similarity
 from layergraft.runs.train import execute
 
@@ -20,7 +20,7 @@ TEXTURES = ["data=textures", "donor.data=textures", "donor.data.instance=1", "ho
 
 def measured(config, tmp_path, *overrides):
     run = config(*TEXTURES, f"exec.outputs={tmp_path}", *overrides)
-    return similarity(run, assemble(run))
+    return similarity(plan_run(run).build())
 
 
 def test_the_dial_is_recovered_by_every_measure(config, tmp_path):
@@ -50,7 +50,7 @@ def test_what_the_site_sees_is_what_the_donor_saw_where_host_and_donor_have_the_
     same = ["donor=pca", "donor.data=textures", "donor.data.instance=0", "host.width=4"]
     run = config(*TEXTURES[:1], *same, "host=resnet8", "data.per_class=72", "donor.data.per_class=72", *TINY[3:],
                  f"exec.outputs={tmp_path}", "exec.similarity.resamples=3", "exec.similarity.images=9999")  # fmt: skip
-    found = similarity(run, assemble(run))
+    found = similarity(plan_run(run).build())
     # Both look at the image itself: resamples of one set.
     assert found["site"]["conv1"]["frechet"]["mean"] < 0.1 and abs(found["site"]["conv1"]["a_distance"]["mean"]) < 0.3
     assert found["target test images in source train"]["exact"] == 0
@@ -59,11 +59,11 @@ def test_what_the_site_sees_is_what_the_donor_saw_where_host_and_donor_have_the_
 def test_it_is_in_the_record_and_measured_once_for_all_strategies(config, tmp_path):
     runs = [config(*TINY, f"exec.outputs={tmp_path}", f"strategy={name}") for name in ("freeze", "full")]
     records = [execute(plan_run(run)) for run in runs]
-    assert set(records[0]["similarity"]) == {"fixed", "images", "target test images in source train", "site"}
-    assert records[0]["similarity"] == records[1]["similarity"]
+    assert set(records[0].similarity) == {"fixed", "images", "target test images in source train", "site"}
+    assert records[0].similarity == records[1].similarity
     assert len(list((tmp_path / "similarity").iterdir())) == 2
-    assert records[0]["similarity"]["images"] == [299, 100]
-    data = records[0]["data"]
+    assert records[0].similarity["images"] == [299, 100]
+    data = records[0].data
     assert data["images"] == {"train": 100, "val": 151, "test": 451} and data["test images in train"]["exact"] == 0
     kept = tmp_path / "data" / data["key"]
     rows = np.load(kept / "split.npz")
@@ -93,7 +93,7 @@ def test_every_donor_that_learns_has_a_source_seen_again(donor, more, config, tm
     trains = [] if donor == "pca" else ["donor.schedule.epochs=1"]
     run = config("host=resnet8", "host.width=8", "strategy=freeze", "schedule.epochs=1", "exec.device=cpu", *trains, f"donor={donor}", *more,
                  f"exec.outputs={tmp_path}", "exec.similarity.resamples=2")  # fmt: skip
-    found = similarity(run, assemble(run))
+    found = similarity(plan_run(run).build())
     (site,) = found["site"].values()
     assert set(site) == {"frechet", "a_distance", "leep", "logme"}
     assert all(np.isfinite(value["mean"]) for value in site.values())

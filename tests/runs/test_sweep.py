@@ -153,7 +153,8 @@ def test_workers_by_cores_and_gpus(config, monkeypatch):
 
 def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
     outputs = tmp_path / "outputs"
-    shutil.copytree(sweep / "donors", outputs / "donors")
+    for made in ("donors", "networks"):
+        shutil.copytree(sweep / made, outputs / made)
     program = [LAYERGRAFT, "train", *SWEEP, f"exec.outputs={outputs}", "schedule.epochs=16", "seed=0"]
     process = subprocess.Popen(
         program,
@@ -192,8 +193,7 @@ def test_a_key_of_some_donors_is_about_those(tmp_path, command):
     code, _, err = command("train", *arguments, f"exec.outputs={tmp_path}")
     assert code == 0 and "3 of 3 runs completed" in err
     donors = {
-        r["axes"]["donor"]: r["config"]["donor"]
-        for r in (read_record(tmp_path / "runs" / key) for key in keys(tmp_path))
+        r.axes["donor"]: r.config["donor"] for r in (read_record(tmp_path / "runs" / key) for key in keys(tmp_path))
     }
     assert donors["trained"]["schedule"]["epochs"] == 1 and "schedule" not in donors["random"]
     assert (

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
-from layergraft.runs.train import _hparams
+from layergraft.runs.tensorboard import _hparams
 
 
 @pytest.fixture(params=["hybrid.late", "full.resnet18.none"])

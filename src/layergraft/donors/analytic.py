@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from layergraft.data.images import ImageData, Split
     from layergraft.donors.cache import Donor
+    from layergraft.training.fit import Backend
 
 NUM_PATCHES = 50_000
 EPSILON = 5e-4  # added to the patches' variances before whitening (Jordan 2024, 94% on CIFAR-10 in 3.29 s, section 3.2)
@@ -109,7 +110,7 @@ class PatchDonor(LearnedDonor):
     def decides(self, place: Place) -> dict[str, Any]:
         return super().decides(place) | {"name": self.name}
 
-    def saw(self, place: Place, donor: Donor, outputs: Path) -> tuple[nn.Module, nn.Module]:
+    def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module]:
         """The filters of patches stand on the image itself."""
         from torch import nn
 

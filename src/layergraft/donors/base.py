@@ -64,8 +64,8 @@ class DonorKind(DonorSpec):
         self.require_trainable(images)
         return images.with_channels(place.image[0]) if 1 in (images.channels, place.image[0]) else images
 
-    def saw(self, place: Place, donor: Donor, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
-        """The network that was given `images` when it learned, and what in it was the layer; None where that is not known."""
+    def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
+        """The network that was given `images` when `donor` learned, and what in it was the layer; None where that is not known."""
         return None
 
     def controlled(self) -> DonorKind:

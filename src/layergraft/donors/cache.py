@@ -48,13 +48,8 @@ def obtain(spec: DonorKind, place: Place, backend: Backend, outputs: Path) -> Do
         known = {"name": donor.name, "key": key, "seed": donor.seed, **identity(donor, place, backend), **facts}
         write_json(unfinished / PROVENANCE, known)
 
-    once(_folder(outputs, key), make)
-    return read(outputs, key)
-
-
-def read(outputs: Path, key: str) -> Donor:
-    """The donor that is kept under `key`."""
     folder = _folder(outputs, key)
+    once(folder, make)
     provenance = json.loads((folder / PROVENANCE).read_text())
     form = from_json(provenance["form"])
     layer = form.build()

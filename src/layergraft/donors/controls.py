@@ -75,11 +75,11 @@ class Controlled(DonorKind):
         donor = obtain(self.plain, place, backend, outputs)
         return without(donor.layer, self.spec.control, self.seed), {"control_of": donor.key}
 
-    def saw(self, place: Place, donor: Donor, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
+    def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
         """What the donor saw whose weights it has lost."""
-        from layergraft.donors.cache import read
+        from layergraft.donors.cache import obtain
 
-        return self.plain.saw(place, read(outputs, donor.provenance["control_of"]), outputs)
+        return self.plain.saw(place, obtain(self.plain, place, backend, outputs), backend, outputs)
 
 
 def without(layer: nn.Module, control: Control, seed: int) -> nn.Module:

@@ -74,24 +74,25 @@ class EndToEndDonor(LearnedDonor):
 
     def build(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
         """Every site cuts from the same network, which is kept under a key of its own."""
+        network, facts = self._trained(place, backend, outputs)
+        return self.cut(network, self.images(place), place), facts
+
+    def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module]:
+        network, _ = self._trained(place, backend, outputs)
+        return network, network.get_submodule(self.site(self.images(place), place).path)
+
+    def _trained(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
+        """The network that the layer is cut from, and what is known of it."""
         images = self.images(place)
         network = self.network(images.shape, images.num_classes)
         if not self.is_trained:
-            return self.cut(network, images, place), {"weights": self.host.weights}
+            return network, {"weights": self.host.weights}
         whole = replace(self, layer=None, kind=None, name="network", control=Control.none)
         fields = DonorKind.decides(whole, place) | {"name": "network"}
         fields["host"]["weights"] = weights.fingerprint(self.host)
         known = {"version": RESULT_VERSION, "spec": fields, "data": images.fingerprint, "precision": backend.precision}
         key = label("network", self.source(), f"seed{self.seed}", digest(known))
-        facts = kept.trained(network, self, images, key, known, backend, outputs)
-        return self.cut(network, images, place), facts
-
-    def saw(self, place: Place, donor: Donor, outputs: Path) -> tuple[nn.Module, nn.Module]:
-        images = self.images(place)
-        network = self.network(images.shape, images.num_classes)
-        if self.is_trained:
-            kept.read(network, donor.provenance["network"], outputs)
-        return network, network.get_submodule(self.site(images, place).path)
+        return network, kept.trained(network, self, images, key, known, backend, outputs)
 
     def network(self, image: tuple[int, int, int], num_classes: int) -> nn.Module:
         """The network before it is trained, or with the weights it comes with."""

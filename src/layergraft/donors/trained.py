@@ -110,16 +110,19 @@ class TrainedDonor(LearnedDonor):
         return fields
 
     def build(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
+        _, layer, facts = self._trained(place, backend, outputs)
+        return layer, facts
+
+    def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module]:
+        network, layer, _ = self._trained(place, backend, outputs)
+        return network, layer
+
+    def _trained(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+        """The single-layer network after its training, its layer, and what is known of it."""
         images, key = self.images(place), key_of(self, place, backend)
         network, layer = self.network(self.form(place), images.channels, images.num_classes)
         known = identity(self, place, backend)
-        return layer, kept.trained(network, self, images, key, known, backend, outputs)
-
-    def saw(self, place: Place, donor: Donor, outputs: Path) -> tuple[nn.Module, nn.Module]:
-        images = self.images(place)
-        network, layer = self.network(self.form(place), images.channels, images.num_classes)
-        kept.read(network, donor.provenance["network"], outputs)
-        return network, layer
+        return network, layer, kept.trained(network, self, images, key, known, backend, outputs)
 
     def network(self, form: Form, image_channels: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
         """The single-layer network, and its layer: (N, `image_channels`, H, W) to logits (N, `num_classes`)."""

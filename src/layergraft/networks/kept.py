@@ -55,14 +55,9 @@ def trained(
         write_json(unfinished / FACTS, {**known, "num_train": len(images.train), "metrics": metrics})
 
     once(folder, make)
-    read(network, key, outputs)
+    load(network, folder / WEIGHTS)
     facts = json.loads((folder / FACTS).read_text())
     return {"network": key, "num_train": facts["num_train"], "metrics": facts["metrics"]}
-
-
-def read(network: nn.Module, key: str, outputs: Path) -> None:
-    """Give `network` the weights that are kept under `key`."""
-    load(network, folder_of(outputs, key) / WEIGHTS)
 
 
 def forget_network(outputs: Path, key: str, older_than: float) -> None:

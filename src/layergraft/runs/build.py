@@ -14,7 +14,7 @@ from layergraft.data.batches import Normalize
 from layergraft.data.images import ImageData
 from layergraft.donors.cache import Donor, forget_donor, obtain
 from layergraft.hosts import weights
-from layergraft.runs.plan import RunPlan, backend_of, images_of, require_unchanged
+from layergraft.runs.plan import RunPlan, backend_of, images_of
 from layergraft.seeds import stream
 from layergraft.surgery import Grafted
 from layergraft.training.fit import Backend
@@ -45,7 +45,6 @@ def build(plan: RunPlan) -> BuiltRun:
     """As `RunPlan.build`."""
     config = plan.config
     backend, images = backend_of(config), images_of(config)
-    require_unchanged(plan, images)
     host = weights.pretrained(config.host, images.shape, images.num_classes, config.seed)
     donors = _donors(plan, backend)
     layers = [(graft.site, donor.layer) for graft, donor in zip(plan.grafts, donors, strict=True)]

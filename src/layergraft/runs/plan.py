@@ -98,8 +98,7 @@ class RunPlan:
         return timeline(self.strategy, lr, schedule, self.steps_per_epoch, self.parameters.__getitem__, curves)
 
     def build(self) -> BuiltRun:
-        """The network with its donors in place; donors are made first, if nobody has yet. Raises UserError where data or
-        files are not what they were when it was planned."""
+        """The network with its donors in place; donors are made first, if nobody has yet."""
         from layergraft.runs.build import build
 
         return build(self)
@@ -133,9 +132,9 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
     )  # fmt: skip
 
 
-def require_unchanged(plan: RunPlan, images: ImageData) -> None:
+def require_unchanged(plan: RunPlan) -> None:
     """Raise UserError where data, weights, donors' files or the arithmetic are others here and now than in the plan."""
-    backend = backend_of(plan.config)
+    backend, images = backend_of(plan.config), images_of(plan.config)
     donors = [key_of(plan.donor, graft.place, backend) for graft in plan.grafts]
     found = weights.fingerprint(plan.config.host)
     key = _key(plan.config, backend.precision, images.fingerprint, found, donors)

@@ -90,7 +90,7 @@ def _at_sites(run: BuiltRun, source: ImageData) -> dict[str, Any]:
     config, donor, device = run.config, run.plan.donor.controlled(), torch.device(run.backend.device)
     found = {}
     for planned, graft, made in zip(run.plan.grafts, run.grafted.grafts, run.donors, strict=True):
-        learned_in = donor.saw(planned.place, made, run.plan.outputs)
+        learned_in = donor.saw(planned.place, made, run.backend, run.plan.outputs)
         if learned_in is None:
             continue  # this kind of donor does not say what it was given in training
         at = run.network.get_submodule(next(iter(graft.donor_paths.values())))

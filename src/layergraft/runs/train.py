@@ -33,7 +33,7 @@ from layergraft.metrics.units import unit_of
 from layergraft.networks.kept import save
 from layergraft.runs.build import BuiltRun, set_threads
 from layergraft.runs.failures import disk_full, is_full, spoils_its_process, transient
-from layergraft.runs.plan import RunPlan, axes, backend_of, batch_spec
+from layergraft.runs.plan import RunPlan, axes, backend_of, batch_spec, require_unchanged
 from layergraft.runs.similarity import similarity
 from layergraft.runs.tensorboard import write_figures
 from layergraft.seeds import stream
@@ -65,8 +65,8 @@ def execute(
     """Do the run, unless the store has it, and return its record. One that was interrupted goes on from its checkpoint.
 
     Where another process does it, that is waited for, and the run done if the other dies; without `wait`, Claimed is
-    raised. What was written before `newer_than` (of the disk's clock) does not count as done. Raises UserError for a
-    checkpoint that is not for this run, and DiskFull. Whatever else goes wrong ends in the record as `failed` or `diverged`,
+    raised. What was written before `newer_than` (of the disk's clock) does not count as done. Raises UserError where data
+    or files are not what they were when it was planned and for a checkpoint that is not for this run, and DiskFull. Whatever else goes wrong ends in the record as `failed` or `diverged`,
     with the traceback; Ctrl-C as `interrupted`, and goes on up.
     """
     set_threads(plan.config)
@@ -79,6 +79,7 @@ def execute(
                 f"exec.resume: the run {plan.key} is in the store already; exec.rerun=true does it again from the checkpoint",
             )
             return cast(RunRecord, read_record(folder))  # it is done, so it is there
+        require_unchanged(plan)
         resume = _checkpoint(plan, since)
         if resume is None:
             shutil.rmtree(folder, ignore_errors=True)  # what a run that did not end has left
