@@ -91,7 +91,7 @@ def test_it_learns_what_it_learns_on_a_cpu(on_device, tmp_path, strategy):
     options = [f"strategy={strategy}", "precision=float32", "optim=sgd", "optim.lr=0.01", "data.train_size=200", "schedule.epochs=2"]  # fmt: skip
     start, record, there = trained(on_device(*options))
     _, again, here = trained(on_device(*options, "exec=cpu", f"exec.outputs={tmp_path / 'cpu'}"))
-    assert record.key == again["key"]
+    assert record.key == again.key
     moved = apart(here, start.network.state_dict())
     assert moved > 0 and apart(there, here) < 0.01 * moved
 

@@ -160,7 +160,7 @@ def test_adapters_learn_even_where_the_layers_around_them_are_frozen(config, tmp
         "surgery.calibrate=moments",
         f"exec.outputs={tmp_path}",
     ]
-    plan = plan_run(config(*TINY[:2], *overrides)).plan
+    plan = plan_run(config(*TINY[:2], *overrides)).strategy
     assert plan.groups["graft"] == ["layer1.0.conv1.donor.weight"]
     assert {"layer1.0.conv1.affine.weight", "layer1.0.conv1.affine.bias"} <= set(plan.groups["rest"])
 
