@@ -60,6 +60,17 @@ def test_what_is_added_is_in_help_and_checked(there):
     assert "did you mean 'stripes'?" in there("layergraft plan data=stripe").stderr
 
 
+def test_the_network_of_an_added_host_is_exported_and_loaded_again(there):
+    done = there(
+        "layergraft train host=two_stages host.blocks=1 donor=random strategy=freeze site=layer2.0 schedule.epochs=1 exec.outputs=of_a_plugin"
+    )
+    assert done.returncode == 0, done.stderr
+    (key,) = re.findall(r"of_a_plugin/runs/(\S+)", done.stderr)
+    for form in ("safetensors", "torch.export"):  # each is read again, and gives the run's own logits
+        done = there(f"layergraft export {key} --format {form} --to network.pt2 --outputs of_a_plugin")
+        assert (done.returncode, done.stdout) == (0, "network.pt2\n"), done.stderr
+
+
 def test_a_package_that_cannot_be_imported_is_named(tmp_path):
     (tmp_path / "broken-1.dist-info").mkdir()
     (tmp_path / "broken-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")

@@ -79,7 +79,7 @@ def test_what_runs_out_of_memory_is_recorded_and_tried_again_alone(on_device, de
     """This process has all of the GPU but 4 GiB, until the first run has failed for it."""
     jobs = planned(on_device, 2, *LARGE)
     if device == "cpu":
-        pytest.skip("a GPU's memory is filled; tests/runs/test_failures.py has the same on a CPU, by a script")
+        pytest.skip("a GPU's memory is filled; tests/sweeps/test_failures.py has the same on a CPU, by a script")
     free, _ = torch.cuda.mem_get_info()
     ballast = [torch.empty(free - 4 * 2**30, dtype=torch.uint8, device="cuda")]
     failed = []
