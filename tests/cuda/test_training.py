@@ -198,10 +198,10 @@ def test_a_look_moves_nothing(on_device, deterministic):
     for epochs, looks in (("[]", []), ("[0,1,-1]", [0, 1, 2])):
         config = on_device(*options, f"exec.probe.epochs={epochs}")
         before = plan_run(config).build()
-        batches = Batches.of(before.images, BatchSpec(50), 0, before.backend.device)
+        batches = Batches.of(before.images, BatchSpec(50), 0, before.plan.backend.device)
         probes = probes_of(before, batches)
         recipe = Recipe(config.optim, config.schedule)
-        fit(before.network, before.plan.strategy, batches, recipe, before.backend, probe=probes)
+        fit(before.network, before.plan.strategy, batches, recipe, before.plan.backend, probe=probes)
         assert [point["epoch"] for point in probes.points] == looks
         ended.append({name: tensor.cpu() for name, tensor in before.network.state_dict().items()})
     assert all(torch.equal(tensor, ended[1][name]) for name, tensor in ended[0].items())

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import LAYERGRAFT, TINY
 from layergraft.errors import RunFailed, UserError
 from layergraft.runs import train as runs
-from layergraft.runs.plan import backend_of, plan_run
+from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.store.records import RunRecord, read_record
 from layergraft.training.fit import Backend
@@ -236,7 +236,7 @@ def test_a_gpu_without_bf16_is_trained_on_in_float32_which_is_said(config, monke
     for name, value in {"is_available": True, "device_count": 1, "get_device_capability": (7, 5), "get_device_name": "Tesla T4"}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     run = config("strategy=freeze", "exec=auto", f"precision={asked}")
-    backend = backend_of(run)
+    backend = plan_run(run).backend
     assert (backend.device, backend.precision) == ("cuda", "float32" if asked == "auto" else asked)
     from layergraft.cli import show
 

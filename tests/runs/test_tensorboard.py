@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
+from layergraft.runs.plan import plan_run
 from layergraft.runs.tensorboard import _hparams
 
 
@@ -52,7 +53,7 @@ def test_runs_share_their_keys_and_the_axes_are_the_first_five(sweep):
 )  # fmt: skip
 def test_what_may_be_swept_tells_runs_apart(override, config):
     base = ["data=digits", "donor.data=digits", "strategy=freeze"]
-    assert _hparams(config(*base, override)) != _hparams(config(*base))
+    assert _hparams(plan_run(config(*base, override))) != _hparams(plan_run(config(*base)))
 
 
 def test_curves_and_pictures(run):

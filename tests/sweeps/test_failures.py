@@ -350,7 +350,7 @@ def test_a_sweep_is_planned_for_gpus_where_there_is_none(config, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     here = config("strategy=freeze")
     there = for_gpus(here)
-    assert plan_run(there).precision == "bf16_mixed" and plan_run(there).key != plan_run(here).key
+    assert plan_run(there).backend.precision == "bf16_mixed" and plan_run(there).key != plan_run(here).key
     assert plan_run(there).key == plan_run(config("strategy=freeze", "precision=bf16_mixed")).key
     for fixed in (config("precision=float32"), config("exec=cpu")):
         assert for_gpus(fixed) == fixed

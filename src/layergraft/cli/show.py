@@ -19,7 +19,7 @@ from layergraft.errors import RunFailed, UserError, require
 from layergraft.hosts import sites, weights
 from layergraft.hosts.skeletons import sites_of, skeleton
 from layergraft.runs.build import calibration_images, get_donors
-from layergraft.runs.plan import axes, plan_run, precision_note
+from layergraft.runs.plan import plan_run, precision_note
 from layergraft.runs.similarity import similarity
 from layergraft.runs.train import execute
 from layergraft.store.records import RECORD
@@ -77,9 +77,9 @@ def train_one(config: Config) -> float | None:
     Raises RunFailed where the run failed.
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    if note := precision_note(config):
-        console.print(note, markup=False)
     plan = plan_run(config)
+    if note := precision_note(plan):
+        console.print(note, markup=False)
     if config.exec.rerun:
         get_donors(plan)
     record = execute(plan, [_EpochBar(console)])
@@ -143,9 +143,7 @@ def print_plan(config: Config) -> None:
     """What learns when, and how fast, before any training."""
     plan = plan_run(config)
     line = plan.timeline()
-    axes_of = {
-        name: value for name, value in axes(config).items() if name in ("host", "site", "donor") and value != "-"
-    }
+    axes_of = {name: value for name, value in plan.axes.items() if name in ("host", "site", "donor") and value != "-"}
     print(", ".join(f"{name} {value}" for name, value in axes_of.items()))
     print(
         f"strategy {config.strategy.name}: {line['epochs']} epochs of {plan.steps_per_epoch} steps, {sum(plan.parameters.values()):,} parameters\n"

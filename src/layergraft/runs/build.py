@@ -14,10 +14,9 @@ from layergraft.data.batches import Normalize
 from layergraft.data.images import ImageData
 from layergraft.donors.cache import Donor, forget_donor, obtain
 from layergraft.hosts import weights
-from layergraft.runs.plan import RunPlan, backend_of, images_of
+from layergraft.runs.plan import RunPlan, images_of
 from layergraft.seeds import stream
 from layergraft.surgery import Grafted
-from layergraft.training.fit import Backend
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,6 @@ class BuiltRun:
     """A run ready to train."""
 
     plan: RunPlan
-    backend: Backend
     images: ImageData
     donors: tuple[Donor, ...]
     """A donor for each site."""
@@ -43,10 +41,9 @@ class BuiltRun:
 
 def build(plan: RunPlan) -> BuiltRun:
     """As `RunPlan.build`."""
-    config = plan.config
-    backend, images = backend_of(config), images_of(config)
+    config, backend, images = plan.config, plan.backend, images_of(plan.config)
     host = weights.pretrained(config.host, images.shape, images.num_classes, config.seed)
-    donors = _donors(plan, backend)
+    donors = _donors(plan)
     layers = [(graft.site, donor.layer) for graft, donor in zip(plan.grafts, donors, strict=True)]
     grafted = surgery.graft(host, layers, config.surgery, images.shape, config.host.roles["head"], config.seed)
     if donors:
@@ -57,7 +54,7 @@ def build(plan: RunPlan) -> BuiltRun:
             grafted = surgery.calibrated(grafted, calibration_images(config, images)[0].to(device), config.surgery)
         grafted.host.cpu()
         grafted.network.cpu()
-    return BuiltRun(plan, backend, images, donors, grafted)
+    return BuiltRun(plan, images, donors, grafted)
 
 
 def get_donors(plan: RunPlan) -> tuple[Donor, ...]:
@@ -66,11 +63,11 @@ def get_donors(plan: RunPlan) -> tuple[Donor, ...]:
     if plan.config.exec.rerun:
         for key in plan.donor_keys:
             forget_donor(plan.outputs, key, math.inf)
-    return _donors(plan, backend_of(plan.config))
+    return _donors(plan)
 
 
-def _donors(plan: RunPlan, backend: Backend) -> tuple[Donor, ...]:
-    return tuple(obtain(plan.donor, graft.place, backend, plan.outputs) for graft in plan.grafts)
+def _donors(plan: RunPlan) -> tuple[Donor, ...]:
+    return tuple(obtain(plan.donor, graft.place, plan.backend, plan.outputs) for graft in plan.grafts)
 
 
 def set_threads(config: Config) -> None:

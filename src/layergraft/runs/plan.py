@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,8 +52,10 @@ class RunPlan:
 
     config: Config
     key: str
-    precision: str
-    """float32 or bf16_mixed: what `auto` stands for."""
+    axes: dict[str, str | int]
+    """The names by which people tell runs apart."""
+    backend: Backend
+    """Of the machine that it was planned on; `here` resolves it anew on another."""
     weights: str | None
     """The hash of the host's weights; None without."""
     data: DataFacts
@@ -64,15 +66,15 @@ class RunPlan:
     parameters: Mapping[str, int]
     """Name -> number of elements, of the network with its donors, in the order of the forward pass."""
     strategy: Plan
+    batches: BatchSpec
     steps_per_epoch: int
     overrides: tuple[str, ...] = ()
     """What the run of a sweep was asked for with."""
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides the run's numbers; the key is its hash."""
-        donors = [graft.key for graft in self.grafts]
-        return identity(self.config, self.precision, self.data.fingerprint, self.weights, donors)
+        return identity(self.config, self.backend.precision, self.data.fingerprint, self.weights, self.donor_keys)
 
     @property
     def donor_keys(self) -> tuple[str, ...]:
@@ -81,7 +83,8 @@ class RunPlan:
 
     @property
     def donor(self) -> DonorKind:
-        return donor_of(self.config)
+        """The donor of a run that has one, under its control."""
+        return cast(DonorKind, self.config.donor).controlled()  # `config`, which imports no part, does not know kinds
 
     @property
     def outputs(self) -> Path:
@@ -102,6 +105,20 @@ class RunPlan:
         from layergraft.runs.build import build
 
         return build(self)
+
+    def here(self) -> RunPlan:
+        """The plan on this machine, which may not be the one that it was made on. Raises UserError where data, weights,
+        donors' files or the arithmetic are others here and now."""
+        backend, images = backend_of(self.config), images_of(self.config)
+        donors = [key_of(self.donor, graft.place, backend) for graft in self.grafts]
+        found = weights.fingerprint(self.config.host)
+        known = identity(self.config, backend.precision, images.fingerprint, found, donors)
+        key = key_by(self.axes, known)
+        require(
+            key == self.key,
+            f"it was planned as {self.key} and is {key} here: its data or files have changed, or precision=auto resolves differently here; set precision=float32 or bf16_mixed",
+        )
+        return replace(self, backend=backend)
 
 
 def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
@@ -124,24 +141,16 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
             epoch <= config.schedule.epochs,
             f"exec.probe.epochs has {epoch}, but training ends after {config.schedule.epochs} epochs",
         )
-    steps = batch_spec(config).steps_per_epoch(len(images.train))
-    key = _key(config, backend.precision, images.fingerprint, of.weights, [graft.key for graft in grafts])
+    optim, data = config.optim, config.data
+    batches = BatchSpec(optim.batch_size, optim.accumulate, data.shift, data.flip, config.regularizer.mixup)
+    steps = batches.steps_per_epoch(len(images.train))
+    keys = [graft.key for graft in grafts]
+    named = axes(config)
+    key = key_by(named, identity(config, backend.precision, images.fingerprint, of.weights, keys))
     return RunPlan(
-        config, key, backend.precision, of.weights, images.facts, there, grafts, outline.parameters, strategy, steps,
+        config, key, named, backend, of.weights, images.facts, there, grafts, outline.parameters, strategy, batches, steps,
         tuple(overrides),
     )  # fmt: skip
-
-
-def require_unchanged(plan: RunPlan) -> None:
-    """Raise UserError where data, weights, donors' files or the arithmetic are others here and now than in the plan."""
-    backend, images = backend_of(plan.config), images_of(plan.config)
-    donors = [key_of(plan.donor, graft.place, backend) for graft in plan.grafts]
-    found = weights.fingerprint(plan.config.host)
-    key = _key(plan.config, backend.precision, images.fingerprint, found, donors)
-    require(
-        key == plan.key,
-        f"it was planned as {plan.key} and is {key} here: its data or files have changed, or precision=auto resolves differently here; set precision=float32 or bf16_mixed",
-    )
 
 
 def axes(config: Config) -> dict[str, str | int]:
@@ -156,11 +165,6 @@ def axes(config: Config) -> dict[str, str | int]:
     }
 
 
-def donor_of(config: Config) -> DonorKind:
-    """The donor of a run that has one."""
-    return cast(DonorKind, config.donor)  # `config`, which imports no part, does not know what kinds have
-
-
 def backend_of(config: Config) -> Backend:
     """Where and how to train the run itself; its donors are always trained on one device, as they are written."""
     backend = Backend.resolve(config.exec.device, config.precision)
@@ -168,9 +172,9 @@ def backend_of(config: Config) -> Backend:
     return replace(backend, beside=config.exec.workers or 1, **{name: getattr(config.exec, name) for name in names})
 
 
-def precision_note(config: Config) -> str | None:
+def precision_note(plan: RunPlan) -> str | None:
     """A line for people where `precision=auto` is not the bf16 that a GPU usually has; None elsewhere."""
-    if config.precision is Precision.auto and backend_of(config).device == "cuda" and lacks_bf16():
+    if plan.config.precision is Precision.auto and plan.backend.device == "cuda" and lacks_bf16():
         return f"precision:   float32, since {torch.cuda.get_device_name()} has no bf16 in hardware"
     return None
 
@@ -180,12 +184,6 @@ def for_gpus(config: Config) -> Config:
     if config.precision is Precision.auto and config.exec.device is not Device.cpu and not torch.cuda.is_available():
         return replace(config, precision=Precision.bf16_mixed)
     return config
-
-
-def batch_spec(config: Config) -> BatchSpec:
-    return BatchSpec(
-        config.optim.batch_size, config.optim.accumulate, config.data.shift, config.data.flip, config.regularizer.mixup
-    )
 
 
 def images_of(config: Config) -> ImageData:
@@ -218,9 +216,10 @@ def identity(
     return {"version": RESULT_VERSION, "config": body, "data": fingerprint}
 
 
-def _key(config: Config, precision: str, fingerprint: str, weights: str | None, donor_keys: Sequence[str]) -> str:
-    parts = [part for name, part in axes(config).items() if name not in ("data", "seed") and part != "-"]
-    return label(*parts, f"seed{config.seed}", digest(identity(config, precision, fingerprint, weights, donor_keys)))
+def key_by(axes: Mapping[str, str | int], identity: dict[str, Any]) -> str:
+    """The name of a run's folder: readable, and unique by the hash of its identity."""
+    parts = [part for name, part in axes.items() if name not in ("data", "seed") and part != "-"]
+    return label(*parts, f"seed{axes['seed']}", digest(identity))
 
 
 def _grafts(config: Config, images: ImageData, there: Mapping[str, Site], backend: Backend) -> tuple[PlannedGraft, ...]:
@@ -229,11 +228,10 @@ def _grafts(config: Config, images: ImageData, there: Mapping[str, Site], backen
     surgery.require_apart(where)
     skeleton = skeletons.skeleton(config.host, images.shape, images.num_classes)
     places = [surgery.place_of(skeleton, site, config.surgery, images.shape) for site in where]
-    donor = donor_of(config)
-    keys = [key_of(donor, place, backend) for place in places]
+    donor = cast(DonorKind, config.donor).controlled()
     return tuple(
-        PlannedGraft(site, place, donor.controlled().form(place), key)
-        for site, place, key in zip(where, places, keys, strict=True)
+        PlannedGraft(site, place, donor.form(place), key_of(donor, place, backend))
+        for site, place in zip(where, places, strict=True)
     )
 
 

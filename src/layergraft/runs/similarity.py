@@ -44,7 +44,7 @@ def similarity(run: BuiltRun) -> dict[str, Any] | None:
     config, plan = run.config, run.plan
     if not plan.grafts or not config.exec.similarity.resamples:
         return None
-    donor = plan.donor.controlled()
+    donor = plan.donor
     source = donor.images(plan.grafts[0].place)
     if source is None or donor.data is None:
         return None
@@ -87,10 +87,10 @@ def _some(split: Split, config: Config) -> Split:
 
 
 def _at_sites(run: BuiltRun, source: ImageData) -> dict[str, Any]:
-    config, donor, device = run.config, run.plan.donor.controlled(), torch.device(run.backend.device)
+    config, plan, device = run.config, run.plan, torch.device(run.plan.backend.device)
     found = {}
-    for planned, graft, made in zip(run.plan.grafts, run.grafted.grafts, run.donors, strict=True):
-        learned_in = donor.saw(planned.place, made, run.backend, run.plan.outputs)
+    for planned, graft, made in zip(plan.grafts, run.grafted.grafts, run.donors, strict=True):
+        learned_in = plan.donor.saw(planned.place, made, plan.backend, plan.outputs)
         if learned_in is None:
             continue  # this kind of donor does not say what it was given in training
         at = run.network.get_submodule(next(iter(graft.donor_paths.values())))

@@ -6,27 +6,25 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from layergraft.config.specs import Config
-from layergraft.runs.plan import axes, donor_of
+from layergraft.runs.plan import RunPlan
 from layergraft.store.records import RunRecord
 from layergraft.strategies.timeline import picture
 from layergraft.training.fit import EventsLogger, Fitted
 
 
-def write_figures(config: Config, folder: Path, fitted: Fitted, record: RunRecord) -> None:
+def write_figures(plan: RunPlan, fitted: Fitted, record: RunRecord) -> None:
     """The plan as a picture, and the figures that runs are compared by, for TensorBoard's HParams tab."""
-    logger = EventsLogger(folder)
+    logger = EventsLogger(plan.folder)
     logger.experiment.add_image("plan", picture(json.dumps(record.plan)), dataformats="HWC")
     # Under names of their own: TensorBoard keeps these as scalars too, at step 0, amid a curve of that name.
     # Those that every run has: the tab shows what all runs share.
     figures = {f"final/{name.replace('/', '_')}": value for name, value in fitted.summary().items()}
-    logger.log_hyperparams(_hparams(config), figures)
-    _by_strategy(logger.experiment, config.strategy.name, fitted.curves)
+    logger.log_hyperparams(_hparams(plan), figures)
+    _by_strategy(logger.experiment, plan.config.strategy.name, fitted.curves)
     logger.close()
 
 
@@ -40,14 +38,14 @@ def _by_strategy(writer: SummaryWriter, strategy: str, curves: Sequence[dict[str
     writer.add_custom_scalars({"validation accuracy, %": {strategy: ["Multiline", [f"^{re.escape(tag)}$"]]}})
 
 
-def _hparams(config: Config) -> dict[str, str | int]:
+def _hparams(plan: RunPlan) -> dict[str, str | int]:
     """The axes for TensorBoard's HParams tab, and in a few words whatever else may be swept, under keys that all runs share.
     The tab shows the first five by the alphabet: the axes."""
-    named = axes(config)
+    config, named = plan.config, dict(plan.axes)
     optim, schedule, host, donor = config.optim, config.schedule, config.host, config.donor
     named["target data"] = _told(config.data)
     named["surgery"] = _told(config.surgery) if donor.is_layer else "-"
-    source = donor_of(config).data if donor.is_layer else None
+    source = plan.donor.data if donor.is_layer else None
     named["trained on"] = "-" if source is None else _told(source)
     named["training"] = f"{optim.name}, lr {optim.lr:g}, {schedule.name}, {schedule.epochs} epochs"
     named["trains what"] = "; ".join(f"{name}: {', '.join(given)}" for name, given in config.strategy.groups.items())

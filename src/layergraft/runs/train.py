@@ -33,7 +33,7 @@ from layergraft.metrics.units import unit_of
 from layergraft.networks.kept import save
 from layergraft.runs.build import BuiltRun, set_threads
 from layergraft.runs.failures import disk_full, is_full, spoils_its_process, transient
-from layergraft.runs.plan import RunPlan, axes, backend_of, batch_spec, require_unchanged
+from layergraft.runs.plan import RunPlan
 from layergraft.runs.similarity import similarity
 from layergraft.runs.tensorboard import write_figures
 from layergraft.seeds import stream
@@ -65,8 +65,8 @@ def execute(
     """Do the run, unless the store has it, and return its record. One that was interrupted goes on from its checkpoint.
 
     Where another process does it, that is waited for, and the run done if the other dies; without `wait`, Claimed is
-    raised. What was written before `newer_than` (of the disk's clock) does not count as done. Raises UserError where data
-    or files are not what they were when it was planned and for a checkpoint that is not for this run, and DiskFull. Whatever else goes wrong ends in the record as `failed` or `diverged`,
+    raised. What was written before `newer_than` (of the disk's clock) does not count as done. Raises UserError for a
+    checkpoint that is not for this run, and DiskFull. Whatever else goes wrong ends in the record as `failed` or `diverged`,
     with the traceback; Ctrl-C as `interrupted`, and goes on up.
     """
     set_threads(plan.config)
@@ -79,7 +79,6 @@ def execute(
                 f"exec.resume: the run {plan.key} is in the store already; exec.rerun=true does it again from the checkpoint",
             )
             return cast(RunRecord, read_record(folder))  # it is done, so it is there
-        require_unchanged(plan)
         resume = _checkpoint(plan, since)
         if resume is None:
             shutil.rmtree(folder, ignore_errors=True)  # what a run that did not end has left
@@ -112,7 +111,7 @@ def _begun(plan: RunPlan, resume: Path | None) -> RunRecord:
     """The record of a run before its training."""
     record = planned_record(plan, "completed")
     record.started = datetime.now(UTC).isoformat(timespec="seconds")
-    record.environment = environment(backend_of(plan.config))
+    record.environment = environment(plan.backend)
     record.resumed = resume is not None
     return record
 
@@ -122,7 +121,7 @@ def planned_record(plan: RunPlan, status: str) -> RunRecord:
     config = plan.config
     kinds = {group: name_of(getattr(config, group)) for group in ("host", "donor", "data")}
     steps = plan.steps_per_epoch
-    return RunRecord(plan.key, status, axes(config), canonical(config), kinds, steps_per_epoch=steps)
+    return RunRecord(plan.key, status, plan.axes, canonical(config), kinds, steps_per_epoch=steps)
 
 
 def _outcome(plan: RunPlan, record: RunRecord, resume: Path | None, callbacks: Sequence[pl.Callback]) -> bool:
@@ -181,9 +180,9 @@ def train(
     record.similarity = similarity(run)
     batches = Batches.of(
         run.images,
-        batch_spec(config),
+        plan.batches,
         stream(config.seed, "data"),
-        run.backend.device,
+        plan.backend.device,
         config.exec.data_gib,
         config.exec.readers,
     )
@@ -195,15 +194,15 @@ def train(
     seed = stream(config.seed, "training")
     options: dict[str, Any] = {"folder": folder, "probe": probes, "saving": saving}
     start = time.perf_counter()
-    if run.backend.devices > 1:
-        fitted = ranks.fit(run.network, plan.strategy, batches, recipe, run.backend, seed=seed, **options)
+    if plan.backend.devices > 1:
+        fitted = ranks.fit(run.network, plan.strategy, batches, recipe, plan.backend, seed=seed, **options)
     else:
-        own_gpu = [torch.cuda.current_device()] if run.backend.device == "cuda" else []
+        own_gpu = [torch.cuda.current_device()] if plan.backend.device == "cuda" else []
         with torch.random.fork_rng(own_gpu):  # a network that draws does so from its own seed
             torch.default_generator.manual_seed(seed)
             if own_gpu:  # torch.manual_seed would seed every GPU, and leave the others so
                 torch.cuda.manual_seed(seed)
-            fitted = fit(run.network, plan.strategy, batches, recipe, run.backend, callbacks=callbacks, **options)
+            fitted = fit(run.network, plan.strategy, batches, recipe, plan.backend, callbacks=callbacks, **options)
     record.timings["fit_seconds"] = time.perf_counter() - start
     record.frozen_prefixes = fitted.prefixes
     record.plan = plan.timeline(fitted.curves)
@@ -212,22 +211,22 @@ def train(
     record.probes = probes.points
     record.metrics = {**fitted.summary(), **probes.summary(fitted.curves, plan.steps_per_epoch)}
     record.units = {name: unit_of(name) for name in record.metrics}
-    write_figures(config, folder, fitted, record)
+    write_figures(plan, fitted, record)
     return record
 
 
 def probes_of(run: BuiltRun, batches: Batches) -> Probes:
     """What looks at this run's graft, or at the stages of a host without one."""
-    config, there, grafts = run.config, run.plan.sites, run.grafted.grafts
+    plan, config, grafts = run.plan, run.config, run.grafted.grafts
     if not grafts:
         head = config.host.roles["head"]
-        subject = Subject([path for path, site in there.items() if site.kind == STAGE] + list(head))
+        subject = Subject([path for path, site in plan.sites.items() if site.kind == STAGE] + list(head))
     else:
         # As `fit` will have the network, so that what is alike gives the same bits.
-        run.backend.lay_out(run.grafted.host)
+        plan.backend.lay_out(run.grafted.host)
         donors = [n for n, p in run.network.named_parameters() if surgery.under(n, run.grafted.roles["graft"])]
         subject = Subject(
-            run.grafted.watched(there),
+            run.grafted.watched(plan.sites),
             {graft.site.path: (graft.site.path, graft.replaced[-1]) for graft in grafts},
             run.grafted.host,
             donors,
@@ -235,7 +234,7 @@ def probes_of(run: BuiltRun, batches: Batches) -> Probes:
             [name for name in donors if run.network.get_parameter(name).ndim == 4],
         )
     images = batches.val.first(config.exec.probe.images)
-    with run.backend.arithmetic():
+    with plan.backend.arithmetic():
         return Probes(config.exec.probe, run.network, subject, images, batches.val, config.schedule.epochs)
 
 

@@ -90,7 +90,7 @@ def run(
     if len(todo) < len(plans):
         console.print(f"{len(plans) - len(todo)} of {counted(len(plans), 'run')} in the store already")
     if todo:
-        for note in {precision_note(plan.config) for plan in todo} - {None}:
+        for note in {precision_note(plan) for plan in todo} - {None}:
             console.print(note, markup=False)
         there = list(where)[: len(todo)] or places(todo[0].config.exec, len(todo))
         _Sweep(todo, newer_than).work(console, there, crew)

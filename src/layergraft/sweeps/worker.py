@@ -45,7 +45,7 @@ class Outcome:
 def attempt(task: Attempt) -> Outcome:
     """Do the run, unless another is at it. Raises DiskFull."""
     try:
-        record = execute(task.plan, task.callbacks, wait=task.wait, newer_than=task.newer_than)
+        record = execute(task.plan.here(), task.callbacks, wait=task.wait, newer_than=task.newer_than)
     except Claimed as error:
         return Outcome("claimed", str(error))
     except DiskFull:
@@ -65,7 +65,7 @@ def attempt(task: Attempt) -> Outcome:
 def make_donors(plan: RunPlan) -> Outcome:
     """Make the donors of a run, one for each site, where nobody has yet. Raises DiskFull."""
     try:
-        get_donors(plan)
+        get_donors(plan.here())
     except Exception as error:
         return _failed(error, plan)
     return Outcome("completed")
