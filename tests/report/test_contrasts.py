@@ -11,7 +11,7 @@ from layergraft.store.records import RunRecord
 
 def test_arms_are_paired_by_seed_within_each_cell():
     found = design_of(scratch({0: 50, 1: 60}), rows({0: 52, 1: 64}, site="early"), rows({0: 51, 1: 59}, site="late"))
-    assert found.settings == ["h"] and found.sites == ["early", "late"]
+    assert found.settings == ["h"] and list(found.runs.site.unique()) == ["-", "early", "late"]
     only = between(found, "full, trained", "scratch")
     assert (only.difference, only.seeds) == (difference({0: 51.5, 1: 61.5}, {0: 50, 1: 60}), (0, 1))
     cells = gains(found, "scratch", "test/acc").set_index("site").difference

@@ -35,10 +35,8 @@ def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", w
     found = contrast(design(runs), f"{a} less {b}", [f"+{a}", f"-{b}"], metric)
     lines = [f"{found.name}, {metric}: {words(found.difference)}"]
     if found.difference is not None:
-        n, p = len(found.seeds), found.difference.p
-        lines.append(
-            f"{counted(n, 'seed')} ({', '.join(map(str, found.seeds))}), {counted(found.num_cells, 'cell')}, p = {p:.3g}"
-        )
+        seeds = f"{counted(len(found.seeds), 'seed')} ({', '.join(map(str, found.seeds))})"
+        lines.append(f"{seeds}, {counted(found.num_cells, 'cell')}, p = {found.difference.p:.3g}")
     if found.never:
         lines.append(f"{counted(found.never, 'run')} never got there and count as all their steps")
     if found.unpaired:

@@ -33,12 +33,12 @@ def rounds(num_arms: int, finalists: int, epochs: int, seeds: int, first: int, s
 
     None is shorter than `shortest` epochs. The last has `seeds` seeds from `first` on, the others the one after these.
     """
-    unseen, lengths = (first + seeds,), []
+    arms = []
     while num_arms > finalists:
-        lengths.append(num_arms)
+        arms.append(num_arms)
         num_arms = max(finalists, -(-num_arms // CUT))
-    short = [max(shortest, round(epochs / 2 ** (len(lengths) - number))) for number in range(len(lengths))]
-    found = [Round(length, unseen, number) for length, number in zip(short, lengths, strict=True)]
+    lengths = [max(shortest, round(epochs / 2**left)) for left in range(len(arms), 0, -1)]
+    found = [Round(length, (first + seeds,), number) for length, number in zip(lengths, arms, strict=True)]
     return [*found, Round(epochs, tuple(range(first, first + seeds)), num_arms)]
 
 
@@ -72,7 +72,7 @@ def advise(val_AS: np.ndarray, test_AS: np.ndarray, without_S: np.ndarray) -> Ad
 
     An arm or a seed that lacks a run does not count; at least one arm must be whole.
     """
-    whole = [arm for arm, row in enumerate(val_AS) if not np.isnan(row).any() and not np.isnan(test_AS[arm]).any()]
+    whole = np.flatnonzero(~np.isnan(val_AS + test_AS).any(1)).tolist()
     chosen, picks_S = pick(val_AS[whole].T)
     gain = gain_of_picking((test_AS[whole] - without_S).T, picks_S)
     arm = whole[chosen]
@@ -83,9 +83,8 @@ def advise(val_AS: np.ndarray, test_AS: np.ndarray, without_S: np.ndarray) -> Ad
 
 def in_lines(advice: Advice, names: Sequence[str], seeds: int, epochs: int) -> list[str]:
     """The advice for a reader, the arms by `names`."""
-    lines = [
-        f"take {names[advice.arm]}: test accuracy {advice.test:.1f}% after {counted(epochs, 'epoch')} (mean of {counted(seeds, 'seed')})"
-    ]
+    ran = f"after {counted(epochs, 'epoch')} (mean of {counted(seeds, 'seed')})"
+    lines = [f"take {names[advice.arm]}: test accuracy {advice.test:.1f}% {ran}"]
     if advice.gain is None:
         lines.append("whether the donor helps is not known: no run without it was completed")
     elif not advice.gain.resolved:

@@ -41,30 +41,29 @@ class Answer:
         return 2 * self.picks.get(self.arm or "", 0) > sum(self.picks.values())
 
 
-def answers(design: Design, metric: str = "test/acc", by: str = "val/acc") -> list[Answer]:
-    """For each setting and site: the arm that `by` picks among those whose donor learned something (all arms with a donor
-    where there are none such), and its gain in `metric` over the host without a donor and the frozen random layer."""
+def answers(design: Design) -> list[Answer]:
+    """For each setting and site: the arm that validation picks among those whose donor learned something (all with a donor
+    where there are none such), and its gain in test accuracy over the host without a donor and the frozen random layer."""
     grafted = design.runs[design.runs.site != NONE]
     learned = grafted[~grafted.donor.isin(CONTROLS)]
     if "donor.control" in design.swept:
         learned = learned[learned["donor.control"].isin((NONE, "none"))]
     candidates = set((learned if len(learned) else grafted[~grafted.key.isin(design.arm(RANDOM).key)]).arm)
-    against = {name: paired(design, name, metric) for name in (SCRATCH, RANDOM) if len(design.arm(name))}
+    against = {name: paired(design, name, "test/acc") for name in (SCRATCH, RANDOM) if len(design.arm(name))}
     found = [
-        _answer(design, place, {control: table[table.key.isin(place.key)] for control, table in against.items()}, by)
+        _answer(design, place, {control: table[table.key.isin(place.key)] for control, table in against.items()})
         for _, place in grafted[grafted.arm.isin(candidates)].groupby(["setting", "site"], sort=False)
     ]
-    at = {(n, control): gain for n, answer in enumerate(found) for control, gain in answer.gains.items() if gain}
-    for (number, control), gain in zip(at, together(at.values()), strict=True):
-        found[number] = replace(found[number], gains=found[number].gains | {control: gain})
-    return found
+    corrected = iter(together(gain for answer in found for gain in answer.gains.values() if gain))
+    gains = [{control: gain and next(corrected) for control, gain in answer.gains.items()} for answer in found]
+    return [replace(answer, gains=of_place) for answer, of_place in zip(found, gains, strict=True)]
 
 
-def _answer(design: Design, place: pd.DataFrame, against: Mapping[str, pd.DataFrame], by: str) -> Answer:
+def _answer(design: Design, place: pd.DataFrame, against: Mapping[str, pd.DataFrame]) -> Answer:
     def table(runs: pd.DataFrame, column: str) -> pd.DataFrame:
         return runs.groupby(["seed", "arm"], sort=False)[column].mean().unstack("arm").sort_index()
 
-    val = table(place, by)
+    val = table(place, "val/acc")
     seeds_S, arms_A = complete(val.to_numpy())
     whole = val.loc[seeds_S, arms_A]
     best, picks_S = pick(whole.to_numpy()) if len(whole) else (None, np.array([], int))
@@ -74,8 +73,7 @@ def _answer(design: Design, place: pd.DataFrame, against: Mapping[str, pd.DataFr
         # Where a picked arm has no such control at all, the seeds that are left would be those that pick another.
         whole_control = bool(gain.iloc[:, np.unique(picks_S)].notna().any().all())
         gains[control] = gain_of_picking(gain.to_numpy(), picks_S) if len(whole) and whole_control else None
-        lacking = [seed for seed, arm in zip(whole.index, picks_S, strict=True) if np.isnan(gain.loc[seed].iloc[arm])]
-        lost[control] = tuple(map(int, lacking))
+        lost[control] = tuple(map(int, whole.index[np.isnan(gain.to_numpy()[np.arange(len(whole)), picks_S])]))
     first = place.iloc[0]
     return Answer(
         first.setting, first.site, {name: str(first[name]) for name in ("site", *design.of_setting)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,19 +45,10 @@ class Design:
         return [*AXES, *self.swept]
 
     @property
-    def sites(self) -> list[str]:
-        """Those that donors went to, in the order of the sweep."""
-        return [site for site in self.runs.site.unique() if site != NONE]
-
-    @property
     def settings(self) -> list[str]:
         """Those that donors have; a source is none of scratch's, which is in the settings of every source."""
         grafted = self.runs[self.runs.site != NONE]
         return list((grafted if len(grafted) else self.runs).setting.unique())
-
-    def of(self, keys: Collection[str] | None) -> Design:
-        """That of these runs alone; of all where None."""
-        return self if keys is None else replace(self, runs=self.runs[self.runs.key.isin(keys)])
 
     def arm(self, name: str) -> pd.DataFrame:
         """The runs of an arm, or of a control: SCRATCH or RANDOM, whatever else of theirs was swept."""
@@ -89,22 +80,17 @@ def design(runs: Runs) -> Design:
     of_setting = ["host", *(["data"] if table.data.nunique() > 1 else []), *(n for n in swept if n not in of_arm)]
 
     def arm(strategy: str, donor: str, *more: str) -> str:
-        told = "".join(
-            f", {name.split('.', 1)[1]}={value}" for name, value in zip(of_arm, more, strict=True) if value != NONE
-        )
-        if donor == "none" and strategy in ("scratch", "full"):
-            return SCRATCH + told
-        return f"{strategy}, {'no donor' if donor == 'none' else donor}{told}"
+        told = [f"{name.split('.', 1)[1]}={value}" for name, value in zip(of_arm, more, strict=True) if value != NONE]
+        is_scratch = donor == "none" and strategy in ("scratch", "full")
+        kind = [SCRATCH] if is_scratch else [strategy, "no donor" if donor == "none" else donor]
+        return ", ".join([*kind, *told])
 
     def setting(host: str, *more: str) -> str:
-        pairs = zip(of_setting[1:], more, strict=True)
-        told = [value if name == "data" else f"{name}={value}" for name, value in pairs if value != NONE]
-        return ", ".join([host, *told])
+        pairs = [(name, value) for name, value in zip(of_setting[1:], more, strict=True) if value != NONE]
+        return ", ".join([host, *(value if name == "data" else f"{name}={value}" for name, value in pairs)])
 
-    labelled = table.assign(
-        arm=_labels(table, ["strategy", "donor", *of_arm], arm), setting=_labels(table, of_setting, setting)
-    )
-    return Design(labelled, of_arm, of_setting, swept)
+    arms = _labels(table, ["strategy", "donor", *of_arm], arm)
+    return Design(table.assign(arm=arms, setting=_labels(table, of_setting, setting)), of_arm, of_setting, swept)
 
 
 def of_source(name: str) -> bool:
@@ -134,21 +120,15 @@ def paired(design: Design, baseline: str, metric: str) -> pd.DataFrame:
 
 def gains(design: Design, baseline: str, metric: str) -> pd.DataFrame:
     """A row a cell (setting, site, arm): its `difference` to `baseline`, each for itself, and the axes that are the same in it."""
-    if not len(design.arm(baseline)):
-        return pd.DataFrame(columns=["setting", "site", "arm", "difference"])
     return of_cells(design, paired(design, baseline, metric), "gain")
 
 
 def of_cells(design: Design, runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """A row a cell (setting, site, arm) of `runs`: the `difference` to 0 of the seeds' means of `column`, and the axes."""
-    rows = []
-    for cell, there in runs.dropna(subset=column).groupby(["setting", "site", "arm"], sort=False):
-        same = {name: there[name].iloc[0] for name in design.axes if name != "seed"}
-        by_seed = there.groupby("seed")[column].mean()
-        rows.append(
-            same | dict(zip(("setting", "site", "arm"), cell, strict=True), difference=mean_difference(by_seed))
-        )
-    return pd.DataFrame(rows, columns=None if rows else ["setting", "site", "arm", "difference"])
+    cells = runs.dropna(subset=column).groupby(["setting", "site", "arm"], sort=False)
+    same = [*(name for name in design.axes if name != "seed"), "setting", "arm"]
+    found = [mean_difference(there.groupby("seed")[column].mean()) for _, there in cells]
+    return cells.head(1)[same].assign(difference=found).reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -177,10 +157,12 @@ def contrast(design: Design, name: str, of: Sequence[str], metric: str = "test/a
     Raises UserError for a condition that no run meets and for a metric that is none.
     """
     require_sound(name, of, metric)
-    parts = [design.runs[chosen(design.runs, term[1:], design.axes)] for term in of]
-    for term, part in zip(of, parts, strict=True):
-        require(len(part) > 0, f"{name}: no completed run has {term[1:]}")
-    return _contrast(design, name, of, parts, {column for term in of for column in columns_of(term[1:])}, metric)
+    conditions = [term[1:] for term in of]
+    parts = [design.runs[chosen(design.runs, condition, design.axes)] for condition in conditions]
+    for condition, part in zip(conditions, parts, strict=True):
+        require(len(part) > 0, f"{name}: no completed run has {condition}")
+    told = set(itertools.chain(*map(columns_of, conditions)))
+    return _contrast(design, name, of, parts, told, metric)
 
 
 def between(design: Design, arm: str, baseline: str, metric: str = "test/acc") -> Contrast:
@@ -201,42 +183,39 @@ def _contrast(
     free, within = [a for a in axes if a not in told], [a for a in axes if a in told]
     # What a term tells apart are its levels: freeze|full has two. A level has no place on an axis that does not apply to it:
     # scratch is in the cells of every site.
-    levels = [[level for _, level in part.groupby(_cell(part, within), sort=False)] for part in parts]
+    levels = [
+        [(level, [c for c in free if not _is_nowhere(level[c]).all()]) for _, level in by_level]
+        for by_level in (part.groupby(_cell(part, within), sort=False) for part in parts)
+    ]
     require(all(levels), f"{name}: there is no pair of runs of it")
-    own = {id(level): [c for c in free if not _is_nowhere(level[c]).all()] for term in levels for level in term}
     cells = pd.DataFrame(index=[0])
-    for level in itertools.chain(*levels):
-        columns = own[id(level)]
-        if not columns:
-            continue
+    for level, columns in itertools.chain(*levels):
         shared = [column for column in columns if column in cells]
         there = level[columns].drop_duplicates()
-        cells = cells.merge(there, on=shared) if shared else cells.merge(there, how="cross")
+        if columns:
+            cells = cells.merge(there, on=shared or None, how="inner" if shared else "cross")
     require(len(cells) > 0, f"{name}: its conditions share no cell of {' x '.join(free)}")
     seeds = np.array(sorted({int(seed) for part in parts for seed in part.seed}))
     delta_SC = np.zeros((len(seeds), len(cells)))
     for term, there in zip(of, levels, strict=True):
-        mean_SC = np.mean([_values(level, own[id(level)], cells, seeds, metric) for level in there], axis=0)
+        mean_SC = np.mean([_values(level, columns, cells, seeds, metric) for level, columns in there], axis=0)
         delta_SC += mean_SC if term[0] == "+" else -mean_SC
     seeds_S, cells_C = complete(delta_SC)
     found = mean_difference(delta_SC[seeds_S][:, cells_C].mean(1)) if seeds_S.any() else None
     never = sum(int(np.isinf(part[metric].astype(float)).sum()) for part in parts)
     told_apart = [c for c in free if len(set().union(*(part[c][~_is_nowhere(part[c])] for part in parts))) > 1]
     left_out: set[str] = set()
-    for level in itertools.chain(*levels):
-        naming = [column for column in own[id(level)] if column in told_apart]
-        left_out |= {*_cell(level, naming)} - {*_cell(cells[cells_C], naming)}
-    left_out = {label or "all" for label in left_out}
+    for level, columns in itertools.chain(*levels):
+        naming = [column for column in columns if column in told_apart]
+        left_out |= {label or "all" for label in {*_cell(level, naming)} - {*_cell(cells[cells_C], naming)}}
     return Contrast(name, tuple(of), metric, int(cells_C.sum()), tuple(seeds[seeds_S].tolist()),
                     tuple(seeds[~seeds_S].tolist()), tuple(sorted(left_out)), never, found)  # fmt: skip
 
 
 def _values(level: pd.DataFrame, columns: list[str], cells: pd.DataFrame, seeds: np.ndarray, metric: str) -> np.ndarray:
     """Seeds x cells; nan where it has no run with the metric. A number of steps to what was never reached is all of them."""
-    labelled = level.assign(cell=_cell(level, columns))
-    if np.isinf(labelled[metric].astype(float)).any():
-        labelled[metric] = labelled[metric].where(labelled[metric] != math.inf, labelled.steps)
-    mean_SC = labelled.groupby(["seed", "cell"])[metric].mean().unstack("cell").reindex(seeds)
+    known = level[metric].where(level[metric] != math.inf, level.get("steps"))
+    mean_SC = known.groupby([level.seed, _cell(level, columns)]).mean().unstack().reindex(seeds)
     values: np.ndarray = mean_SC[list(_cell(cells, columns))].to_numpy(float)
     return values
 
@@ -252,11 +231,9 @@ def require_sound(name: str, of: Sequence[str], metric: str) -> None:
         raise unknown(f"metric of '{name}':", metric, METRICS)
     for term in of:
         require(term[:1] in ("+", "-"), f"{name}: '{term}' must begin with + or -")
-    signs = [term[0] for term in of]
-    require(
-        len(of) > 1 and signs.count("+") == signs.count("-"),
-        f"{name}: a contrast has as many conditions with + as with -, one of each or more; given: {' '.join(of) or 'none'}",
-    )
+    message = "a contrast has as many conditions with + as with -, one of each or more"
+    plus = sum(term.startswith("+") for term in of)
+    require(0 < 2 * plus == len(of), f"{name}: {message}; given: {' '.join(of) or 'none'}")
 
 
 def require_contrasts(records: Iterable[RunRecord], specs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -274,16 +251,13 @@ def require_contrasts(records: Iterable[RunRecord], specs: Mapping[str, Mapping[
 
 def _cell(rows: pd.DataFrame, columns: list[str]) -> pd.Series:
     """The name of each row's cell among those of `columns`."""
-    if not columns:
-        return pd.Series("", index=rows.index)
-    return _labels(rows, columns, lambda *levels: ", ".join(levels))
+    return _labels(rows, columns, lambda *levels: ", ".join(levels)) if columns else pd.Series("", index=rows.index)
 
 
 def corrected(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """With Holm's correction over all that have a difference."""
-    there = {number: c.difference for number, c in enumerate(contrasts) if c.difference is not None}
-    found = dict(zip(there, together(there.values()), strict=True))
-    return [replace(c, difference=found.get(number)) for number, c in enumerate(contrasts)]
+    found = iter(together(c.difference for c in contrasts if c.difference is not None))
+    return [replace(c, difference=c.difference and next(found)) for c in contrasts]
 
 
 def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[Contrast], list[str]]:
@@ -293,22 +267,19 @@ def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[
     """
     found, lacking = [], []
     for name, spec in specs.items():
+        runs = design.runs[design.runs.key.isin(spec["runs"])] if "runs" in spec else design.runs
         try:
-            found.append(contrast(design.of(spec.get("runs")), name, spec["of"], spec["metric"]))
+            found.append(contrast(replace(design, runs=runs), name, spec["of"], spec["metric"]))
         except UserError as error:
             lacking.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if not specs:
         scratch = design.arm(SCRATCH)
-        arms = list(design.runs.arm[~design.runs.key.isin(scratch.key)].unique()) or list(design.runs.arm.unique())
-        if 0 < len(scratch) < len(design.runs):
-            pairs = [(arm, SCRATCH) for arm in arms]
-        else:
-            pairs = list(itertools.combinations(arms[:MAX_ARMS], 2))
-            if len(arms) > MAX_ARMS:
-                lacking.append(
-                    f"the pairs of the {len(arms) - MAX_ARMS} arms after the first {MAX_ARMS}; name contrasts"
-                )
-        for pair in pairs:
+        others = design.runs[~design.runs.key.isin(scratch.key)]
+        arms = list((others if len(others) else design.runs).arm.unique())
+        held = len(scratch) and len(others)  # against scratch
+        if not held and len(arms) > MAX_ARMS:
+            lacking.append(f"the pairs of the {len(arms) - MAX_ARMS} arms after the first {MAX_ARMS}; name contrasts")
+        for pair in [(arm, SCRATCH) for arm in arms] if held else itertools.combinations(arms[:MAX_ARMS], 2):
             with suppress(UserError):  # they share no cell
                 found.append(between(design, *pair))
     return corrected(found), lacking

@@ -26,15 +26,22 @@ ALL = "all"
 PANELS = 24  # at most; a sweep of more settings is read in its table
 FEW_SITES = 10  # whose numbers a heat map has room for
 ROW = 26
+HEADER = alt.Header(labelFontSize=12, labelFontWeight="bold", labelLimit=600)
 
 
-def _filtered(rows: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
-    """`rows` with each of `axes` under the name that figures filter by; NONE where a row has no such axis."""
-    extra = {
-        f"filter_{i}": rows[name].astype(object).where(rows[name].notna(), NONE).astype(str) if name in rows else NONE
-        for i, name in enumerate(axes)
-    }
-    return rows.assign(**extra)
+def _order(column: pd.Series) -> list[Any]:
+    """The values of a column, as they come."""
+    return list(dict.fromkeys(column))
+
+
+def _filtered(rows: pd.DataFrame, axes: Sequence[str], panel: str | None = None) -> pd.DataFrame:
+    """`rows` with each of `axes` under the name that figures filter by, NONE where a row has no such axis; those of the
+    first PANELS values of `panel` alone."""
+    if panel is not None:
+        rows = rows[rows[panel].isin(_order(rows[panel])[:PANELS])]
+    found = rows.reindex(columns=list(axes)).astype(object)
+    found = found.where(found.notna(), NONE).astype(str)
+    return rows.assign(**{f"filter_{i}": found[name] for i, name in enumerate(axes)})
 
 
 def _finish(chart: Any, axes: Sequence[str], exact: Sequence[str] = ()) -> Any:
@@ -52,39 +59,34 @@ def _with_params(chart: Any, axes: Sequence[str]) -> alt.TopLevelMixin:
 
 
 def _panels(
-    layered: Any, rows: pd.DataFrame, axes: Sequence[str], columns: int, by: str = "setting", exact: Sequence[str] = ()
+    panel: Any, rows: pd.DataFrame, axes: Sequence[str], columns: int, by: str, exact: Sequence[str] = (), **shown: Any
 ) -> alt.TopLevelMixin:
-    """A panel for each value of `by`, in the order of `rows`."""
-    order = list(dict.fromkeys(rows[by]))
-    facet = alt.Facet(
-        f"{by}:N", title=None, sort=order, header=alt.Header(labelFontSize=12, labelFontWeight="bold", labelLimit=600)
-    )
-    return _with_params(_finish(layered, axes, exact).facet(facet=facet, columns=columns), axes)
+    """A panel for each value of `by`, in the order of `rows`; `shown` is of their headers."""
+    facet = alt.Facet(f"{by}:N", title=None, sort=_order(rows[by]), **shown)
+    return _with_params(_finish(panel, axes, exact).facet(facet=facet, columns=columns), axes)
 
 
-def estimates(rows: pd.DataFrame, column: str = "difference") -> pd.DataFrame:
-    """`rows` with its column of Difference taken apart: mean, low, high, text, resolved, n, p, detectable."""
-    found: list[Difference] = list(rows[column])
-    finite = [d if math.isfinite(d.half_width) else None for d in found]
-    return rows.drop(columns=column).assign(
-        mean=[d.mean for d in found],
-        low=[None if d is None else d.mean - d.half_width for d in finite],
-        high=[None if d is None else d.mean + d.half_width for d in finite],
-        text=[str(d) for d in found],
-        resolved=[d.resolved for d in found],
-        n=[d.n for d in found],
-        p=[d.p for d in found],
-        detectable=[d.detectable if math.isfinite(d.detectable) else None for d in found],
-    )
+def estimates(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with their `difference` taken apart: mean, low, high, text, resolved, n, p, detectable."""
+    return rows.drop(columns="difference").join(pd.DataFrame([_estimate(d) for d in rows.difference], rows.index))
+
+
+def _estimate(d: Difference) -> dict[str, Any]:
+    known = math.isfinite(d.half_width)
+    low, high = (d.mean - d.half_width, d.mean + d.half_width) if known else (None, None)
+    return {"mean": d.mean, "low": low, "high": high, "text": str(d), "resolved": d.resolved, "n": d.n, "p": d.p,
+            "detectable": d.detectable if math.isfinite(d.detectable) else None}  # fmt: skip
 
 
 TOOLTIP = [alt.Tooltip("text:N", title="difference"), alt.Tooltip("n:Q", title="seeds"), alt.Tooltip("p:Q", format=".3f"),
            alt.Tooltip("detectable:Q", format=".2f", title="detectable")]  # fmt: skip
 
 
-def _palette(arms: Sequence[str]) -> alt.Scale:
+def _by_arm(arms: Sequence[str], **shown: Any) -> alt.Color:
     """A colour an arm, the same in all figures and whatever the filters leave."""
-    return alt.Scale(domain=list(arms), scheme="tableau10" if len(arms) <= 10 else "tableau20")
+    scale = alt.Scale(domain=list(arms), scheme="tableau10" if len(arms) <= 10 else "tableau20")
+    legend = alt.Legend(orient="bottom", columns=3, labelLimit=300, **shown)
+    return alt.Color("arm:N", sort=None, title=None, scale=scale, legend=legend)
 
 
 def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.TopLevelMixin:
@@ -92,84 +94,69 @@ def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.TopLeve
 
     A cell whose interval holds 0 is pale: these seeds do not resolve it.
     """
-    rows = _filtered(estimates(cells), axes)
-    rows = rows[rows.setting.isin(list(dict.fromkeys(rows.setting))[:PANELS])]
+    rows = _filtered(estimates(cells), axes, "setting")
     limit = max(float(rows["mean"].abs().max()), 0.1)
+    sites, arms = _order(rows.site), _order(rows.arm)
+    few = len(sites) <= FEW_SITES
+    names = alt.Axis(labelAngle=0, labelLimit=84) if few else alt.Axis(labelAngle=-60)
     base = alt.Chart().encode(
-        x=alt.X(
-            "site:N",
-            sort=list(dict.fromkeys(rows.site)),
-            title="site",
-            axis=alt.Axis(labelAngle=0, labelLimit=84)
-            if rows.site.nunique() <= FEW_SITES
-            else alt.Axis(labelAngle=-60),
-        ),
-        y=alt.Y("arm:N", sort=list(dict.fromkeys(rows.arm)), title=None, axis=alt.Axis(labelLimit=260)),
+        x=alt.X("site:N", sort=sites, title="site", axis=names),
+        y=alt.Y("arm:N", sort=arms, title=None, axis=alt.Axis(labelLimit=260)),
         tooltip=["setting:N", "site:N", "arm:N", *TOOLTIP],
     )
     pale = alt.condition("datum.resolved", alt.value(1.0), alt.value(0.18))
-    dark = f"datum.resolved && abs(datum.mean) > {0.65 * limit}"
-    tiles = base.mark_rect(stroke="white").encode(
-        color=alt.Color("mean:Q", title=unit, scale=alt.Scale(scheme="redblue", domain=[-limit, limit]), legend=alt.Legend(orient="bottom", gradientLength=240, titleLimit=400)),
-        opacity=pale,
-    )  # fmt: skip
-    numbers = base.mark_text(fontSize=11).encode(
-        text="text:N", color=alt.condition(dark, alt.value("white"), alt.value("black"))
-    )
-    sites, arms = rows.site.nunique(), rows.arm.nunique()
-    few = sites <= FEW_SITES
+    dark = alt.condition(f"datum.resolved && abs(datum.mean) > {0.65 * limit}", alt.value("white"), alt.value("black"))
+    scale = alt.Scale(scheme="redblue", domain=[-limit, limit])
+    legend = alt.Legend(orient="bottom", gradientLength=240, titleLimit=400)
+    color = alt.Color("mean:Q", title=unit, scale=scale, legend=legend)
+    tiles = base.mark_rect(stroke="white").encode(color=color, opacity=pale)
+    numbers = base.mark_text(fontSize=11).encode(text="text:N", color=dark)
     layered = alt.layer(*([tiles, numbers] if few else [tiles]), data=rows)
-    layered = layered.properties(width=max(150, (92 if few else 26) * sites), height=ROW * arms)
-    return _panels(layered, rows, axes, columns=2 if sites <= 4 else 1)
+    layered = layered.properties(width=max(150, (92 if few else 26) * len(sites)), height=ROW * len(arms))
+    return _panels(layered, rows, axes, 2 if len(sites) <= 4 else 1, "setting", header=HEADER)
 
 
 def forest(
     rows: pd.DataFrame, axes: Sequence[str], unit: str | None, y: str, color: str | None = None, panel: str = "setting"
 ) -> alt.TopLevelMixin:
     """Means with their intervals, a line each, against zero. Without a unit each panel has one of its own, and lines."""
-    rows = _filtered(estimates(rows), axes)
-    rows = rows[rows[panel].isin(list(dict.fromkeys(rows[panel]))[:PANELS])]
-    shared: dict[str, Any]
-    shared = {"color": alt.Color(f"{color}:N", legend=alt.Legend(orient="bottom", labelLimit=300), sort=None),
-              "yOffset": alt.YOffset(f"{color}:N", sort=None)} if color else {}  # fmt: skip
+    rows = _filtered(estimates(rows), axes, panel)
+    shared: dict[str, Any] = {}
+    if color is not None:
+        legend = alt.Legend(orient="bottom", labelLimit=300)
+        shared = {
+            "color": alt.Color(f"{color}:N", legend=legend, sort=None),
+            "yOffset": alt.YOffset(f"{color}:N", sort=None),
+        }
     base = alt.Chart().encode(
-        y=alt.Y(f"{y}:N", sort=list(dict.fromkeys(rows[y])), title=None, axis=alt.Axis(labelLimit=420)),
+        y=alt.Y(f"{y}:N", sort=_order(rows[y]), title=None, axis=alt.Axis(labelLimit=420)),
         tooltip=[f"{y}:N", *([f"{color}:N"] if color else []), *TOOLTIP],
         **shared,
     )
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=unit), x2="high:Q")
     points = base.mark_point(filled=True, size=55, opacity=1).encode(x=alt.X("mean:Q", title=unit))
     zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
-    height = alt.Step(ROW if color is None else 12)  # a line
-    if unit is None:
-        parts = [alt.layer(zero, bars, points, data=there).properties(width=360, height=height, title=str(name))
-                 for name, there in rows.groupby(panel, sort=False)]  # fmt: skip
-        return _with_params(alt.vconcat(*[_finish(part, axes) for part in parts]), axes)
-    return _panels(alt.layer(zero, bars, points, data=rows).properties(width=360, height=height), rows, axes, 2, panel)
+    sized = {"width": 360, "height": alt.Step(ROW if color is None else 12)}  # a line
+    if unit is not None:
+        return _panels(
+            alt.layer(zero, bars, points, data=rows).properties(**sized), rows, axes, 2, panel, header=HEADER
+        )
+    parts = [alt.layer(zero, bars, points, data=there).properties(**sized, title=str(name))
+             for name, there in rows.groupby(panel, sort=False)]  # fmt: skip
+    return _with_params(alt.vconcat(*[_finish(part, axes) for part in parts]), axes)
 
 
 def learning_curves(rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str]) -> alt.TopLevelMixin:
     """A panel a setting: validation accuracy by epoch, one line an arm, mean over sites and seeds, with its interval."""
-    rows = _filtered(rows.assign(low=rows.low.clip(lower=0), high=rows.high.clip(upper=100)), axes)
-    rows = rows[rows.setting.isin(list(dict.fromkeys(rows.setting))[:PANELS])]
-    base = alt.Chart().encode(
-        x=alt.X("epoch:Q", title="epochs trained"),
-        color=alt.Color(
-            "arm:N",
-            sort=None,
-            title=None,
-            scale=_palette(arms),
-            legend=alt.Legend(orient="bottom", columns=3, labelLimit=300, symbolOpacity=1, symbolType="stroke"),
-        ),
-    )
-    band = base.mark_area(opacity=0.15).encode(
-        y=alt.Y("low:Q", title="validation accuracy, %", scale=alt.Scale(zero=False)), y2="high:Q"
-    )
-    line = base.mark_line(opacity=1).encode(
-        y="mean:Q", tooltip=["arm:N", "setting:N", "epoch:Q", alt.Tooltip("mean:Q", format=".1f"), "n:Q"]
-    )
+    rows = _filtered(rows.assign(low=rows.low.clip(lower=0), high=rows.high.clip(upper=100)), axes, "setting")
+    color = _by_arm(arms, symbolOpacity=1, symbolType="stroke")
+    base = alt.Chart().encode(x=alt.X("epoch:Q", title="epochs trained"), color=color)
+    low = alt.Y("low:Q", title="validation accuracy, %", scale=alt.Scale(zero=False))
+    tooltip = ["arm:N", "setting:N", "epoch:Q", alt.Tooltip("mean:Q", format=".1f"), "n:Q"]
+    band = base.mark_area(opacity=0.15).encode(y=low, y2="high:Q")
+    line = base.mark_line(opacity=1).encode(y="mean:Q", tooltip=tooltip)
     layered = alt.layer(band, line, data=rows).properties(width=360, height=230)
-    return _panels(layered, rows, axes, 2, exact=("site",) if "site" in axes else ())
+    return _panels(layered, rows, axes, 2, "setting", exact=("site",), header=HEADER)
 
 
 def scatter(
@@ -180,15 +167,15 @@ def scatter(
     points = alt.Chart(rows).mark_point(filled=True, opacity=0.6, size=45).encode(
         x=alt.X("value:Q", title=None if panel else x, scale=alt.Scale(zero=False)),
         y=alt.Y("gain:Q", title=unit),
-        color=alt.Color("arm:N", sort=None, title=None, scale=_palette(arms), legend=alt.Legend(orient="bottom", columns=3, labelLimit=300)),
+        color=_by_arm(arms),
         href="record:N",
         tooltip=["key:N", alt.Tooltip("value:Q", format=".3g", title=x), alt.Tooltip("gain:Q", format="+.2f")],
     )  # fmt: skip
     if panel is None:
         return _with_params(_finish(points.properties(width=460, height=260), axes), axes)
-    sized = _finish(points.properties(width=250, height=190), axes)
-    facet = alt.Facet(f"{panel}:N", title=None, sort=list(dict.fromkeys(rows[panel])))
-    return _with_params(sized.facet(facet=facet, columns=3).resolve_scale(x="independent"), axes)
+    panels: Any = _panels(points.properties(width=250, height=190), rows, axes, 3, panel)
+    whole: alt.TopLevelMixin = panels.resolve_scale(x="independent")
+    return whole
 
 
 def share_bars(terms: pd.DataFrame) -> alt.TopLevelMixin:

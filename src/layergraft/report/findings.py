@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import trim_mean
 
@@ -77,9 +77,8 @@ def find(runs: Runs) -> Findings:
     design = contrasts.design(runs)
     baseline = next((name for name in (SCRATCH, RANDOM) if 0 < len(design.arm(name)) < len(design.runs)), None)
     compared, lacking = contrasts.named(design, runs.contrasts)
-    gains = (
-        {metric: contrasts.gains(design, baseline, metric) for metric in ("test/acc", "val/aulc")} if baseline else {}
-    )
+    gained = ("test/acc", "val/aulc")
+    gains = {metric: contrasts.gains(design, baseline, metric) for metric in gained} if baseline else {}
     by_run = contrasts.paired(design, baseline, "test/acc") if baseline else design.runs.assign(gain=np.nan)
     by_run = by_run[by_run.site != NONE]
     varied, of = _shares(runs, design)
@@ -99,24 +98,20 @@ def _notes(design: Design, by_run: pd.DataFrame, baseline: str | None, answered:
         notes.append("no run has a validation accuracy, so there is nothing to pick the best arm by")
     blind = by_run[by_run["test/acc"].isna()]
     if len(blind):
-        notes.append(
-            f"{counted(len(blind), 'completed run')} without a test accuracy: {listing(sorted(blind.key)[:5])}"
-        )
+        number = counted(len(blind), "completed run")
+        notes.append(f"{number} without a test accuracy: {listing(sorted(blind.key)[:5])}")
     alone = by_run[by_run.gain.isna() & by_run["test/acc"].notna()]
     if baseline and len(alone):
-        notes.append(
-            f"without a partner of the same seed in {baseline}, so in no difference to it: {counted(len(alone), 'run')}, such as {listing(sorted(alone.key)[:5])}"
-        )
+        such = f"{counted(len(alone), 'run')}, such as {listing(sorted(alone.key)[:5])}"
+        notes.append(f"without a partner of the same seed in {baseline}, so in no difference to it: {such}")
     for control in (SCRATCH, RANDOM):
         variants = design.arm(control).arm.unique()
         if len(variants) > 1:
-            notes.append(
-                f"{control} comes in {len(variants)} kinds ({listing(variants)}): an arm is held against its own, and where it has none, against their mean"
-            )
+            kinds = f"{control} comes in {len(variants)} kinds ({listing(variants)})"
+            notes.append(f"{kinds}: an arm is held against its own, and where it has none, against their mean")
         if answered and len(variants) and not any(answer.gains.get(control) for answer in answered):
-            notes.append(
-                f"no place has {control} with the seeds, site and surgery of the arms, so nothing is held against it"
-            )
+            where = f"no place has {control} with the seeds, site and surgery of the arms"
+            notes.append(f"{where}, so nothing is held against it")
     return notes
 
 
@@ -135,13 +130,11 @@ def _across(by_run: pd.DataFrame) -> pd.DataFrame:
             row |= {"mean": mean_difference(gain_SP.mean(1)), "iqm": mean_difference(trim_mean(gain_SP, 0.25, axis=1)),
                     "better": mean_difference(better - 50)}  # fmt: skip
         rows.append(row)
-    table = pd.DataFrame(rows)
+    whole = [row for row in rows if row["n"]]
     for figure in ("mean", "iqm", "better"):
-        if figure in table:
-            known = table[figure].notna()
-            table.loc[known, figure] = pd.Series(together(table[figure][known]), table.index[known], dtype=object)
-            table[figure] = table[figure].astype(object).where(known, None)
-    return table
+        for row, difference in zip(whole, together(row[figure] for row in whole), strict=True):
+            row[figure] = difference
+    return pd.DataFrame(rows)
 
 
 def _shares(runs: Runs, design: Design) -> tuple[Shares | None, str]:
@@ -175,26 +168,23 @@ def _ladder(design: Design, cells: pd.DataFrame | None) -> tuple[pd.DataFrame, p
         for what, (of, less) in STEPS.items():
             if {of, less} <= set(rungs.donor[rungs.strategy == strategy]):
                 terms = [f"+strategy={strategy},donor={of}", f"-strategy={strategy},donor={less}"]
-                try:
+                with suppress(UserError):  # they share no cell
                     found = contrasts.contrast(design, what, terms).difference
-                except UserError:
-                    continue
-                rows += [{"strategy": strategy, "step": what, "difference": found}] if found is not None else []
-    steps = pd.DataFrame(rows)
+                    rows.append({"strategy": strategy, "step": what, "difference": found})
+    steps = pd.DataFrame([row for row in rows if row["difference"] is not None])
     return rungs, steps.assign(difference=together(steps.difference)) if len(steps) else steps
 
 
 def _recovery(design: Design) -> pd.DataFrame:
     """How many of an arm's runs made the shock good (validation loss of the intact host), after how many steps."""
-    if "steps_to/recover" not in design.runs or "shock/loss" not in design.runs:
+    needed = ["steps_to/recover", "shock/loss"]
+    if not {*needed} <= {*design.runs}:
         return pd.DataFrame()
-    hit = design.runs.dropna(subset=["shock/loss", "steps_to/recover"])
-    rows = [
-        {"arm": arm, "runs": len(there), "shocked": int((there["shock/loss"] > 0).sum()),
-         "recovered": int(np.isfinite(there["steps_to/recover"]).sum()), "median": float(np.median(there["steps_to/recover"]))}
-        for arm, there in hit.groupby("arm", sort=False)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+    hit = design.runs.dropna(subset=needed)
+    told = {"shocked": hit["shock/loss"] > 0, "recovered": np.isfinite(hit["steps_to/recover"])}
+    each = hit.assign(**told).groupby("arm", sort=False)
+    counts = each.agg(runs=("key", "size"), shocked=("shocked", "sum"), recovered=("recovered", "sum"))
+    return counts.assign(median=each["steps_to/recover"].median()).reset_index()
 
 
 def _similar(design: Design, by_run: pd.DataFrame) -> pd.DataFrame:
@@ -205,9 +195,8 @@ def _similar(design: Design, by_run: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for measure in _measures(by_run) if source else ():
         there = by_run.dropna(subset=[measure, "gain"])
-        there = there.assign(
-            source=there.groupby(source, sort=False).ngroup(), place=there.groupby(alike, sort=False).ngroup()
-        )
+        for number, columns in {"source": source, "place": alike}.items():
+            there[number] = there.groupby(columns, sort=False).ngroup()
         there = there[there.groupby(["place", "seed"]).source.transform("nunique") > 1]  # held against another
         there = there[there.source.isin(_held_together(there))]
         beyond = there[[measure, "gain"]] - there.groupby(["place", "seed"])[[measure, "gain"]].transform("mean")
@@ -222,15 +211,10 @@ def _held_together(runs: pd.DataFrame) -> np.ndarray:
     """The largest set of sources of which each is held against others of it at some place: those that may change places."""
     if not len(runs):
         return np.array([], int)
-    pairs = runs[["source", "place"]].drop_duplicates()
-    number = int(pairs.source.max()) + 1
-    edges = coo_array(
-        (np.ones(len(pairs)), (pairs.source, pairs.place + number)), shape=2 * (number + int(pairs.place.max()) + 1,)
-    )
-    _, labels = connected_components(edges, directed=False)
-    sources: np.ndarray = np.unique(pairs.source)
-    own = labels[sources]
-    return np.asarray(sources[own == np.bincount(own).argmax()])
+    table = pd.crosstab(runs.source, runs.place)
+    runs_SP = table.to_numpy()
+    _, labels_S = connected_components(runs_SP @ runs_SP.T, directed=False)
+    return np.asarray(table.index[labels_S == np.bincount(labels_S).argmax()])
 
 
 def _measures(by_run: pd.DataFrame) -> list[str]:
@@ -281,8 +265,8 @@ def _in_every_setting(design: Design) -> pd.DataFrame:
     places = design.runs[~without][[*design.of_setting, "setting"]].drop_duplicates()
     keys = [name for name in design.of_setting if name not in sourced]
     spread = design.runs[without].drop(columns=sourced).merge(places, on=keys, how="left", suffixes=("_own", ""))
-    spread["setting"] = spread.setting.where(spread.setting.notna(), spread.setting_own)
-    return pd.concat([design.runs[~without], spread.drop(columns="setting_own")], ignore_index=True)
+    spread["setting"] = spread.setting.fillna(spread.pop("setting_own"))
+    return pd.concat([design.runs[~without], spread], ignore_index=True)
 
 
 def _accuracies(folder: Path) -> list[float]:

@@ -35,28 +35,27 @@ def write_report(runs: Runs, folder: Path) -> Path:
     require_completed(runs)
     found = find(runs)
     table = runs.table.assign(record=[os.path.relpath(Path(path) / RECORD, folder) for path in runs.table.folder])
-    labels = found.design.runs.set_index("key")[["arm", "setting"]]
-    table = table.join(labels, on="key").drop(columns="folder")
+    table = table.join(found.design.runs.set_index("key")[["arm", "setting"]], on="key").drop(columns="folder")
     axes = [name for name in found.design.axes if found.design.runs[name].nunique() > 1]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".figures.") as new:
         charts = _charts(found, axes, table, Path(new))
-        drawn = {
-            "plans": pictures.plans(runs.plans, Path(new)),
-            "filters": pictures.filters(found.design.runs, Path(new)),
-        }
+        filters = pictures.filters(found.design.runs, Path(new))
+        drawn = {"plans": pictures.plans(runs.plans, Path(new)), "filters": filters}
         _move(Path(new), folder / "figures")
     write_atomic(folder / "runs.csv", table.to_csv(index=False))
     write_atomic(folder / "runs.parquet", table.to_parquet(index=False))
     cells = [figures.estimates(cells).assign(metric=metric) for metric, cells in found.gains.items() if len(cells)]
     write_atomic(folder / "cells.csv", pd.concat(cells).drop(columns="text").to_csv(index=False) if cells else "")
+    by_arm = found.design.runs.groupby(["setting", "arm", "site"], sort=False)["test/acc"]
+    accuracies = by_arm.agg(["mean", "std", "count"]).reset_index().sort_values(["setting", "arm"], kind="stable")
     told: dict[str, Any] = {
         "runs": runs, "found": found, "charts": set(charts), "drawn": drawn, "units": UNITS, "words": words,
         "answer": in_words(found), "cut": _cut(found), "num_plans": len(runs.plans),
         "scratch": SCRATCH, "random": RANDOM,
         "statuses": Counter(table.status), "troubled": table[table.status != "completed"].to_dict("records"),
         "seeds": sorted(found.design.runs.seed.unique()), "seconds": float(table.seconds.sum()),
-        "accuracies": _accuracies(found), "axes": axes, "rest": REST, "panels": figures.PANELS,
+        "accuracies": accuracies.to_dict("records"), "axes": axes, "rest": REST, "panels": figures.PANELS,
         "controls": list(dict.fromkeys(name for answer in found.answers for name in answer.gains)),
     }  # fmt: skip
     environment = jinja2.Environment(
@@ -65,14 +64,12 @@ def write_report(runs: Runs, folder: Path) -> Path:
     )  # fmt: skip
     environment.filters |= {"cell": _cell, "p": _p, "percent": _percent}
     write_atomic(folder / "report.md", environment.get_template("report.md.j2").render(told))
-    page = environment.get_template("report.html.j2").render(
-        **told,
-        vega=figures.script(),
-        specs=figures.in_page(charts),
-        data_tables=_data_tables(),
-        rows=figures.in_page(_rows(table)),
-        levels={name: sorted(map(str, found.design.runs[name].unique()), key=_naturally) for name in axes},
-    )
+    told |= {
+        "vega": figures.script(), "specs": figures.in_page(charts), "data_tables": _data_tables(),
+        "rows": figures.in_page(_rows(table)),
+        "levels": {name: sorted(map(str, found.design.runs[name].unique()), key=_naturally) for name in axes},
+    }  # fmt: skip
+    page = environment.get_template("report.html.j2").render(told)
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
 
@@ -101,77 +98,60 @@ def _p(p: float | None) -> str:
 
 def _percent(better: Difference) -> str:
     """A share of places, told as its difference to 50."""
-    low, high = (min(100.0, max(0.0, 50 + better.mean + side * better.half_width)) for side in (-1, 1))
+    low, high = np.clip(50 + better.mean + np.array([-1, 1]) * better.half_width, 0, 100)
     interval = f" ({low:.0f} to {high:.0f})" if math.isfinite(better.half_width) else ""
     return f"{50 + better.mean:.0f}{interval}"
 
 
 def _cut(found: Findings) -> dict[str, int]:
     """Figure -> how many panels it would have, where it has the first PANELS of them."""
-    settings = len(found.design.settings)
-    numbers = dict.fromkeys(("gain", "speed", "learning_curves", "shock"), settings)
-    numbers |= {"ladder": found.ladder.place.nunique()} if len(found.ladder) else {}
+    numbers = dict.fromkeys(("gain", "speed", "learning_curves", "shock"), len(found.design.settings))
+    numbers["ladder"] = found.ladder.place.nunique() if len(found.ladder) else 0
     return {name: number for name, number in numbers.items() if number > figures.PANELS}
 
 
 def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path) -> dict[str, Any]:
     """Name -> specification; PNG and SVG are written into `folder`."""
     over = {SCRATCH: "over scratch", RANDOM: "over a random frozen layer"}.get(found.baseline or "", "")
+    units = {metric: f"{unit}, {over}" for metric, unit in UNITS.items()}
     drawn: dict[str, Any] = {}
     arms = list(found.design.runs.arm.unique())
-    if found.contrasts:
-        rows = pd.DataFrame(
-            [{"contrast": c.name, "metric": UNITS.get(c.metric, c.metric), "difference": c.difference}
-             for c in found.contrasts if c.difference is not None]
-        )  # fmt: skip
-        if len(rows):
-            drawn["contrasts"] = figures.forest(rows, axes, None, "contrast", panel="metric")
+    compared = [{"contrast": c.name, "metric": UNITS.get(c.metric, c.metric), "difference": c.difference}
+                for c in found.contrasts if c.difference is not None]  # fmt: skip
+    if compared:
+        drawn["contrasts"] = figures.forest(pd.DataFrame(compared), axes, None, "contrast", panel="metric")
     for metric, name in (("test/acc", "gain"), ("val/aulc", "speed")):
-        if metric in found.gains and len(found.gains[metric]):
-            drawn[name] = figures.heat_map(found.gains[metric], axes, f"{UNITS[metric]}, {over}")
+        if len(found.gains.get(metric, ())):
+            drawn[name] = figures.heat_map(found.gains[metric], axes, units[metric])
     lines = curves(found.design)
     if len(lines):
         drawn["learning_curves"] = figures.learning_curves(lines, axes, arms)
     if len(found.shocks):
-        drawn["shock"] = figures.forest(
-            found.shocks, axes, "points of validation accuracy at step 0, grafted less intact", "arm", "site"
-        )
+        unit = "points of validation accuracy at step 0, grafted less intact"
+        drawn["shock"] = figures.forest(found.shocks, axes, unit, "arm", "site")
     by_run = found.by_run.merge(table[["key", "record"]], on="key").dropna(subset="gain")
     columns = ["key", "record", "arm", "setting", "gain", *axes]
     if "drift" in by_run and (by_run.drift > 0).any():
-        drawn["drift"] = figures.scatter(
-            by_run.dropna(subset="drift")[[*columns, "drift"]], axes, arms, "drift", f"{UNITS['test/acc']}, {over}"
-        )
+        moved = by_run.dropna(subset="drift")[[*columns, "drift"]]
+        drawn["drift"] = figures.scatter(moved, axes, arms, "drift", units["test/acc"])
     if found.shares is not None:
         drawn["shares"] = figures.share_bars(_share_rows(found.shares))
     if len(found.ladder):
-        drawn["ladder"] = figures.forest(
-            found.ladder, axes, f"{UNITS['test/acc']}, {over}", "donor", "strategy", panel="place"
-        )
+        drawn["ladder"] = figures.forest(found.ladder, axes, units["test/acc"], "donor", "strategy", panel="place")
     measures = measures_of(by_run)
     if measures:
         long = by_run.melt([*columns], measures, "measure", "value").dropna(subset="value")
         long["measure"] = long.measure.str.removeprefix("similarity/")
-        drawn["similarity"] = figures.scatter(
-            long, axes, arms, "value", f"{UNITS['test/acc']}, {over}", panel="measure"
-        )
+        drawn["similarity"] = figures.scatter(long, axes, arms, "value", units["test/acc"], panel="measure")
     return {name: figures.save(chart, folder, name) for name, chart in drawn.items()}
 
 
 def _share_rows(shares: Shares) -> pd.DataFrame:
     return pd.DataFrame([
-        {"term": " × ".join(s.factors) or REST, "raw": 100 * s.raw, "p": s.p,
-         "low": None if np.isnan(s.low) else 100 * s.low, "high": None if np.isnan(s.high) else 100 * s.high,
+        {"term": " × ".join(s.factors) or REST, "raw": 100 * s.raw, "p": s.p, "low": 100 * s.low, "high": 100 * s.high,
          "interval": "" if np.isnan(s.low) else f"{100 * s.low:.1f} to {100 * s.high:.1f}"}
         for s in shares.terms
     ])  # fmt: skip
-
-
-def _accuracies(found: Findings) -> list[dict[str, Any]]:
-    grouped = found.design.runs.groupby(["setting", "arm", "site"], sort=False)["test/acc"]
-    rows = grouped.agg(["mean", "std", "count"]).reset_index()
-    records: list[dict[str, Any]] = rows.sort_values(["setting", "arm"], kind="stable").to_dict("records")
-    return records
 
 
 def _rows(table: pd.DataFrame) -> dict[str, Any]:
@@ -186,12 +166,10 @@ def _rows(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if value is pd.NA:
+    if pd.isna(value):
         return None
-    if isinstance(value, (float, np.floating)) and math.isinf(value):
-        return "never"  # steps to what was not reached
     if isinstance(value, (float, np.floating)):
-        return None if not np.isfinite(value) else float(f"{value:.5g}")
+        return "never" if math.isinf(value) else float(f"{value:.5g}")  # steps to what was not reached
     return int(value) if isinstance(value, np.integer) else value
 
 
@@ -206,5 +184,5 @@ def _naturally(text: str) -> tuple[bool, float, str]:
 def _data_tables() -> dict[str, str]:
     """DataTables, as itables ships it: its style, and its module in base 64."""
     files = resources.files("itables") / "html"
-    script = (files / "dt_bundle.js").read_bytes()
-    return {"style": (files / "dt_bundle.css").read_text(), "module": base64.b64encode(script).decode()}
+    module = base64.b64encode((files / "dt_bundle.js").read_bytes()).decode()
+    return {"style": (files / "dt_bundle.css").read_text(), "module": module}

@@ -30,10 +30,9 @@ def plans(records: dict[str, RunRecord], folder: Path) -> dict[str, str]:
     """Title -> SVG: a strategy's plan over the epochs, of one run with it, up to MAX_PLANS."""
     drawn = {}
     for strategy, record in itertools.islice(records.items(), MAX_PLANS):
-        axes = record.axes
-        where = "" if axes["site"] == NONE else f", donor at {axes['site']}"
-        figure = timeline.figure(record.plan)
-        drawn[f"{strategy}, {axes['host']}{where}"] = save(figure, folder, label("plan", strategy))
+        site, host = record.axes["site"], record.axes["host"]
+        title = f"{strategy}, {host}{'' if site == NONE else f', donor at {site}'}"
+        drawn[title] = save(timeline.figure(record.plan), folder, label("plan", strategy))
     return drawn
 
 
@@ -63,13 +62,10 @@ def _before_and_after(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
             return None
         before, after = map(load_file, files)
         name = next(name for name, weight in before.items() if weight.ndim == 4)
-        paths = [
-            f"{path}.{name.removeprefix(f'{part}.')}"
-            for part, path in graft.donor_paths.items()
-            if name.startswith(part)
-        ]
-        if paths[0] in after and after[paths[0]].shape == before[name].shape:
-            return before[name], after[paths[0]]
+        part, at = next((part, at) for part, at in graft.donor_paths.items() if name.startswith(part))
+        moved = after.get(f"{at}.{name.removeprefix(f'{part}.')}")
+        if moved is not None and moved.shape == before[name].shape:
+            return before[name], moved
     return None
 
 
@@ -77,13 +73,13 @@ def _filters(before: np.ndarray, after: np.ndarray) -> Figure:
     """Rows: before, after, and the change, magnified to the scale of the two; the first input channel of each filter."""
     from matplotlib.figure import Figure
 
-    number = min(MAX_FILTERS, len(before))
-    pair, change = (before[:number, 0], after[:number, 0]), after[:number, 0] - before[:number, 0]
-    limit = max(float(np.abs(weights).max()) for weights in pair) or 1.0
-    times = limit / (float(np.abs(change).max()) or limit)
-    rows = {"before": pair[0], "after": pair[1], f"change × {times:.2g}": change * times}
-    figure = Figure(figsize=(1.4 + 0.8 * number, 2.6))
-    axis = figure.add_axes((1.2 / (1.4 + 0.8 * number), 0.04, 0.8 * number / (1.4 + 0.8 * number), 0.92))
+    before, after = before[:MAX_FILTERS, 0], after[:MAX_FILTERS, 0]
+    limit = float(np.abs([before, after]).max()) or 1.0
+    times = limit / (float(np.abs(after - before).max()) or limit)
+    rows = {"before": before, "after": after, f"change × {times:.2g}": (after - before) * times}
+    wide = 0.8 * len(before)  # inches of the filters, beside those of their names
+    figure = Figure(figsize=(1.4 + wide, 2.6))
+    axis = figure.add_axes((1.2 / (1.4 + wide), 0.04, wide / (1.4 + wide), 0.92))
     # One picture of all of them: an axis for each filter takes matplotlib ten times as long.
     axis.imshow(_tiled(list(rows.values())), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     axis.set_yticks([SIDE / 2 + row * (SIDE + GAP) for row in range(len(rows))], list(rows))
@@ -95,14 +91,12 @@ def _filters(before: np.ndarray, after: np.ndarray) -> Figure:
 
 def _tiled(rows: Sequence[np.ndarray]) -> np.ma.MaskedArray:
     """Filters (N, H, W) of each row, every one SIDE pixels a side, with gaps between them that are masked."""
-    number, height, width = rows[0].shape
+    weights_RNHW = np.array(rows, float)
+    *_, height, width = weights_RNHW.shape
     of = np.arange(SIDE)
-    picture = np.full((len(rows) * (SIDE + GAP) - GAP, number * (SIDE + GAP) - GAP), np.nan)
-    for (row, weights), column in itertools.product(enumerate(rows), range(number)):
-        top, left = row * (SIDE + GAP), column * (SIDE + GAP)
-        large = weights[column][np.ix_(of * height // SIDE, of * width // SIDE)]
-        picture[top : top + SIDE, left : left + SIDE] = large
-    return np.ma.masked_invalid(picture)
+    large = weights_RNHW[:, :, of * height // SIDE][..., of * width // SIDE]
+    tiles = np.pad(large, ((0, 0), (0, 0), (0, GAP), (0, GAP)), constant_values=np.nan).transpose(0, 2, 1, 3)
+    return np.ma.masked_invalid(tiles.reshape(len(rows) * (SIDE + GAP), -1)[:-GAP, :-GAP])
 
 
 def save(figure: Figure, folder: Path, name: str) -> str:

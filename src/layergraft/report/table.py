@@ -25,6 +25,7 @@ from layergraft.store.manifests import SWEEP, read_sweep
 from layergraft.store.records import RECORD, RunRecord, read_record, run_folder
 
 AXES = ["strategy", "site", "host", "donor", "data", "seed"]
+NAMED = ("strategy", "host", "donor", "data")  # parts of a config whose names are axes
 NONE = "-"  # what an axis is where it does not apply: the site of a host without a donor
 UNSET = "unset"  # a key that others with the same strategy, host or donor have
 OWN = "as the run's"  # a donor's key that has the run's own value: its seed, a self donor's host
@@ -70,15 +71,12 @@ def read(folders: Iterable[Path], where: str | None = None) -> Runs:
             found |= {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{RECORD}"))}
             continue
         sweep = read_sweep(folder)
-        outputs = at.parents[1]
-        found |= {key: run_folder(outputs, key) for key in sweep["runs"]}
+        found |= {key: run_folder(at.parents[1], key) for key in sweep["runs"]}
         commands.append(sweep["command"])
-        asked = {name: contrast | {"runs": sweep["runs"]} for name, contrast in sweep.get("contrasts", {}).items()}
-        for name, contrast in asked.items():
-            others = itertools.chain(
-                [name, f"{name} ({at.name})"], (f"{name} ({number})" for number in itertools.count(2))
-            )
-            contrasts[next(free for free in others if free not in contrasts)] = contrast
+        for name, contrast in sweep.get("contrasts", {}).items():
+            others = (f"{name} ({more})" for more in itertools.chain([at.name], itertools.count(2)))
+            free = next(other for other in itertools.chain([name], others) if other not in contrasts)
+            contrasts[free] = contrast | {"runs": sweep["runs"]}
     runs = tidy((_record(key, path), path) for key, path in found.items())
     if where is not None:
         # Scratch, which has no site, is among those of every site; so is a run that is missing.
@@ -120,12 +118,12 @@ def tidy(records: Iterable[tuple[RunRecord, Path]]) -> Runs:
         rows.append({
             "key": record.key, "status": record.status, "error": record.error, **axes,
             **_metrics(record), **_similarity(record), "seconds": record.timings.get("total_seconds"),
-            "steps": _steps(record), "folder": str(folder),
+            "steps": record.steps_per_epoch and record.steps_per_epoch * int(record.config["schedule"]["epochs"]),
+            "folder": str(folder),
         })  # fmt: skip
-        for name, value in _flat(_of_the_arm(record.config)):
+        for name, value in _flat(_acting(record.config)):
             column = leaves.setdefault(name, [])
-            column += [NONE] * (number - len(column))
-            column.append(value)
+            column += [NONE] * (number - len(column)) + [value]
         if record.status == "completed" and record.plan:
             plans.setdefault(str(axes["strategy"]), RunRecord(record.key, record.status, record.axes, plan=record.plan))
         if record.environment:
@@ -140,32 +138,18 @@ def tidy(records: Iterable[tuple[RunRecord, Path]]) -> Runs:
     swept, notes = _swept(leaves, table)
     for place, (name, column) in enumerate(swept.items()):
         table.insert(3 + len(AXES) + place, name, column)
+    twice = (table.status == "completed") & table[[*AXES, *swept]].astype(str).duplicated(keep=False)
+    if twice.any():
+        alike = f"{twice.sum()} runs are alike in every axis, seed included, and count as their mean"
+        notes.append(f"{alike}, such as {' and '.join(table.key[twice][:2])}")
     told = [f"{count} runs: {text}" for text, count in hardware.most_common()]
-    return Runs(table, list(swept), plans, told, notes=[*notes, *_repeated(table, [*AXES, *swept])])
+    return Runs(table, list(swept), plans, told, notes=notes)
 
 
 def _metrics(record: RunRecord) -> dict[str, Any]:
     """Of a completed run, what was never reached is inf."""
-    never = math.inf if record.status == "completed" else None
-    return {
-        name: never if value is None and record.units[name] == "steps" else value
-        for name, value in record.metrics.items()
-    }
-
-
-def _steps(record: RunRecord) -> int | None:
-    """As many as it may train."""
-    return record.steps_per_epoch and record.steps_per_epoch * int(record.config["schedule"]["epochs"])
-
-
-def _repeated(table: pd.DataFrame, axes: list[str]) -> list[str]:
-    """A line where several completed runs are alike in all axes: they count as their mean."""
-    twice = table[(table.status == "completed") & table[axes].astype(str).duplicated(keep=False)]
-    if not len(twice):
-        return []
-    return [
-        f"{len(twice)} runs are alike in every axis, seed included, and count as their mean, such as {' and '.join(twice.key[:2])}"
-    ]
+    steps = [name for name, value in record.metrics.items() if value is None and record.units[name] == "steps"]
+    return record.metrics | dict.fromkeys(steps, math.inf if record.status == "completed" else None)
 
 
 def _similarity(record: RunRecord) -> dict[str, float]:
@@ -179,11 +163,10 @@ def _similarity(record: RunRecord) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in means.items()}
 
 
-def _of_the_arm(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config less what does not act in it: without a donor there is no surgery."""
-    if config.get("donor", {}).get("name") != "none":
-        return config
-    return {name: value for name, value in config.items() if name != "surgery"}
+def _acting(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config less what does not act in what comes of it: how it is run, and surgery where there is no donor."""
+    idle = ("exec", "surgery") if config.get("donor", {}).get("name") == "none" else ("exec",)
+    return {name: value for name, value in config.items() if name not in idle}
 
 
 def text_of(value: Any) -> str:
@@ -195,8 +178,6 @@ def text_of(value: Any) -> str:
 
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in config.items():
-        if prefix == "" and name == "exec":
-            continue
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
         else:
@@ -206,12 +187,10 @@ def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
 def _swept(leaves: dict[str, list[str]], table: pd.DataFrame) -> tuple[dict[str, pd.Series], list[str]]:
     """The keys that were swept beside the axes, with their columns: they differ between runs that the axes do not tell apart.
     And a line for each key of the host that differs from host to host alone, so that `host` stands for it too."""
-    told = {*AXES, *(f"{axis}.name" for axis in ("strategy", "host", "donor", "data"))}
+    told = {*AXES, *(f"{part}.name" for part in NAMED)}
     found, notes = {}, []
     for name, values in leaves.items():
         root, column = name.split(".")[0], pd.Series(values)
-        if name in told:
-            continue
         twin = leaves.get(name.removeprefix("donor.")) if root == "donor" else None
         if twin is not None:
             own = column.mask(column.eq(twin) & (column != NONE), OWN)
@@ -219,32 +198,23 @@ def _swept(leaves: dict[str, list[str]], table: pd.DataFrame) -> tuple[dict[str,
                 continue
             if not name.startswith("donor.data.") and own.nunique() <= column.nunique():  # a source is named as it is
                 column = own
-        if column.nunique() == 1:
+        if name in told or column.nunique() == 1:
             continue
-        keys = [table[root]] if root in ("strategy", "host", "donor", "data") else []
-        if name.startswith("donor.data.") and name != "donor.data.name":  # a source's keys go with its name
-            keys.append(pd.Series(leaves["donor.data.name"]))
-        if root == "surgery" and name != "surgery.name":
-            keys.append(pd.Series(leaves["surgery.name"]))  # what goes with an operation, a gate, is no axis of its own
-        there = (column != NONE) | _has(root, leaves)
+        keys = [table[root] if root in NAMED else pd.Series(0, column.index)]
+        for part in ("donor.data", "surgery"):  # a source's keys go with its name, a gate with its operation
+            if name.startswith(f"{part}.") and name != f"{part}.name":
+                keys.append(pd.Series(leaves[f"{part}.name"]))
+        below_root = [np.array(values) != NONE for other, values in leaves.items() if other.split(".")[0] == root]
+        there = pd.Series(np.logical_or.reduce(below_root))
         levels = column[there].mask(column == NONE, UNSET)
-        keys = [key[there] for key in keys] or [pd.Series(0, index=column.index)[there]]
         if levels.groupby(keys).nunique().max() > 1:
             # A key that all that are alike lack does not apply to them; where some of them have it, the others have it unset.
             some = (levels != UNSET).groupby(keys).transform("any")
             found[name] = column.mask(column.index.isin(levels.index[some & (levels == UNSET)]), UNSET)
         elif root == "host" and levels.nunique() > 1 and UNSET not in set(levels):
-            pairs = dict(zip(table.host[there], levels, strict=True))
-            notes.append(
-                f"{name} goes with the host: {', '.join(f'{host} has {value}' for host, value in pairs.items())}"
-            )
+            pairs = dict(zip(table.host[there], levels, strict=True)).items()
+            notes.append(f"{name} goes with the host: {', '.join(f'{host} has {value}' for host, value in pairs)}")
     return found, notes
-
-
-def _has(root: str, leaves: dict[str, list[str]]) -> pd.Series:
-    """Which runs have any key below `root`."""
-    columns = [np.array(column) != NONE for name, column in leaves.items() if name.split(".")[0] == root]
-    return pd.Series(np.logical_or.reduce(columns))
 
 
 def _environment(e: dict[str, Any]) -> str:
@@ -255,5 +225,5 @@ def _environment(e: dict[str, Any]) -> str:
 
 def require_completed(runs: Runs) -> None:
     """Raise UserError where no run was completed."""
-    if not (runs.table.status == "completed").any():
-        raise UserError(f"no run of {runs.name} was completed, so there is nothing to report")
+    some = bool((runs.table.status == "completed").any())
+    require(some, f"no run of {runs.name} was completed, so there is nothing to report")

@@ -11,7 +11,7 @@ import pandas as pd
 from layergraft.errors import UserError, unknown
 
 ORDER = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
-TERM = re.compile(r"^(?P<column>[^=<>!]+?)(?P<sign>!=|<=|>=|=|<|>)(?P<values>.*)$")
+TERM = re.compile(r"^([^=<>!]+?)(!=|<=|>=|=|<|>)(.*)$")  # column, sign, values
 
 
 def columns_of(text: str) -> list[str]:
@@ -29,7 +29,8 @@ def chosen(table: pd.DataFrame, text: str, columns: Sequence[str], nowhere: str 
     for column, sign, values in _parsed(text):
         if column not in columns:
             raise unknown("axis", column, columns)
-        free = table[column].astype(str).isin([] if nowhere is None else [nowhere, "<NA>"])
+        there = table[column].astype(str)
+        free = there.isin([] if nowhere is None else [nowhere, "<NA>"])
         if sign in ORDER:
             numbers = pd.to_numeric(table[column], errors="coerce")
             try:
@@ -37,7 +38,6 @@ def chosen(table: pd.DataFrame, text: str, columns: Sequence[str], nowhere: str 
             except ValueError:
                 raise UserError(f"{text}: {sign} compares with a number, not with '{values}'") from None
             continue
-        there = table[column].astype(str)
         wanted = [values] if values in set(there) else values.split("|")
         for value in wanted:
             if value not in set(there):
@@ -52,5 +52,5 @@ def _parsed(text: str) -> list[tuple[str, str, str]]:
         match = TERM.match(term.strip())
         if match is None:
             raise UserError(f"'{term}' is no condition; write AXIS=VALUE, such as site=early|late,strategy=freeze")
-        found.append((match["column"].strip(), match["sign"], match["values"].strip()))
+        found.append((match[1].strip(), match[2], match[3].strip()))
     return found

@@ -28,6 +28,14 @@ def words(found: Difference | None) -> str:
     return f"{found}, not resolved; {seen}"
 
 
+def _doubt(found: Difference) -> str:
+    return "" if found.resolved else ", not resolved"
+
+
+def _first(names: list[str], number: int) -> str:
+    return "; ".join([*names[:number], *(["..."] if len(names) > number else [])])
+
+
 def in_words(found: Findings) -> list[str]:
     """The answer, a sentence for each question."""
     return [*_contrasts(found), *_places(found), *_across(found), *_ladder(found), *_shares(found), *_similarity(found)]
@@ -45,10 +53,7 @@ def _places(found: Findings) -> Iterator[str]:
     whole = [answer for answer in found.answers if answer.arm]
     if len(whole) <= MANY:
         for answer in whole:
-            gains = {control: gain for control, gain in answer.gains.items() if gain is not None}
-            told = [
-                f"{gain} over {control}{'' if gain.resolved else ', not resolved'}" for control, gain in gains.items()
-            ]
+            told = [f"{d} over {control}{_doubt(d)}" for control, d in answer.gains.items() if d is not None]
             doubt = "" if answer.agreed else " (by a few seeds only)"
             yield f"{answer.setting}, {answer.site}: best by validation is {answer.arm}{doubt}: {'; '.join(told) or 'held against nothing'}."
         return
@@ -56,16 +61,10 @@ def _places(found: Findings) -> Iterator[str]:
         there = [(answer, gain) for answer in whole if (gain := answer.gains[control]) is not None]
         told = []
         for side, sign in (("above", 1), ("below", -1)):
-            names = [
-                f"{a.setting}, {a.site}: {a.arm if a.agreed else 'no one arm'} {d}"
-                for a, d in there
-                if d.resolved and sign * d.mean > 0
-            ]
-            told += (
-                [f"{side} it at {len(names)} ({'; '.join(names[:MANY])}{'; ...' * (len(names) > MANY)})"]
-                if names
-                else []
-            )
+            sure = [(a, d) for a, d in there if d.resolved and sign * d.mean > 0]
+            names = [f"{a.setting}, {a.site}: {a.arm if a.agreed else 'no one arm'} {d}" for a, d in sure]
+            if names:
+                told.append(f"{side} it at {len(names)} ({_first(names, MANY)})")
         if there:
             said = f"is {' and '.join(told)}" if told else "cannot be told from it at any"
             yield f"Held against {control}, the best way to load the layer {said} of {len(there)} places (setting × site)."
@@ -74,9 +73,10 @@ def _places(found: Findings) -> Iterator[str]:
 def _across(found: Findings) -> Iterator[str]:
     rows = [row for row in found.across.to_dict("records") if row["n"]]
     if len(rows) > 1 and max(row["places"] for row in rows) > 1:
-        sure = [f"{row['arm']} is {row['iqm']}" for row in rows if row["iqm"].resolved]
-        open_ = [row["arm"] for row in rows if not row["iqm"].resolved]
-        told = [*sure, *([f"not told from it: {'; '.join(open_[:8])}{'; ...' * (len(open_) > 8)}"] if open_ else [])]
+        told = [f"{row['arm']} is {row['iqm']}" for row in rows if row["iqm"].resolved]
+        unsure = [row["arm"] for row in rows if not row["iqm"].resolved]
+        if unsure:
+            told.append(f"not told from it: {_first(unsure, 8)}")
         yield f"Over all places, against {found.baseline}: {'; '.join(told)}."
 
 
@@ -88,17 +88,13 @@ def _ladder(found: Findings) -> Iterator[str]:
             continue
         if math.isclose(sum(d.mean for d in parts.values()), of[IN_ALL].mean, abs_tol=1e-6):  # all of the same cells
             told = ", ".join(f"{part} {d.mean:+.1f}{' (resolved)' * d.resolved}" for part, d in parts.items())
-            whole = of[IN_ALL]
-            yield f"With {strategy}, the trained layer gains {whole} over a random one{'' if whole.resolved else ', not resolved'}; of it {told}."
+            yield f"With {strategy}, the trained layer gains {of[IN_ALL]} over a random one{_doubt(of[IN_ALL])}; of it {told}."
 
 
 def _shares(found: Findings) -> Iterator[str]:
     if found.shares:
-        told = [
-            f"{' × '.join(s.factors)} {100 * s.raw:.0f}% ({100 * s.low:.0f} to {100 * s.high:.0f})"
-            for s in found.shares.terms
-            if s.factors and s.low > 0 and s.raw >= 0.005
-        ]
+        sure = [s for s in found.shares.terms if s.factors and s.low > 0 and s.raw >= 0.005]
+        told = [f"{' × '.join(s.factors)} {100 * s.raw:.0f}% ({100 * s.low:.0f} to {100 * s.high:.0f})" for s in sure]
         yield f"Of the variance of test accuracy, {'a share is resolved of ' + ', '.join(told) if told else 'no factor explains a share that the seeds resolve'}."
 
 
@@ -106,7 +102,6 @@ def _similarity(found: Findings) -> Iterator[str]:
     if len(found.similar):
         known = list(zip(found.similar.measure, found.similar.association, strict=True))
         told = [f"{measure} ({a.rho:+.2f})" for measure, a in known if a.resolved]
-        said = (
-            f"the gain goes with {', '.join(told)}" if told else "no measure of similarity is seen to predict the gain"
-        )
+        none = "no measure of similarity is seen to predict the gain"
+        said = f"the gain goes with {', '.join(told)}" if told else none
         yield f"Over {counted(max(a.n for _, a in known), 'source')}, {said}."

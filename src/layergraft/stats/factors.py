@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from layergraft.stats.paired import LEVEL, complete
 SEED = "seed"
 MAX_COLUMNS = 400  # of the pairs of factors: with more, main effects alone
 TAILS = ((1 + LEVEL) / 2, (1 - LEVEL) / 2)
+End = Callable[[float, int, int, float], float]
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,7 @@ def shares(values: Sequence[float], factors: Mapping[str, Sequence[Any]], seeds:
     y_SC = np.divide(y_SC, counts_SC, out=np.full_like(y_SC, np.nan), where=counts_SC > 0)
     seeds_S, cells_C = complete(y_SC)
     y_SC, levels = y_SC[seeds_S][:, cells_C], levels[cells_C]
-    varied = _merged(
-        {name: column for name, column in zip(codes, levels.T, strict=True) if np.ptp(column, 0) > 0}
-        if len(levels)
-        else {}
-    )
+    varied = _merged({name: column for name, column in zip(codes, levels.T, strict=True) if len(set(column)) > 1})
     if not varied or y_SC.size < 2 or np.ptp(y_SC) == 0:
         return None
     inseparable: list[str] = []
@@ -100,8 +97,7 @@ def _merged(codes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Factors that tell the same cells apart, as one: `data.half = data.corrupt.noise`."""
     found: dict[bytes, tuple[list[str], np.ndarray]] = {}
     for name, column in codes.items():
-        _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
-        as_they_come = np.argsort(np.argsort(first))[inverse]
+        as_they_come = pd.factorize(column)[0]
         found.setdefault(as_they_come.tobytes(), ([], as_they_come))[0].append(name)
     return {" = ".join(names): column for names, column in found.values()}
 
@@ -111,7 +107,7 @@ def _terms(y_SC: np.ndarray, codes: Mapping[str, np.ndarray], up_to: int, insepa
     num_seeds, num_cells = y_SC.shape
     total = float(((y_SC - y_SC.mean()) ** 2).sum())
     columns: dict[tuple[str, ...], np.ndarray]
-    columns = {(name,): _dummies(column) for name, column in codes.items()}
+    columns = {(name,): np.eye(column.max() + 1)[column, 1:] for name, column in codes.items()}  # dummies
     for a, b in itertools.combinations(codes, 2) if up_to > 1 else ():
         columns[(a, b)] = (columns[(a,)][:, :, None] * columns[(b,)][:, None, :]).reshape(num_cells, -1)
     found = []
@@ -123,20 +119,13 @@ def _terms(y_SC: np.ndarray, codes: Mapping[str, np.ndarray], up_to: int, insepa
             inseparable.append(" × ".join(term))
     beyond = _beyond(np.eye(num_cells), list(columns.values()))
     if beyond.shape[1]:
-        whole = (
-            tuple(codes)
-            if up_to == 2 and len(codes) == 3
-            else ("interactions of more factors" if up_to > 1 else "all interactions",)
-        )
-        found.append(_fixed(whole, y_SC @ beyond, total))
+        rest = "interactions of more factors" if up_to > 1 else "all interactions"
+        found.append(_fixed(tuple(codes) if up_to == 2 and len(codes) == 3 else (rest,), y_SC @ beyond, total))
     by_seed = float(num_cells * ((y_SC.mean(1) - y_SC.mean()) ** 2).sum())
     noise = float(((y_SC - y_SC.mean(1, keepdims=True) - y_SC.mean(0) + y_SC.mean()) ** 2).sum())
-    found.append(_drawn(by_seed, num_seeds - 1, noise, (num_seeds - 1) * (num_cells - 1), total, num_cells))
+    free = (num_seeds - 1, (num_seeds - 1) * (num_cells - 1))
+    found.append(_share((SEED,), (by_seed, noise), free, total, _ratio, num_seeds))
     return [*found, Share((), noise / total, np.nan, np.nan, np.nan)]
-
-
-def _dummies(column: np.ndarray) -> np.ndarray:
-    return np.asarray(column[:, None] == np.arange(1, column.max() + 1), float)
 
 
 def _beyond(columns: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
@@ -151,39 +140,42 @@ def _basis(x: np.ndarray) -> np.ndarray:
 
 
 def _fixed(names: tuple[str, ...], effects_SR: np.ndarray, total: float) -> Share:
-    """A term by its projections, (seeds, degrees of freedom). The interval: the noncentralities that would make an F as large,
-    or as small, one time in 40 (Steiger 2004), as shares of all squares but its own."""
+    """A term by its projections, (seeds, degrees of freedom)."""
     num_seeds, free = effects_SR.shape
     square = float(num_seeds * (effects_SR.mean(0) ** 2).sum())
-    error, error_free = float(((effects_SR - effects_SR.mean(0)) ** 2).sum()), free * (num_seeds - 1)
-    if error_free == 0 or error <= 1e-8 * total:
+    error = float(((effects_SR - effects_SR.mean(0)) ** 2).sum())
+    return _share(names, (square, error), (free, free * (num_seeds - 1)), total, _noncentrality, 1)
+
+
+def _share(
+    names: tuple[str, ...], squares: tuple[float, float], free: tuple[int, int], total: float, end: End, times: int
+) -> Share:
+    """A term by its sum of squares and that of its error, with their degrees of freedom. The interval: what would make an
+    F as large, or as small, one time in 40, by `end` in units of the noise and so many `times`, as shares of all squares
+    but its own."""
+    (square, error), others = squares, total - squares[0]
+    if 0 in free or error <= 1e-8 * total:
         return Share(names, square / total, np.nan, np.nan, np.nan)
-    noise = error / error_free
-    f = square / free / noise
-
-    def noncentrality(quantile: float) -> float:
-        def beyond(x: float) -> float:
-            return float(stats.ncf.cdf(f, free, error_free, x)) - quantile
-
-        if f <= 0 or stats.f.cdf(f, free, error_free) <= quantile:
-            return 0.0
-        high = free * f + 10.0
-        while beyond(high) > 0:
-            high *= 2
-        return float(optimize.brentq(beyond, 0, high))
-
-    others = total - square
-    low, high = (end / (others + end) for end in (noncentrality(q) * noise for q in TAILS))
-    return Share(names, square / total, low, high, float(stats.f.sf(f, free, error_free)))
+    noise = error / free[1]
+    f = square / free[0] / noise
+    low, high = (part / (others + part) for part in (end(f, *free, q) * noise * times for q in TAILS))
+    return Share(names, square / total, low, high, float(stats.f.sf(f, *free)))
 
 
-def _drawn(square: float, free: int, error: float, error_free: int, total: float, runs_a_seed: int) -> Share:
-    """Of the seeds, levels drawn from many: their variance relative to the noise, by the central F. `square` and `error` are
-    sums of squares."""
-    if free == 0 or error_free == 0 or error <= 1e-8 * total:
-        return Share((SEED,), square / total, np.nan, np.nan, np.nan)
-    f = square / free / (error / error_free)
-    ends = [f / float(stats.f.ppf(q, free, error_free)) for q in TAILS]
-    parts = [max(end - 1, 0.0) * (error / error_free) * (free + 1) for end in ends]
-    low, high = (part / (total - square + part) for part in parts)
-    return Share((SEED,), square / total, float(low), float(high), float(stats.f.sf(f, free, error_free)))
+def _noncentrality(f: float, free: int, error_free: int, quantile: float) -> float:
+    """Of the F distribution that has `quantile` at `f` (Steiger 2004); 0 where already the central one has less."""
+
+    def beyond(x: float) -> float:
+        return float(stats.ncf.cdf(f, free, error_free, x)) - quantile
+
+    if f <= 0 or stats.f.cdf(f, free, error_free) <= quantile:
+        return 0.0
+    high = free * f + 10.0
+    while beyond(high) > 0:
+        high *= 2
+    return float(optimize.brentq(beyond, 0, high))
+
+
+def _ratio(f: float, free: int, error_free: int, quantile: float) -> float:
+    """Of levels drawn from many, the seeds: their variance relative to the noise, by the central F."""
+    return max(f / float(stats.f.ppf(quantile, free, error_free)) - 1, 0.0)

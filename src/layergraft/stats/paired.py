@@ -36,7 +36,9 @@ class Difference:
     @property
     def half_width(self) -> float:
         """Of the 95% interval of this difference alone."""
-        return _quantile(self.n, LEVEL) * self.error if math.isfinite(self.error) else math.inf
+        return (
+            float(special.stdtrit(self.n - 1, (1 + LEVEL) / 2)) * self.error if math.isfinite(self.error) else math.inf
+        )
 
     @property
     def p(self) -> float:
@@ -55,10 +57,8 @@ class Difference:
         return (self.p if self.corrected_p is None else self.corrected_p) < 1 - LEVEL
 
     def __str__(self) -> str:
-        mean = self.in_digits(self.mean, "+")
-        if math.isinf(self.error):
-            return f"{mean} (n = {self.n})"
-        return f"{mean} ± {self.in_digits(self.half_width)}"
+        spread = f"(n = {self.n})" if math.isinf(self.error) else f"± {self.in_digits(self.half_width)}"
+        return f"{self.in_digits(self.mean, '+')} {spread}"
 
     def in_digits(self, value: float, sign: str = "") -> str:
         """`value` with as many decimals as the interval's first digit has, one at least."""
@@ -76,16 +76,9 @@ def mean_difference(deltas: Sequence[float], inflation: float = 1.0) -> Differen
     """The mean of `deltas`, one a seed; its standard error is taken `inflation` times."""
     sample, n = np.asarray(deltas, float), len(deltas)
     mean, spread = float(sample.mean()), float(sample.std(ddof=1)) if n > 1 else 0.0
-    if spread < 1e-9 * max(
-        1.0, abs(mean)
-    ):  # accuracies come in steps: seeds that agree to the last image show no spread
-        return Difference(mean, math.inf, n)
-    return Difference(mean, inflation * spread / math.sqrt(n), n)
-
-
-@lru_cache
-def _quantile(n: int, level: float) -> float:
-    return float(stats.t.ppf((1 + level) / 2, n - 1))
+    # Accuracies come in steps: seeds that agree to the last image show no spread.
+    agreed = spread < 1e-9 * max(1.0, abs(mean))
+    return Difference(mean, math.inf if agreed else inflation * spread / math.sqrt(n), n)
 
 
 @lru_cache
@@ -105,12 +98,9 @@ def _noncentrality(n: int, alpha: float, power: float = 0.8) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction: p values that hold for the whole family of contrasts (Holm 1979), in the order given."""
-    order = np.argsort(p_values, kind="stable")
-    corrected = np.empty(len(p_values))
-    highest = 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = highest
+    p = np.asarray(p_values, float)
+    order, corrected = np.argsort(p, kind="stable"), np.empty(len(p))
+    corrected[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(len(p), 0, -1) * p[order]))
     return corrected.tolist()
 
 
