@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -39,14 +40,10 @@ class Phase:
     """One stretch of epochs."""
 
     name: str
-    epoch: int
-    """When it starts, at the latest."""
-    lr: Mapping[str, float]
-    """Group -> multiplier of the learning rate, 0.0 where the group is frozen."""
-    statistics: frozenset[str]
-    """Groups whose norms take the batch's statistics and move their own."""
-    warmup: Mapping[str, float] = field(default_factory=dict)
-    """Group -> epochs of warm-up from the start of the phase."""
+    epoch: int  # when it starts, at the latest
+    lr: Mapping[str, float]  # group -> multiplier of the learning rate, 0.0 where the group is frozen
+    statistics: frozenset[str]  # groups whose norms take the batch's statistics and move their own
+    warmup: Mapping[str, float] = field(default_factory=dict)  # group -> epochs of warm-up from the start of the phase
     begun: Mapping[str, int] = field(default_factory=dict)
     """Group -> epochs before the start of the phase at which its warm-up began; 0 where it is not named."""
     plateau: PlateauSpec = field(default_factory=PlateauSpec)
@@ -59,16 +56,13 @@ class Phase:
 class Plan:
     """Every parameter in exactly one group, every norm layer with the parameters it has, and the phases in order."""
 
-    groups: Names
-    """Group -> parameter names; a group that is named by roles alone may have none here."""
+    groups: Names  # group -> parameter names; a group that is named by roles alone may have none here
     norms: Mapping[str, str | None]
     """Module path of a norm layer -> the group that holds its parameters, whose freezing stops its statistics too; None:
     it is in no group, and its statistics stand."""
     phases: Sequence[Phase]
-    weight_decay: Mapping[str, float] = field(default_factory=dict)
-    """Group -> weight decay in place of the optimizer's."""
-    anchor: Mapping[str, float] = field(default_factory=dict)
-    """Group -> alpha of L2-SP."""
+    weight_decay: Mapping[str, float] = field(default_factory=dict)  # group -> weight decay in place of the optimizer's
+    anchor: Mapping[str, float] = field(default_factory=dict)  # group -> alpha of L2-SP
     auto: str = "none"
 
     def starts(self, curves: Curves = ()) -> list[int]:
@@ -81,12 +75,9 @@ class Plan:
             starts.append(first)
         return starts
 
-    def index(self, epoch: int, curves: Curves = ()) -> int:
-        """Which phase is in force at `epoch` (from 0), given the points of the epochs before it."""
-        return sum(start <= epoch for start in self.starts(curves[:epoch])) - 1
-
     def phase(self, epoch: int, curves: Curves = ()) -> Phase:
-        return self.phases[self.index(epoch, curves)]
+        """What is in force at `epoch` (from 0), given the points of the epochs before it."""
+        return self.phases[bisect_right(self.starts(curves[:epoch]), epoch) - 1]
 
     def is_over(self, spec: PlateauSpec, curves: Curves) -> bool:
         """Whether `curves` have plateaued in the last phase: before it, there is still something to begin."""
@@ -96,8 +87,8 @@ class Plan:
     def rates(self, schedule: ScheduleSpec, step: int, steps_per_epoch: int, curves: Curves = ()) -> dict[str, float]:
         """Group -> what `optim.lr` is multiplied by at `step` (from 0, over the whole training); 0.0 where frozen."""
         epoch = step // steps_per_epoch
-        index = self.index(epoch, curves)
-        phase, start = self.phases[index], self.starts(curves[:epoch])[index]
+        phase = self.phase(epoch, curves)
+        start = max(start for start in self.starts(curves[:epoch]) if start <= epoch)
         left = share(schedule, step, steps_per_epoch)
         rates = {}
         for group, lr in phase.lr.items():

@@ -32,10 +32,9 @@ def timeline(
     `size_of` gives the number of a parameter's elements. Without `curves` it is what is planned: phases that wait for a
     plateau start at the latest. With them it is what was done: as many epochs as there are points, the phases that came.
     """
-    rates, epochs = [], len(curves) or schedule.epochs
-    for epoch in range(epochs):
-        steps = (epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1)
-        rates.append([plan.rates(schedule, step, steps_per_epoch, curves) for step in steps])
+    epochs = len(curves) or schedule.epochs
+    ends = [(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1) for epoch in range(epochs)]
+    rates = [[plan.rates(schedule, step, steps_per_epoch, curves) for step in steps] for steps in ends]
     return {
         "epochs": epochs,
         "auto": plan.auto,
