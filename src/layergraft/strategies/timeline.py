@@ -55,9 +55,8 @@ def timeline(
 
 
 def _words(plateau: Any) -> str | None:
-    if plateau.patience is None:
-        return None
-    return f"or as soon as {plateau.metric} has not been better for {plateau.patience} epochs"
+    words = f"or as soon as {plateau.metric} has not been better for {plateau.patience} epochs"
+    return None if plateau.patience is None else words
 
 
 def stretches(line: dict[str, Any]) -> list[tuple[int, int]]:

@@ -44,8 +44,7 @@ def measuring(network: nn.Module, anew: bool = False) -> Iterator[None]:
 
     Nothing is moved: statistics, counts and modes are afterwards what they were.
     """
-    tracking: list[Any] = [norm for norm in batch_norms(network) if norm.track_running_stats]
-    norms = [norm for norm in tracking if anew or _is_new(norm)]
+    norms: list[Any] = [norm for norm in batch_norms(network) if norm.track_running_stats and (anew or _is_new(norm))]
     before = [(norm, type(norm), norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     with evaluating(network):
         for norm, kind, _, _ in before:

@@ -46,8 +46,9 @@ NEEDLESS_WARNINGS = (
 class Batches(Protocol):
     """What `fit` asks of data: iterables of `(x_NCHW float, y_N)` that lie on the device already, with their `task`.
 
-    `train` has a length, `steps_per_epoch` of the optimizer, `of_epoch(epoch)`, which gives the batches of any epoch, and, for more than one device,
-    `share_out(rank, num_ranks)`; what `training.prefix` asks is asked where `backend.features_gib` is not 0.
+    `train` has a length, `steps_per_epoch` of the optimizer, `of_epoch(epoch)`, which gives the batches of any epoch, and,
+    for more than one device, `share_out(rank, num_ranks)`; what `training.prefix` asks is asked where
+    `backend.features_gib` is not 0.
     """
 
     @property
