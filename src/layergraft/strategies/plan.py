@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from layergraft.config.recipes import METRICS, PhaseSpec, PlateauSpec, ScheduleSpec, SplitSpec, StrategySpec
 from layergraft.errors import UserError, listing, require, unknown
@@ -29,6 +31,8 @@ from layergraft.strategies.schedules import num_steps, ramp, share
 
 OF_A_GRAFT = ("graft", "before", "after")  # roles that are there only where there is a graft
 Curves = Sequence[Mapping[str, float]]
+Names = Mapping[str, Sequence[str]]  # role or group -> module paths or names of parameters
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,10 @@ class Phase:
     """One stretch of epochs."""
 
     name: str
-    epoch: int
-    """When it starts, at the latest."""
-    lr: Mapping[str, float]
-    """Group -> multiplier of the learning rate, 0.0 where the group is frozen."""
-    statistics: frozenset[str]
-    """Groups whose norms take the batch's statistics and move their own."""
-    warmup: Mapping[str, float] = field(default_factory=dict)
-    """Group -> epochs of warm-up from the start of the phase."""
+    epoch: int  # when it starts, at the latest
+    lr: Mapping[str, float]  # group -> multiplier of the learning rate, 0.0 where the group is frozen
+    statistics: frozenset[str]  # groups whose norms take the batch's statistics and move their own
+    warmup: Mapping[str, float] = field(default_factory=dict)  # group -> epochs of warm-up from the start of the phase
     begun: Mapping[str, int] = field(default_factory=dict)
     """Group -> epochs before the start of the phase at which its warm-up began; 0 where it is not named."""
     plateau: PlateauSpec = field(default_factory=PlateauSpec)
@@ -56,16 +56,13 @@ class Phase:
 class Plan:
     """Every parameter in exactly one group, every norm layer with the parameters it has, and the phases in order."""
 
-    groups: Mapping[str, Sequence[str]]
-    """Group -> parameter names; a group that is named by roles alone may have none here."""
+    groups: Names  # group -> parameter names; a group that is named by roles alone may have none here
     norms: Mapping[str, str | None]
     """Module path of a norm layer -> the group that holds its parameters, whose freezing stops its statistics too; None:
     it is in no group, and its statistics stand."""
     phases: Sequence[Phase]
-    weight_decay: Mapping[str, float] = field(default_factory=dict)
-    """Group -> weight decay in place of the optimizer's."""
-    anchor: Mapping[str, float] = field(default_factory=dict)
-    """Group -> alpha of L2-SP."""
+    weight_decay: Mapping[str, float] = field(default_factory=dict)  # group -> weight decay in place of the optimizer's
+    anchor: Mapping[str, float] = field(default_factory=dict)  # group -> alpha of L2-SP
     auto: str = "none"
 
     def starts(self, curves: Curves = ()) -> list[int]:
@@ -78,12 +75,9 @@ class Plan:
             starts.append(first)
         return starts
 
-    def index(self, epoch: int, curves: Curves = ()) -> int:
-        """Which phase is in force at `epoch` (from 0), given the points of the epochs before it."""
-        return sum(start <= epoch for start in self.starts(curves[:epoch])) - 1
-
     def phase(self, epoch: int, curves: Curves = ()) -> Phase:
-        return self.phases[self.index(epoch, curves)]
+        """What is in force at `epoch` (from 0), given the points of the epochs before it."""
+        return self.phases[bisect_right(self.starts(curves[:epoch]), epoch) - 1]
 
     def is_over(self, spec: PlateauSpec, curves: Curves) -> bool:
         """Whether `curves` have plateaued in the last phase: before it, there is still something to begin."""
@@ -93,8 +87,8 @@ class Plan:
     def rates(self, schedule: ScheduleSpec, step: int, steps_per_epoch: int, curves: Curves = ()) -> dict[str, float]:
         """Group -> what `optim.lr` is multiplied by at `step` (from 0, over the whole training); 0.0 where frozen."""
         epoch = step // steps_per_epoch
-        index = self.index(epoch, curves)
-        phase, start = self.phases[index], self.starts(curves[:epoch])[index]
+        phase = self.phase(epoch, curves)
+        start = max(start for start in self.starts(curves[:epoch]) if start <= epoch)
         left = share(schedule, step, steps_per_epoch)
         rates = {}
         for group, lr in phase.lr.items():
@@ -120,12 +114,12 @@ def epochs_to_plateau(spec: PlateauSpec, curves: Curves) -> float:
     return math.inf
 
 
-def matches(pattern: str, name: str, roles: Mapping[str, Sequence[str]]) -> bool:
+def matches(pattern: str, name: str, roles: Names) -> bool:
     """Whether `pattern` covers the parameter or module `name`."""
     adapters = [path for path in roles.get("adapter", []) if _under(name, path)]
-    for path in roles.get(pattern, [pattern]):
-        if _under(name, path) and all(_under(path, adapter) for adapter in adapters):
-            return True
+    paths = [path for path in roles.get(pattern, [pattern]) if _under(name, path)]
+    if any(all(_under(path, adapter) for adapter in adapters) for path in paths):
+        return True
     return pattern not in roles and re.fullmatch(pattern, name) is not None
 
 
@@ -136,8 +130,8 @@ def _under(name: str, path: str) -> bool:
 def make_plan(
     spec: StrategySpec,
     parameters: Sequence[str],
-    norms: Iterable[str],
-    roles: Mapping[str, Sequence[str]],
+    norms: Sequence[str],
+    roles: Names,
     epochs: int,
     blocks: Sequence[str] = (),
 ) -> Plan:
@@ -153,57 +147,47 @@ def make_plan(
     for group, patterns in spec.groups.items():
         require(bool(patterns), f"{what}, group {group} has no pattern, so it matches nothing")
         for pattern in patterns:
-            require(
-                pattern not in named,
-                f"{what}: pattern '{pattern}' is in group {named.get(pattern)} and again in {group}",
-            )
+            again = f"{what}: pattern '{pattern}' is in group {named.get(pattern)} and again in {group}"
+            require(pattern not in named, again)
             named[pattern] = group
             _check_pattern(f"{what}, group {group}", pattern, parameters, roles)
-    for field_name in ("split", "weight_decay", "anchor"):
-        _check_groups(f"group in {what}, {field_name}:", getattr(spec, field_name), spec.groups)
-    members: dict[str, list[str]] = {group: [] for group in spec.groups}
-
-    def group_of(name: str) -> str | None:
-        found = (group for group, patterns in spec.groups.items() if any(matches(p, name, roles) for p in patterns))
-        return next(found, None)
-
+    for key in ("split", "weight_decay", "anchor"):
+        _check_groups(f"group in {what}, {key}:", getattr(spec, key), spec.groups)
+    matching = {
+        name: [group for group, patterns in spec.groups.items() if any(matches(p, name, roles) for p in patterns)]
+        for name in [*parameters, *norms]
+    }
     for name in parameters:
-        found = group_of(name)
-        if found is None:
-            raise UserError(f"{what}: parameter '{name}' is in no group; its groups: {listing(spec.groups)}")
-        members[found].append(name)
-    for group, names in members.items():
-        matched = [name for name in parameters if any(matches(p, name, roles) for p in spec.groups[group])]
-        of_surgery = [path for role in ("graft", "adapter") for path in roles.get(role, [])]
-        require(
-            bool(names) or all(any(_under(name, path) for path in of_surgery) for name in matched),
-            f"{what}: group '{group}' is empty: the groups before it take all that it matches",
-        )  # a role may have nothing in this network: no adapters, or a donor where the stem was
-    parts = {group: _parts(split, members[group], roles, blocks) for group, split in spec.split.items()}
+        require(bool(matching[name]), f"{what}: parameter '{name}' is in no group; its groups: {listing(spec.groups)}")
+    of_surgery = [path for role in ("graft", "adapter") for path in roles.get(role, [])]
     groups: dict[str, list[str]] = {}
-    for group, names in members.items():
-        groups |= {f"{group}.{part}": there for part, there in parts[group].items()} if group in parts else {group: names}  # fmt: skip
-    group_of_parameter = {name: group for group, names in groups.items() for name in names}
+    own: dict[str, list[str]] = {}  # group of the strategy -> its groups in the plan
+    for group in spec.groups:
+        there = [name for name in parameters if group in matching[name]]
+        names = [name for name in there if matching[name][0] == group]
+        # A role may have nothing in this network: no adapters, or a donor where the stem was.
+        may_be_empty = all(any(_under(name, path) for path in of_surgery) for name in there)
+        taken = f"{what}: group '{group}' is empty: the groups before it take all that it matches"
+        require(bool(names) or may_be_empty, taken)
+        parts = _parts(group, spec.split[group], names, roles, blocks) if group in spec.split else {group: names}
+        own[group] = list(parts)
+        groups |= parts
+    group_of = {name: group for group, names in groups.items() for name in names}
     # A norm without parameters goes where its path would.
-    norms_in = {norm: group_of_parameter.get(f"{norm}.weight") or group_of(norm) for norm in norms}
-
-    def spread(values: Mapping[str, float]) -> dict[str, float]:
-        """By the groups of the strategy -> by the groups of the plan."""
-        return {of: value for group, value in values.items() for of in _plan_groups(group, parts)}
-
-    return Plan(
-        groups, norms_in, _phases(spec, what, epochs, parts, members), spread(spec.weight_decay), spread(spec.anchor), spec.auto
-    )  # fmt: skip
+    norms_in = {norm: group_of.get(f"{norm}.weight", next(iter(matching[norm]), None)) for norm in norms}
+    decay, anchor = _spread(spec.weight_decay, own), _spread(spec.anchor, own)
+    return Plan(groups, norms_in, _phases(spec, what, epochs, own, groups), decay, anchor, spec.auto)
 
 
-def _plan_groups(group: str, parts: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
-    return [f"{group}.{part}" for part in parts[group]] if group in parts else [group]
+def _spread(values: Mapping[str, Value], own: Names) -> dict[str, Value]:
+    """By the groups of the strategy -> by the groups of the plan."""
+    return {of: value for group, value in values.items() for of in own[group]}
 
 
 def _parts(
-    split: SplitSpec, names: Sequence[str], roles: Mapping[str, Sequence[str]], blocks: Sequence[str]
+    group: str, split: SplitSpec, names: Sequence[str], roles: Names, blocks: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Part -> parameter names, from the stem up to the head.
+    """GROUP.PART -> parameter names, from the stem up to the head.
 
     What surgery put beside the blocks of a stage belongs to the block next to it, and a donor in a whole stage's place is
     one part: how many parts there are is the host's affair.
@@ -225,7 +209,7 @@ def _parts(
             last = [part for part in parts if part in around][-1:]
             parts.setdefault((own or last or around[:1] or [stage])[0], []).append(name)
     parts["head"] = head
-    return {part: members for part, members in parts.items() if members}
+    return {f"{group}.{part}": members for part, members in parts.items() if members}
 
 
 def _check_groups(where: str, named: Iterable[str], groups: Iterable[str]) -> None:
@@ -234,11 +218,10 @@ def _check_groups(where: str, named: Iterable[str], groups: Iterable[str]) -> No
             raise unknown(where, group, groups)
 
 
-def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: Mapping[str, Sequence[str]]) -> None:
+def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: Names) -> None:
     if pattern in OF_A_GRAFT and not roles.get("graft", ["?"]):
-        raise UserError(
-            f"{where}: there is no graft in this network (donor=none), so nothing is '{pattern}'; strategy=scratch and full need none"
-        )
+        none = f"there is no graft in this network (donor=none), so nothing is '{pattern}'"
+        raise UserError(f"{where}: {none}; strategy=scratch and full need none")
     if pattern in roles:
         return  # there may be no adapter, or a donor where the stem was
     try:
@@ -250,110 +233,85 @@ def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: M
         raise unknown(f"pattern in {where} (it matches no parameter):", pattern, dict.fromkeys([*roles, *tops]))
 
 
-def _phases(
-    spec: StrategySpec,
-    what: str,
-    epochs: int,
-    parts: Mapping[str, Mapping[str, Sequence[str]]],
-    members: Mapping[str, Sequence[str]],
-) -> list[Phase]:
+def _phases(spec: StrategySpec, what: str, epochs: int, own: Names, groups: Names) -> list[Phase]:
     require(bool(spec.phases), f"{what} has no phases; it needs one that starts at epoch 0")
+    scale = {
+        of: max(split.min_scale, split.decay**above)
+        for group, split in spec.split.items()
+        for above, of in enumerate(reversed(own[group]))
+    }
     phases: list[Phase] = []
     for name, phase in spec.phases.items():
         where = f"{what}, phase {name}"
-        _check_phase(where, phase, spec, epochs, phases, members)
-        begins = _begins(where, phase, parts, epochs)
+        _check_phase(where, phase, spec, epochs, phases)
+        nothing = f"there is nothing in {listing(phase.train)} here" if phase.train else "it freezes every group"
+        require(any(groups[of] for of in _spread(phase.train, own)), f"{where} trains nothing: {nothing}")
+        _check_lengths(where, phase, spec, epochs)
+        begins = _begins(where, phase, own, epochs)
         for epoch in sorted({phase.epoch, *begins.values()}):
             label = name if epoch == phase.epoch else f"{name}+{epoch - phase.epoch}"
-            frozen_parts = [of for of, begin in begins.items() if begin > epoch]
-            lr = {}
-            for group in spec.groups:
-                own = _plan_groups(group, parts)
-                for index, of in enumerate(own):
-                    split, above = spec.split.get(group), len(own) - 1 - index
-                    scale = max(split.min_scale, split.decay**above) if split else 1.0
-                    lr[of] = 0.0 if of in frozen_parts else phase.train.get(group, 0.0) * scale
-            moving = {of for of, rate in lr.items() if rate > 0}
+            frozen = [of for of, begin in begins.items() if begin > epoch]
+            multiplier = _spread({group: phase.train.get(group, 0.0) for group in spec.groups}, own)
+            lr = {of: 0.0 if of in frozen else rate * scale.get(of, 1.0) for of, rate in multiplier.items()}
+            moving = [of for of, rate in lr.items() if rate > 0]
             if phase.statistics is not None:
-                moving = {of for group in phase.statistics for of in _plan_groups(group, parts)}
-            warmup = {of: length for group, length in phase.warmup.items() for of in _plan_groups(group, parts)}
-            begun = {of: epoch - begins.get(of, phase.epoch) for of in lr if of not in frozen_parts}
-            phases.append(Phase(label, epoch, lr, frozenset(moving), warmup, begun, phase.plateau))
-            same = phases[1:] and all(getattr(phases[-1], of) == getattr(phases[-2], of) for of in ("lr", "statistics"))
+                moving = [of for group in phase.statistics for of in own[group]]
+            warmup = _spread(phase.warmup, own)
+            begun = {of: epoch - begins.get(of, phase.epoch) for of in lr if of not in frozen}
+            same = bool(phases) and (phases[-1].lr, phases[-1].statistics) == (lr, frozenset(moving))
             require(not same or bool(warmup), f"{where} changes nothing: it is the phase before it once more")
+            phases.append(Phase(label, epoch, lr, frozenset(moving), warmup, begun, phase.plateau))
     return phases
 
 
-def _check_phase(
-    where: str,
-    phase: PhaseSpec,
-    spec: StrategySpec,
-    epochs: int,
-    before: Sequence[Phase],
-    members: Mapping[str, Sequence[str]],
-) -> None:
+def _check_phase(where: str, phase: PhaseSpec, spec: StrategySpec, epochs: int, before: Sequence[Phase]) -> None:
     """Raise UserError for a phase that cannot be, after the phases `before` it."""
-    require(phase.epoch >= 0, f"{where} starts at epoch {phase.epoch}; epochs count from 0")
-    require(
-        phase.epoch < epochs,
-        f"{where} starts at epoch {phase.epoch}, but training ends after {epochs} epochs (0 to {epochs - 1})",
-    )
+    starts, waits = f"{where} starts at epoch {phase.epoch}", phase.plateau.patience
+    require(phase.epoch >= 0, f"{starts}; epochs count from 0")
+    require(phase.epoch < epochs, f"{starts}, but training ends after {epochs} epochs (0 to {epochs - 1})")
     if not before:
         require(phase.epoch == 0, f"{where} is the first and starts at epoch {phase.epoch}; it must start at 0")
-        require(phase.plateau.patience is None, f"{where} is the first: it has no plateau to wait for")
-    elif phase.epoch <= before[-1].epoch:
-        short = (
-            f" (is schedule.epochs={epochs} too short for a share of it?)" if phase.epoch == before[-1].epoch else ""
-        )
-        raise UserError(
-            f"{where} starts at epoch {phase.epoch}, not after phase {before[-1].name} at {before[-1].epoch}{short}"
-        )
-    elif phase.plateau.patience is not None:
-        require(
-            phase.plateau.patience <= phase.epoch - before[-1].epoch - 1,
-            f"{where} waits for a plateau of {phase.plateau.patience} epochs, but starts at epoch {phase.epoch} in any case, before there can be one",
-        )
-    for key, named in {"train": phase.train, "freeze": phase.freeze, "warmup": phase.warmup,
-                       "top_down": phase.top_down, "statistics": phase.statistics or []}.items():  # fmt: skip
-        _check_groups(f"group in {where}, {key}:", named, spec.groups)
+        require(waits is None, f"{where} is the first: it has no plateau to wait for")
+    else:
+        last = before[-1]
+        short = f" (is schedule.epochs={epochs} too short for a share of it?)" if phase.epoch == last.epoch else ""
+        require(phase.epoch > last.epoch, f"{starts}, not after phase {last.name} at {last.epoch}{short}")
+        in_vain = f"{where} waits for a plateau of {waits} epochs, but starts at epoch {phase.epoch} in any case"
+        require(waits is None or waits < phase.epoch - last.epoch, f"{in_vain}, before there can be one")
+    for key in ("train", "freeze", "warmup", "top_down", "statistics"):
+        _check_groups(f"group in {where}, {key}:", getattr(phase, key) or (), spec.groups)
     for group, multiplier in phase.train.items():
-        require(
-            0 < multiplier < math.inf,
-            f"{where} trains {group} at {multiplier} times the learning rate; it must be above 0 and finite, or freeze {group}",
-        )
+        trains = f"{where} trains {group} at {multiplier} times the learning rate"
+        require(0 < multiplier < math.inf, f"{trains}; it must be above 0 and finite, or freeze {group}")
     for group in spec.groups:
         if (group in phase.train) == (group in phase.freeze):
             said = "both" if group in phase.train else "neither"
             raise UserError(f"{where} must either train or freeze group '{group}'; it says {said}")
-    require(
-        any(members[group] for group in phase.train),
-        f"{where} trains nothing: {f'there is nothing in {listing(phase.train)} here' if phase.train else 'it freezes every group'}",
-    )
+
+
+def _check_lengths(where: str, phase: PhaseSpec, spec: StrategySpec, epochs: int) -> None:
+    """Raise UserError for a warm-up or a top_down of a group that cannot have one, or that is too long."""
     for key in ("warmup", "top_down"):
         for group, length in getattr(phase, key).items():
             require(group in phase.train, f"{where}, {key}: it does not train {group}")
             require(0 <= length < math.inf, f"{where}, {key}.{group} is {length}; it must be 0 or more epochs")
     for group, length in phase.warmup.items():
-        require(
-            phase.epoch + length <= epochs,
-            f"{where}, warmup.{group} takes {length:g} epochs from epoch {phase.epoch} on, but training ends after {epochs}",
-        )
+        takes = f"{where}, warmup.{group} takes {length:g} epochs from epoch {phase.epoch} on"
+        require(phase.epoch + length <= epochs, f"{takes}, but training ends after {epochs}")
     for group in phase.top_down:
-        require(group in spec.split, f"{where}, top_down: group {group} is not taken apart; strategy.split.{group}.by=stage does it")  # fmt: skip
+        whole = f"{where}, top_down: group {group} is not taken apart; strategy.split.{group}.by=stage does it"
+        require(group in spec.split, whole)
         require(phase.plateau.patience is None, f"{where}: a phase with top_down starts at its epoch, not on a plateau")
 
 
-def _begins(
-    where: str, phase: PhaseSpec, parts: Mapping[str, Mapping[str, Sequence[str]]], epochs: int
-) -> dict[str, int]:
+def _begins(where: str, phase: PhaseSpec, own: Names, epochs: int) -> dict[str, int]:
     """Group of the plan -> the epoch at which it begins to train, for parts that do so from the top down, spread evenly."""
-    begins = {f"{group}.{part}": phase.epoch - (-index * length // len(parts[group]))
-              for group, length in phase.top_down.items()
-              for index, part in enumerate(reversed(list(parts[group])))}  # fmt: skip
-    for of, epoch in begins.items():
-        warm = phase.warmup.get(of.partition(".")[0], 0)
-        require(
-            epoch < epochs and epoch + warm <= epochs,
-            f"{where}: {of} would begin to train at epoch {epoch}{f', warm up for {warm:g}' if warm else ''}, but training ends after {epochs} epochs",
-        )
+    begins = {}
+    for group, length in phase.top_down.items():
+        warm = phase.warmup.get(group, 0)
+        warms = f", warm up for {warm:g}" if warm else ""
+        for index, of in enumerate(reversed(own[group])):
+            begins[of] = epoch = phase.epoch - (-index * length // len(own[group]))
+            begin = f"{where}: {of} would begin to train at epoch {epoch}{warms}"
+            require(epoch < epochs and epoch + warm <= epochs, f"{begin}, but training ends after {epochs} epochs")
     return begins

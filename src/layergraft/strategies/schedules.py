@@ -28,10 +28,7 @@ def share(spec: ScheduleSpec, step: int, steps_per_epoch: int) -> float:
     warm = num_steps(spec.warmup, steps_per_epoch)
     if step < warm:
         return ramp(step, warm)
-    return _after_warmup(spec, step - warm, spec.epochs * steps_per_epoch - warm, steps_per_epoch)
-
-
-def _after_warmup(spec: ScheduleSpec, step: int, total: int, steps_per_epoch: int) -> float:
+    step, total = step - warm, spec.epochs * steps_per_epoch - warm
     if spec.name == "constant":
         return 1.0
     if spec.name == "step":

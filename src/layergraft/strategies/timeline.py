@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from layergraft.config.recipes import ScheduleSpec
@@ -31,10 +32,9 @@ def timeline(
     `size_of` gives the number of a parameter's elements. Without `curves` it is what is planned: phases that wait for a
     plateau start at the latest. With them it is what was done: as many epochs as there are points, the phases that came.
     """
-    rates, epochs = [], len(curves) or schedule.epochs
-    for epoch in range(epochs):
-        steps = (epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1)
-        rates.append([plan.rates(schedule, step, steps_per_epoch, curves) for step in steps])
+    epochs = len(curves) or schedule.epochs
+    ends = [(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1) for epoch in range(epochs)]
+    rates = [[plan.rates(schedule, step, steps_per_epoch, curves) for step in steps] for steps in ends]
     return {
         "epochs": epochs,
         "auto": plan.auto,
@@ -55,9 +55,8 @@ def timeline(
 
 
 def _words(plateau: Any) -> str | None:
-    if plateau.patience is None:
-        return None
-    return f"or as soon as {plateau.metric} has not been better for {plateau.patience} epochs"
+    words = f"or as soon as {plateau.metric} has not been better for {plateau.patience} epochs"
+    return None if plateau.patience is None else words
 
 
 def stretches(line: dict[str, Any]) -> list[tuple[int, int]]:
@@ -65,28 +64,18 @@ def stretches(line: dict[str, Any]) -> list[tuple[int, int]]:
     epochs = line["epochs"]
     column = [tuple(tuple(group["lr"][epoch]) for group in line["groups"].values()) for epoch in range(epochs)]
     starts = {phase["epoch"] for phase in line["phases"]}
-    found: list[tuple[int, int]] = []
-    for epoch in range(epochs):
-        if found and epoch not in starts and column[epoch] == column[found[-1][0]]:
-            found[-1] = (found[-1][0], epoch)
-        else:
-            found.append((epoch, epoch))
-    return found
+    firsts = [epoch for epoch in range(epochs) if not epoch or epoch in starts or column[epoch] != column[epoch - 1]]
+    return [(first, after - 1) for first, after in pairwise([*firsts, epochs])]
 
 
 def covered(names: Sequence[str], every: Sequence[str]) -> list[str]:
     """`names`, shortened: `layer1.*` where all parameters of `every` below layer1 are among them."""
-    chosen, short = set(names), []
+    others, short = set(every) - set(names), []
     for name in names:
-        parts = name.split(".")
-        for depth in range(1, len(parts)):
-            prefix = ".".join(parts[:depth]) + "."
-            if all(other in chosen for other in every if other.startswith(prefix)):
-                name = prefix + "*"
-                break
-        if name not in short:
-            short.append(name)
-    return short
+        prefixes = accumulate(f"{part}." for part in name.split(".")[:-1])
+        whole = (f"{prefix}*" for prefix in prefixes if not any(other.startswith(prefix) for other in others))
+        short.append(next(whole, name))
+    return list(dict.fromkeys(short))
 
 
 def figure(line: dict[str, Any]) -> Figure:
@@ -104,13 +93,8 @@ def figure(line: dict[str, Any]) -> Figure:
     low = min(shown.min(), high / 10)
     labels = [f"{_short(name)}, {group['parameters']:,}" for name, group in groups.items()]
     # Laid out by hand, in inches: matplotlib's own layout takes longer than the drawing, and each run is drawn.
-    width, height, left, bottom, bar = (
-        6.5,
-        max(1.7, 0.85 + 0.3 * len(groups)),
-        0.3 + 0.085 * max(map(len, labels)),
-        0.6,
-        0.15,
-    )
+    width, height = 6.5, max(1.7, 0.85 + 0.3 * len(groups))
+    left, bottom, bar = 0.3 + 0.085 * max(map(len, labels)), 0.6, 0.15
     drawing = Figure(figsize=(width, height))
 
     def at(x: float, y: float, w: float, h: float) -> Axes:
@@ -118,9 +102,7 @@ def figure(line: dict[str, Any]) -> Figure:
 
     axis = at(left, bottom, width - left - 1.2, height - bottom - 0.1)
     axis.set_facecolor("0.85")
-    axis.pcolormesh(
-        np.arange(line["epochs"] + 1), np.arange(len(groups) + 1), shown, cmap="viridis", norm=LogNorm(low, high)
-    )
+    axis.pcolormesh(shown, cmap="viridis", norm=LogNorm(low, high))
     axis.set_yticks(np.arange(len(groups)) + 0.5, labels)
     axis.invert_yaxis()
     for phase in line["phases"][1:]:

@@ -7,7 +7,8 @@ LSUV, Mishkin & Matas 2016 (tolerance 0.1, at most 10 steps).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 from layergraft.config.specs import SurgerySpec
 from layergraft.hosts.norms import batch_norms
-from layergraft.surgery.fit import start_identity
 from layergraft.surgery.operations import Graft, Grafted
 from layergraft.training.evaluation import BATCH, measuring, reestimate
 
@@ -58,21 +58,22 @@ class _Found(Exception):
 
 def passing(network: nn.Module, path: str, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """What goes into the module at `path` and what comes out of it, batch by batch; the forward ends there."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        seen.append((args[0].clone(), output.clone()))  # an in-place ReLU may come next
+        raise _Found
+
     for batch in batches:
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def hook(module: nn.Module, args: tuple[Tensor], output: Tensor, seen: list[Any] = seen) -> None:
-            seen.append((args[0].clone(), output.clone()))  # an in-place ReLU may come next
-            raise _Found
-
-        handle = network.get_submodule(path).register_forward_hook(hook)
-        try:
+        with network.get_submodule(path).register_forward_hook(hook), suppress(_Found):
             network(batch)
-        except _Found:
-            pass
-        finally:
-            handle.remove()
-        yield seen[0]
+        yield seen.pop()
+
+
+def _pieces(x_NCHW: Tensor) -> Iterator[Tensor]:
+    """(channels, pixels) in float64, `PIECE` images at a time."""
+    for piece in x_NCHW.split(PIECE):
+        yield piece.double().transpose(0, 1).flatten(1)
 
 
 @dataclass
@@ -80,22 +81,21 @@ class _Moments:
     """Mean and variance by channel, summed up piece by piece."""
 
     count: int = 0
-    total: Tensor = field(default_factory=lambda: torch.tensor(0.0))
-    squares: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    total: Any = 0.0
+    squares: Any = 0.0
 
     def add(self, x_NCHW: Tensor) -> None:
-        for piece in x_NCHW.split(PIECE):
-            x = piece.double().transpose(0, 1).flatten(1)
-            self.count += x.shape[1]
-            self.total = self.total + x.sum(1)
-            self.squares = self.squares + x.square().sum(1)
+        for x_CP in _pieces(x_NCHW):
+            self.count += x_CP.shape[1]
+            self.total += x_CP.sum(1)
+            self.squares += x_CP.square().sum(1)
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Any:
         return self.total / self.count
 
     @property
-    def variance(self) -> Tensor:
+    def variance(self) -> Any:
         return (self.squares / self.count - self.mean.square()).clamp_min(0)
 
 
@@ -118,11 +118,11 @@ def match_moments(grafted: Grafted, graft: Graft, batches: Sequence[Tensor]) -> 
     A branch beside the host's layer is so given that layer's moments, before its gate.
     """
     wanted, has = _Moments(), _Moments()
-    owner = graft.chain
-    affine = _conv(grafted.network, f"{owner}.affine")
+    path = f"{graft.chain}.affine"
+    affine = _conv(grafted.network, path)
     for _, target in targets(grafted.host, graft, batches):
         wanted.add(target)
-    for given, _ in passing(grafted.network, f"{owner}.affine", batches):
+    for given, _ in passing(grafted.network, path, batches):
         has.add(given)
     still = has.variance <= 1e-12 * has.mean.square().clamp_min(1e-12)  # a constant channel has no deviation to match
     scale = torch.where(still, 1.0, (wanted.variance / has.variance.clamp_min(1e-30)).sqrt())
@@ -151,25 +151,23 @@ def unit_variance(network: nn.Module, donor: nn.Module, batches: Sequence[Tensor
 class _LeastSquares:
     """Normal equations of y ~ W z over pixels, summed up in float64."""
 
-    gram: Tensor = field(default_factory=lambda: torch.tensor(0.0))
-    cross: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    gram: Any = 0.0
+    cross: Any = 0.0
     square: float = 0.0
 
     def add(self, z_NCHW: Tensor, y_NCHW: Tensor) -> None:
-        for z, y in zip(z_NCHW.split(PIECE), y_NCHW.split(PIECE), strict=True):
-            z_CP, y_CP = (t.double().transpose(0, 1).flatten(1) for t in (z, y))
-            self.gram = self.gram + z_CP @ z_CP.T
-            self.cross = self.cross + y_CP @ z_CP.T
+        for z_CP, y_CP in zip(_pieces(z_NCHW), _pieces(y_NCHW), strict=True):
+            self.gram += z_CP @ z_CP.T
+            self.cross += y_CP @ z_CP.T
             self.square += y_CP.square().sum().item()
 
     def solve(self) -> Tensor:
-        inverse: Tensor = torch.linalg.pinv(self.gram, rtol=RANK_TOLERANCE, hermitian=True)
-        return self.cross @ inverse
+        return cast(Tensor, self.cross @ torch.linalg.pinv(self.gram, rtol=RANK_TOLERANCE, hermitian=True))
 
     def error(self, w_OI: Tensor) -> float:
         """Sum of squares of y - W z, as a share of that of y."""
         w = w_OI.double()
-        left = self.square - 2 * (w * self.cross).sum() + ((w @ self.gram) * w).sum()
+        left: Tensor = self.square - 2 * (w * self.cross).sum() + ((w @ self.gram) * w).sum()
         return left.item() / max(self.square, 1e-300)
 
 
@@ -177,38 +175,29 @@ def fit_adapters(grafted: Grafted, graft: Graft, batches: Sequence[Tensor]) -> N
     """Start project's 1 x 1 convolutions: the one after the donor in closed form, so that what the chain gives comes
     closest to the intact host; the one before it as the identity, or the host's principal channels, whichever ends
     closer. Never further from the host than the identity start."""
-    chain = grafted.network.get_submodule(graft.chain)
-    before = getattr(chain, "before", None)
-    starts: list[Callable[[], None]] = [lambda: None]
+    chain: Any = grafted.network.get_submodule(graft.chain)  # a row of modules
+    before, after = getattr(chain, "before", None), _conv(chain, "after")
+    up_to_after = chain[: list(chain).index(after)]
+    stride = after.stride[0]
+    starts: list[Callable[[], Any]] = [lambda: None]
     if before is not None:
         principal = _principal(grafted.host, graft, batches, before.out_channels)
-        starts = [lambda: start_identity(before), lambda: before.weight.copy_(principal[..., None, None])]
-    found: list[tuple[float, Tensor, int]] = []
-    for index, start in enumerate(starts):
+        starts = [lambda: nn.init.dirac_(before.weight), lambda: before.weight.copy_(principal[..., None, None])]
+    found = []
+    for start in starts:
         start()
-        problem = _problem(grafted.host, graft, chain, batches)
+        problem = _LeastSquares()
+        for given, target in targets(grafted.host, graft, batches):
+            problem.add(up_to_after(given)[:, :, ::stride, ::stride], target)
         weight = problem.solve()
-        found.append((problem.error(weight), weight, index))
-    _, weight, index = min(found, key=lambda one: one[0])
-    starts[index]()
-    _conv(chain, "after").weight.copy_(weight[..., None, None])
+        found.append((problem.error(weight), weight, start))
+    _, weight, start = min(found, key=lambda one: one[0])
+    start()
+    after.weight.copy_(weight[..., None, None])
 
 
 def _conv(module: nn.Module, path: str) -> nn.Conv2d:
     return cast(nn.Conv2d, module.get_submodule(path))  # surgery puts no other there
-
-
-def _problem(host: nn.Module, graft: Graft, chain: nn.Module, batches: Sequence[Tensor]) -> _LeastSquares:
-    problem = _LeastSquares()
-    stride = _conv(chain, "after").stride[0]
-    for given, target in targets(host, graft, batches):
-        z = given
-        for name, module in chain.named_children():
-            if name == "after":
-                break
-            z = module(z)
-        problem.add(z[:, :, ::stride, ::stride], target)
-    return problem
 
 
 def reconstruction_error(grafted: Grafted, graft: Graft, images_NCHW: Tensor) -> float:
@@ -224,11 +213,10 @@ def reconstruction_error(grafted: Grafted, graft: Graft, images_NCHW: Tensor) ->
 
 def _principal(host: nn.Module, graft: Graft, batches: Sequence[Tensor], number: int) -> Tensor:
     """The `number` directions that hold most of what the chain is given, a row each; then zeros where there are fewer."""
-    second = torch.tensor(0.0)
+    second: Any = 0.0
     for given, _ in targets(host, graft, batches):
-        for piece in given.split(PIECE):
-            x_CP = piece.double().transpose(0, 1).flatten(1)
-            second = second + x_CP @ x_CP.T
+        for x_CP in _pieces(given):
+            second += x_CP @ x_CP.T
     _, vectors = torch.linalg.eigh(second)
     # A library may give either sign of a vector: its largest entry is made positive, on every device.
     vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -31,41 +32,33 @@ def fitted(donor: nn.Module, place: Place, fit: str) -> Fitted:
     try:
         return _fitted(donor, place, fit)
     except UserError as error:
-        others = [name for name in FITS if name != fit and _works(donor, place, name)]
+        others = []
+        for name in FITS:
+            with suppress(UserError), torch.device("meta"):
+                _fitted(form.build(), place, name)
+                others.append(name)
         advice = f"surgery.fit={' or '.join(others)} would fit it" if others else "no surgery.fit would fit it"
-        raise UserError(
-            f"the donor does not fit {place.path}: {error}. The donor is a {describe(form)}; the site takes a {describe(place.site)}. {advice}"
-        ) from None
-
-
-def _works(donor: nn.Module, place: Place, fit: str) -> bool:
-    with torch.device("meta"):
-        copy = form_of(donor).build()
-    try:
-        _fitted(copy, place, fit)
-    except UserError:
-        return False
-    return True
+        forms = f"The donor is a {describe(form)}; the site takes a {describe(place.site)}"
+        raise UserError(f"the donor does not fit {place.path}: {error}. {forms}. {advice}") from None
 
 
 def _fitted(donor: nn.Module, place: Place, fit: str) -> Fitted:
     did: list[str] = []
     pad = _match_stride(donor, place, did)
-    form = form_of(donor)
-    ins, outs = (form.in_channels, place.site.in_channels), (form.out_channels, place.site.out_channels)
-    stride = place.site.stride // form.stride if place.site.stride % form.stride == 0 else 0
+    form, site = form_of(donor), place.site
+    ins, outs = (form.in_channels, site.in_channels), (form.out_channels, site.out_channels)
     if fit == "project":
-        if not stride:
-            raise UserError(f"its stride of {form.stride} is more than the site's {place.site.stride}")
+        if site.stride % form.stride:
+            raise UserError(f"its stride of {form.stride} is more than the site's {site.stride}")
         before = nn.Conv2d(ins[1], ins[0], 1, bias=False) if ins[0] != ins[1] else None
-        after = nn.Conv2d(outs[0], outs[1], 1, stride, bias=False)
+        after = nn.Conv2d(outs[0], outs[1], 1, site.stride // form.stride, bias=False)
         return Fitted(donor, pad, before, after, did)
-    if stride != 1:
-        raise UserError(f"its stride is {form.stride}, the site's {place.site.stride}")
-    if fit == "strict" or (ins[0] == ins[1] and outs[0] == outs[1]):
-        if ins[0] != ins[1] or outs[0] != outs[1]:
-            raise UserError(f"it takes {ins[0]} channels and gives {outs[0]}, where {ins[1]} and {outs[1]} are needed")
+    if form.stride != site.stride:
+        raise UserError(f"its stride is {form.stride}, the site's {site.stride}")
+    if ins[0] == ins[1] and outs[0] == outs[1]:
         return Fitted(donor, pad, None, None, did)
+    if fit == "strict":
+        raise UserError(f"it takes {ins[0]} channels and gives {outs[0]}, where {ins[1]} and {outs[1]} are needed")
     did.append(f"channels {ins[0]} -> {outs[0]} made {ins[1]} -> {outs[1]} by {fit}")
     return Fitted(resized(donor, form, ins[1], outs[1], fit), pad, None, None, did)
 
@@ -113,9 +106,8 @@ def resized(donor: nn.Module, form: Form, in_channels: int, out_channels: int, f
         if not isinstance(form, (Conv, Stem)) or outs[0] != outs[1]:
             raise UserError(f"{fit} is for convolutions and stems that differ in their input channels alone")
     elif any((new > old) if fit == "slice" else (new < old) for old, new in (ins, outs)):
-        raise UserError(
-            f"{fit} makes channels {'fewer' if fit == 'slice' else 'more'}, not {'more' if fit == 'slice' else 'fewer'}"
-        )
+        way, other = ("fewer", "more") if fit == "slice" else ("more", "fewer")
+        raise UserError(f"{fit} makes channels {way}, not {other}")
     if isinstance(form, Stage) or getattr(getattr(form, "conv", form), "groups", 1) > 1:
         raise UserError(f"{fit} is not for stages, nor for convolutions in groups")
     target = _target(form, in_channels, out_channels)
@@ -169,20 +161,6 @@ def _take(tensor: Tensor, dim: int, number: int) -> Tensor:
     """The first `number` of dimension `dim`, beginning again where there are fewer."""
     index = torch.arange(number, device=tensor.device) % tensor.shape[dim]
     return tensor.index_select(dim, index)
-
-
-def start_identity(adapter: nn.Conv2d) -> None:
-    """Each output channel is the input channel of its number; those that have none start at zero."""
-    with torch.no_grad():
-        adapter.weight.zero_()
-        outs, ins = adapter.weight.shape[:2]
-        index = torch.arange(min(outs, ins))
-        adapter.weight[index, index] = 1.0
-
-
-def start_random(adapter: nn.Conv2d) -> None:
-    """Torchvision's start (normal, fan out; He et al. 2015), with the gain of a linear layer."""
-    nn.init.kaiming_normal_(adapter.weight, mode="fan_out", nonlinearity="linear")
 
 
 def dropped_bias(donor: nn.Module) -> Tensor | None:

@@ -23,7 +23,7 @@ from layergraft.errors import UserError
 from layergraft.hosts.norms import BATCH_NORMS, batch_norms, norm_kind
 from layergraft.hosts.sites import BLOCK, STAGE, Site, dry
 from layergraft.seeds import stream
-from layergraft.surgery.fit import dropped_bias, fitted, start_identity, start_random
+from layergraft.surgery.fit import dropped_bias, fitted
 
 PARTS = ("donor", "adapter", "host before", "host after", "head")
 
@@ -38,8 +38,7 @@ class Parallel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.donor(x)
-        both: Tensor = self.host(x) + (branch if self.gate is None else self.gate * branch)
-        return both
+        return cast(Tensor, self.host(x) + (branch if self.gate is None else self.gate * branch))
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,8 @@ class Grafted:
     @property
     def num_added(self) -> int:
         """Parameters of the new network less those of the host."""
-        return _count(self.network) - _count(self.host)
+        new, old = (sum(weight.numel() for weight in network.parameters()) for network in (self.network, self.host))
+        return new - old
 
     def undone(self) -> nn.Module:
         """The network with the host's own layers back in their places.
@@ -185,14 +185,12 @@ def under(name: str, paths: Sequence[str]) -> bool:
 
 def place_of(host: nn.Module, site: Site, spec: SurgerySpec, image: tuple[int, int, int]) -> Place:
     """What a donor finds at `site` under this surgery."""
-    module = host.get_submodule(site.path)
-    norm = norm_kind(host)
     blocks = [Block.of(part) for part in host.modules() if isinstance(part, (BasicBlock, Bottleneck))]
     shortcut = next((block.shortcut for block in blocks if block.shortcut != "identity"), "conv")
-    if spec.name != "insert":
-        return Place(site.path, form_of(module), image, norm, shortcut)
     channels = (site.in_shape if spec.where == "before" else site.out_shape)[0]
-    return Place(site.path, Conv(channels, channels, 3, 1, 1), image, norm, shortcut)
+    link = Conv(channels, channels, 3, 1, 1)
+    form = link if spec.name == "insert" else form_of(host.get_submodule(site.path))
+    return Place(site.path, form, image, norm_kind(host), shortcut)
 
 
 def graft(
@@ -243,7 +241,10 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
     for adapter in (fit.before, fit.after):
         if adapter is not None:
             adapter.to(device)
-            (start_random if spec.start == "random" else start_identity)(adapter)
+            if spec.start == "random":  # torchvision's start (He et al. 2015), with the gain of a linear layer
+                nn.init.kaiming_normal_(adapter.weight, mode="fan_out", nonlinearity="linear")
+            else:  # each output channel is the input channel of its number; those that have none start at zero
+                nn.init.dirac_(adapter.weight)
     links = spec.name == "insert" and spec.where == "after" and spec.gate is None
     # The norm that takes what the donor gives.
     follows = site.norm if fit.after is None and (spec.name == "replace" or links) else None
@@ -253,7 +254,7 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
         affine = nn.Conv2d(channels, channels, 1, groups=channels, device=device)
         nn.init.ones_(affine.weight)
         nn.init.zeros_(cast(Tensor, affine.bias))  # it has one by default
-    _bias(network, fit.donor, affine, follows, spec, path, did)
+    did += _bias(network, fit.donor, affine, follows, spec, path)
     row = {"before": fit.before, "pad": fit.pad, "donor": fit.donor, "after": fit.after, "affine": affine}
     around = {name: module for name, module in row.items() if module is not None}
     adapters: tuple[str, ...]
@@ -271,19 +272,20 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
 
     chain, start = fit.donor if len(around) == 1 else _row(**around), path
     inserted = spec.where if spec.name == "insert" else None
+    behind = "" if spec.gate is None else f", behind a gate that starts at {spec.gate:g}"
     if spec.name == "replace":
         network.set_submodule(path, chain)
         did.append(f"{path} makes room for the donor")
     elif spec.name == "parallel":
         network.set_submodule(path, Parallel(own, chain, spec.gate))
         start = f"{path}.donor"
-        did.append(f"the donor stands beside {path}{_gate_words(spec)}")
+        did.append(f"the donor stands beside {path}{behind}")
     else:
         link = chain if spec.gate is None else Parallel(nn.Identity(), chain, spec.gate)
         parts = {"donor": link, "host": own} if spec.where == "before" else {"host": own, "donor": link}
         network.set_submodule(path, _row(**parts))
         start = f"{path}.donor" if spec.gate is None else f"{path}.donor.donor"
-        did.append(f"the donor is inserted {spec.where} {path}{_gate_words(spec)}")
+        did.append(f"the donor is inserted {spec.where} {path}{behind}")
     donors = {"": start if len(around) == 1 else f"{start}.donor"}
     adapters = tuple(f"{start}.{name}" for name in around if name not in ("pad", "donor"))
     if spec.gate is not None:
@@ -299,44 +301,25 @@ def _row(**modules: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(modules))
 
 
-def _gate_words(spec: SurgerySpec) -> str:
-    return "" if spec.gate is None else f", behind a gate that starts at {spec.gate:g}"
-
-
 def _bias(
-    network: nn.Module,
-    donor: nn.Module,
-    affine: nn.Conv2d | None,
-    follows: str | None,
-    spec: SurgerySpec,
-    path: str,
-    did: list[str],
-) -> None:
-    """What becomes of the donor's bias. BN(x + b) with mean m is BN(x) with mean m - b, in training and in evaluation."""
+    network: nn.Module, donor: nn.Module, affine: nn.Conv2d | None, follows: str | None, spec: SurgerySpec, path: str
+) -> list[str]:
+    """Do with the donor's bias what `spec` says, and tell it. BN(x + b) with mean m is BN(x) with mean m - b, in training
+    and in evaluation. Raises UserError where there is no batch norm to fold it into."""
     bias = dropped_bias(donor) if spec.bias != "keep" else None
     if bias is None:
-        return
+        return []
     if spec.bias == "drop":
-        did.append("bias dropped")
-        return
-    norm: nn.Module | None
-    if isinstance(form_of(donor), Stem):
-        norm, name = donor.get_submodule("norm"), "its own norm"
-    elif affine is not None:
+        return ["bias dropped"]
+    is_stem = isinstance(form_of(donor), Stem)
+    if affine is not None and not is_stem:
         with torch.no_grad():
             cast(Tensor, affine.bias).add_(bias)
-        did.append("bias folded into the affine adapter")
-        return
-    else:
-        norm, name = network.get_submodule(follows) if follows else None, follows or ""
+        return ["bias folded into the affine adapter"]
+    owner, name = (donor, "norm") if is_stem else (network, follows)
+    norm = owner.get_submodule(name) if name else None
     if not isinstance(norm, BATCH_NORMS):
         raise UserError(f"surgery.bias=fold: no batch norm follows the donor at {path} directly; keep or drop the bias")
-    if (
-        norm.track_running_stats and norm.running_mean is not None
-    ):  # else it takes the batch's mean, and the bias with it
+    if norm.track_running_stats and norm.running_mean is not None:  # else it takes the batch's mean, the bias with it
         norm.running_mean -= bias
-    did.append(f"bias folded into {name}")
-
-
-def _count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+    return [f"bias folded into {'its own norm' if is_stem else follows}"]

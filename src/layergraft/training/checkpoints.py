@@ -34,7 +34,7 @@ class Checkpoints(pl.Callback):
 
     def __init__(self, path: Path, every: float | None, facts: Mapping[str, Any]) -> None:
         self.path, self.every, self.facts = path, every, facts
-        self.cost: float | None = None
+        self.cost = 0.0  # seconds
         self.last = time.perf_counter()
 
     def on_train_batch_end(
@@ -56,16 +56,10 @@ class Checkpoints(pl.Callback):
         checkpoint[FACTS] = dict(self.facts)
 
     def _is_due(self, trainer: pl.Trainer, mid_epoch: bool) -> bool:
-        due = self._is_time(mid_epoch)
-        return trainer.strategy.broadcast(due) if trainer.world_size > 1 else due  # all ranks save, or none
-
-    def _is_time(self, mid_epoch: bool) -> bool:
         waited = time.perf_counter() - self.last
-        if self.every is not None:
-            return waited >= self.every
-        if self.cost is None:
-            return not mid_epoch or waited >= SOONEST
-        return waited >= max(COST * self.cost, SOONEST if mid_epoch else 0.0)
+        soonest = max(COST * self.cost, SOONEST if mid_epoch else 0.0)
+        due = waited >= (soonest if self.every is None else self.every)
+        return trainer.strategy.broadcast(due) if trainer.world_size > 1 else due  # all ranks save, or none
 
     def _save(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
         tensors = [t for t in pl_module.network.state_dict().values() if t.is_floating_point()]
@@ -87,7 +81,6 @@ class Checkpoints(pl.Callback):
 def facts_of(path: Path) -> dict[str, Any]:
     """What the run was that wrote this checkpoint. Raises UserError for a file that is no checkpoint of a run."""
     require_regular(path, "a checkpoint")
-    facts: Any = None
     try:
         require_unpacked(path)
         facts = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[FACTS]
@@ -96,7 +89,7 @@ def facts_of(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception:  # whatever a file of another kind or cut short makes torch raise
-        pass
+        facts = None
     if not isinstance(facts, Mapping):
         raise UserError(f"{path} is not a whole checkpoint of a run of layergraft")
     return dict(facts)

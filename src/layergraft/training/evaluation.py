@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from layergraft.hosts.norms import batch_norms
 from layergraft.metrics.tasks import Task
 
 BATCH = 128  # images at a time, which is what batch norm's re-estimated statistics are of
+Batch = tuple[Tensor, Tensor]  # x_NCHW float, y_N
+Mode = Callable[[nn.Module], Any]  # a context that a network is run in
 
 
 def eagerly(network: nn.Module) -> Any:
@@ -42,23 +44,19 @@ def measuring(network: nn.Module, anew: bool = False) -> Iterator[None]:
 
     Nothing is moved: statistics, counts and modes are afterwards what they were.
     """
-    tracking: list[Any] = [norm for norm in batch_norms(network) if norm.track_running_stats]
-    norms = [norm for norm in tracking if anew or _is_new(norm)]
-    counts = [
-        norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None
-    ]  # all of them have one
-    before: list[Any] = [(norm.momentum, count.clone(), type(norm)) for norm, count in zip(norms, counts, strict=True)]
+    norms: list[Any] = [norm for norm in batch_norms(network) if norm.track_running_stats and (anew or _is_new(norm))]
+    before = [(norm, type(norm), norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     with evaluating(network):
-        for norm, (_, _, kind) in zip(norms, before, strict=True):
+        for norm, kind, _, _ in before:
             # One process looks by itself: what waits for the others' batches would wait for ever.
             norm.__class__ = nn.BatchNorm2d if kind is nn.SyncBatchNorm else kind
             norm.training, norm.momentum = True, 0.0
         try:
             yield
         finally:
-            for norm, now, (momentum, count, kind) in zip(norms, counts, before, strict=True):
-                norm.momentum, norm.__class__ = momentum, kind
-                now.copy_(count)
+            for norm, kind, momentum, count in before:
+                norm.__class__, norm.momentum = kind, momentum
+                norm.num_batches_tracked.copy_(count)
 
 
 def _is_new(norm: nn.Module) -> bool:
@@ -87,7 +85,7 @@ class Judged:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.sums: list[Tensor] = []
-        self.logits: list[tuple[Tensor, Tensor]] = []
+        self.logits: list[Batch] = []
 
     def add(self, logits_NC: Tensor, y_N: Tensor) -> None:
         right = self.task.num_right(logits_NC, y_N)
@@ -104,12 +102,7 @@ class Judged:
 
 
 @torch.no_grad()
-def evaluate(
-    network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    task: Task,
-    mode: Callable[[nn.Module], Any] = measuring,
-) -> dict[str, float]:
+def evaluate(network: nn.Module, batches: Iterable[Batch], task: Task, mode: Mode = measuring) -> dict[str, float]:
     """The figures of `network` over batches (x_NCHW, y_N), run as `mode` has it."""
     judged = Judged(task)
     with mode(network):
@@ -126,8 +119,7 @@ class Statistics:
     total: float = 0.0
     squares: float = 0.0
     zeros: int = 0
-    active_C: Tensor | None = None
-    """Which channels have given something other than 0."""
+    active_C: Tensor | None = None  # which channels have given something other than 0
 
     def add(self, x: Tensor) -> None:
         self.count += x.numel()
@@ -160,11 +152,9 @@ class Statistics:
 class Seen:
     """A network on some images."""
 
-    activations: dict[str, Statistics] = field(default_factory=dict)
-    """Module path -> statistics of what it gives."""
-    loss: float = 0.0
-    accuracy: float = 0.0
-    """Percent."""
+    activations: dict[str, Statistics]  # module path -> statistics of what it gives
+    loss: float
+    accuracy: float  # percent
 
 
 def see(
@@ -172,18 +162,14 @@ def see(
     paths: Sequence[str],
     x_NCHW: Tensor,
     y_N: Tensor,
-    mode: Callable[[nn.Module], Any] = measuring,
+    mode: Mode = measuring,
     task: Task = Task.multi_class,
 ) -> Seen:
     """Run `network` on these images, as `mode` has it, and look at what the modules at `paths` give."""
-    result = Seen({path: Statistics() for path in paths})
-
-    def record(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda module, args, output: result.activations[path].add(output)
-
-    handles = [network.get_submodule(path).register_forward_hook(record(path)) for path in paths]
-    figures = evaluate(network, zip(x_NCHW.split(BATCH), y_N.split(BATCH), strict=True), task, mode)
-    result.loss, result.accuracy = figures["loss"], figures["acc"]
-    for handle in handles:
-        handle.remove()
-    return result
+    activations = {path: Statistics() for path in paths}
+    with ExitStack() as hooks:
+        for path, of in activations.items():
+            module = network.get_submodule(path)
+            hooks.enter_context(module.register_forward_hook(lambda module, args, output, of=of: of.add(output)))
+        figures = evaluate(network, zip(x_NCHW.split(BATCH), y_N.split(BATCH), strict=True), task, mode)
+    return Seen(activations, figures["loss"], figures["acc"])

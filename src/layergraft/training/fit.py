@@ -21,24 +21,34 @@ from torch import nn
 
 from layergraft.config.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
 from layergraft.config.specs import Device, Precision
-from layergraft.errors import UserError, require
+from layergraft.errors import require
 from layergraft.strategies.plan import Plan
 from layergraft.training.averages import Averages
 from layergraft.training.checkpoints import CHECKPOINT, Checkpoints
-from layergraft.training.module import Diverged, PlannedModule
+from layergraft.training.module import Diverged, PlannedModule, UnfreezeByPhase
 from layergraft.training.optimizers import make
 from layergraft.training.prefix import FrozenPrefix, Kept
-from layergraft.training.unfreeze import UnfreezeByPhase
 
 WIDEST = 512  # channels of a convolution; on a CPU, of it and wider ones, channels-first is faster
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+LIGHTNING = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")  # its loggers
+NEEDLESS_WARNINGS = (
+    "GPU available but not used",  # exec=cpu asks for that
+    # The batches are made on the device: there are no workers to add, and nothing is logged within an epoch.
+    ".*does not have many workers.*",
+    ".*number of training batches.*smaller than the logging interval.*",
+    ".*LeafSpec.*",  # Lightning 2.6 uses what torch 2.15 deprecates
+    ".*`srun` command is available.*",  # wherever SLURM is installed
+    ".*in eval mode at the start of training.*",  # what is frozen is
+)
 
 
 class Batches(Protocol):
     """What `fit` asks of data: iterables of `(x_NCHW float, y_N)` that lie on the device already, with their `task`.
 
-    `train` has a length, `steps_per_epoch` of the optimizer, `of_epoch(epoch)`, which gives the batches of any epoch, and, for more than one device,
-    `share_out(rank, num_ranks)`; what `training.prefix` asks is asked where `backend.features_gib` is not 0.
+    `train` has a length, `steps_per_epoch` of the optimizer, `of_epoch(epoch)`, which gives the batches of any epoch, and,
+    for more than one device, `share_out(rank, num_ranks)`; what `training.prefix` asks is asked where
+    `backend.features_gib` is not 0.
     """
 
     @property
@@ -62,26 +72,21 @@ class Backend:
 
     device: str
     precision: str
-    devices: int = 1
-    """Processes that share each batch."""
+    devices: int = 1  # processes that share each batch
     compile: bool = False
     channels_last: bool | None = False
     """Whether a pixel's channels lie side by side in memory; None: where that was measured to be faster."""
     features_gib: float | None = 0.0
     """What may be kept of what a frozen prefix gives; None: a tenth of what is free on the device."""
-    beside: int = 1
-    """Runs that share the device, or the machine's memory."""
+    beside: int = 1  # runs that share the device, or the machine's memory
 
     @classmethod
     def resolve(cls, device: Device, precision: Precision) -> Backend:
         """Raises UserError where CUDA is asked for and there is none."""
-        name = device.name
-        if device is Device.auto:
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cuda" and not torch.cuda.is_available():
-            raise UserError(
-                "exec asks for CUDA, but torch sees no CUDA device here; exec=auto or exec=cpu does without"
-            )
+        there = torch.cuda.is_available()
+        name = ("cuda" if there else "cpu") if device is Device.auto else device.name
+        none = "exec asks for CUDA, but torch sees no CUDA device here; exec=auto or exec=cpu does without"
+        require(there or name == "cpu", none)
         if precision is Precision.auto:
             in_hardware = name == "cuda" and not lacks_bf16()
             precision = Precision.bf16_mixed if in_hardware else Precision.float32
@@ -132,10 +137,8 @@ class Saving:
     """Whether and where checkpoints are written, and which one to go on from."""
 
     folder: Path
-    every: float | None = None
-    """Seconds between two; 0: after every step; None: as often as costs 2% of the time."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """What the run is; a checkpoint of another is not for it."""
+    every: float | None = None  # seconds between two; 0: after every step; None: as often as costs 2% of the time
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the run is; a checkpoint of another is not for it
     resume: Path | None = None
 
 
@@ -148,8 +151,7 @@ class Fitted:
     """`loss`, `acc` in percent and what else goes with the task, of the network as it is kept: an average of weights
     where one was asked for."""
     test: dict[str, float]
-    epochs: int
-    """As planned; early stopping may have ended training sooner."""
+    epochs: int  # as planned; early stopping may have ended training sooner
     prefixes: list[dict[str, Any]] = field(default_factory=list)
     """What a frozen prefix gave that was kept: from which `epoch` on, `through` which module, `bytes`."""
 
@@ -233,23 +235,43 @@ def check(network: nn.Module, plan: Plan, recipe: Recipe, backend: Backend) -> N
     `network` may lie on the meta device.
     """
     make(network, plan, recipe.optim)
-    require(
-        recipe.optim.batch_size % backend.devices == 0,
-        f"optim.batch_size is {recipe.optim.batch_size}; exec.devices={backend.devices} cannot share it evenly",
-    )
+    size, devices = recipe.optim.batch_size, backend.devices
+    require(size % devices == 0, f"optim.batch_size is {size}; exec.devices={devices} cannot share it evenly")
     if backend.device == "cuda":
         there = torch.cuda.device_count()
-        require(
-            backend.devices <= there, f"exec.devices is {backend.devices}, but torch sees {there} CUDA devices here"
-        )
-    if backend.devices > 1 and backend.device == "cpu":
+        require(devices <= there, f"exec.devices is {devices}, but torch sees {there} CUDA devices here")
+    elif devices > 1:
         moving = any(phase.statistics & set(plan.norms.values()) for phase in plan.phases)
-        require(
-            not moving,
-            f"exec.devices={backend.devices} on a CPU: batch norm over several processes needs CUDA; host.norm=group does without",
-        )
+        needs = f"exec.devices={devices} on a CPU: batch norm over several processes needs CUDA"
+        require(not moving, f"{needs}; host.norm=group does without")
 
 
+def _keeps_features(backend: Backend, recipe: Recipe) -> bool:
+    """Not where a moving average is validated, whose prefix is another; not for several devices; not compiled, since what is
+    compiled as a whole has other last bits than its parts."""
+    plain = backend.devices == 1 and not backend.compile
+    return backend.features_gib != 0 and plain and recipe.regularizer.ema is None
+
+
+def _resumed_epoch(checkpoint: Path | None) -> int | None:
+    """From which step on the events in the folder are of a run that was cut off; None where none are."""
+    if checkpoint is None:
+        return None
+    return len(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["layergraft"]["curves"])
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Within, Lightning warns of nothing that is meant to be so."""
+    for name in LIGHTNING:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for message in NEEDLESS_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+@_quietly()
 def fit(
     network: nn.Module,
     plan: Plan,
@@ -264,36 +286,31 @@ def fit(
 ) -> Fitted:
     """Train `network` in place and judge it on the test batches once.
 
-    TensorBoard events go to `folder`. With `saving`, checkpoints are written and
-    training goes on from one. Over several devices (`backend.devices`) this is what each process does for its part of
-    the batches; `training.ranks.fit` starts them. Raises `training.module.Diverged` when the loss stops being finite.
+    TensorBoard events go to `folder`. With `saving`, checkpoints are written and training goes on from one. Over several
+    devices (`backend.devices`) this is what each process does for its part of the batches; `training.ranks.fit` starts
+    them. Raises `training.module.Diverged` when the loss stops being finite.
     """
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    schedule, optim = recipe.schedule, recipe.optim
+    schedule, optim, regularizer = recipe.schedule, recipe.optim, recipe.regularizer
     backend.lay_out(network)
-    module = PlannedModule(
-        network,
-        plan,
-        optim,
-        schedule,
-        recipe.regularizer,
-        batches.train.steps_per_epoch,
-        backend.compile,
-        batches.val.task,
-    )
-    averages = None
-    if recipe.regularizer.ema is not None or recipe.regularizer.swa is not None:
-        averages = Averages(network, recipe.regularizer, schedule.epochs)
+    steps, task = batches.train.steps_per_epoch, batches.val.task
+    module = PlannedModule(network, plan, optim, schedule, regularizer, steps, backend.compile, task)
+    is_averaged = regularizer.ema is not None or regularizer.swa is not None
+    averages = Averages(network, regularizer, schedule.epochs) if is_averaged else None
     prefix = FrozenPrefix(backend.features_gib, backend.beside) if _keeps_features(backend, recipe) else None
     checkpoints = Checkpoints(saving.folder / CHECKPOINT, saving.every, saving.facts) if saving else None
-    logger = EventsLogger(folder, purge_step=_resumed_epoch(saving)) if folder is not None else None
+    resume = saving.resume if saving else None
+    logger = EventsLogger(folder, purge_step=_resumed_epoch(resume)) if folder is not None else None
     # The order matters: phases first; what is saved at the end of an epoch is what all others have left.
     own = [UnfreezeByPhase(), prefix, averages, _Look(probe) if probe else None, *callbacks, checkpoints]
-    trainer = _trainer(
-        accelerator="gpu" if backend.device == "cuda" else "cpu",
+    on_gpu = backend.device == "cuda"
+    strategy: Any = "auto"
+    if backend.devices > 1:  # parameters are frozen and thawed on the way, so all are registered and some are not used
+        group = "nccl" if on_gpu else "gloo"
+        strategy = pl.strategies.DDPStrategy(find_unused_parameters=True, process_group_backend=group)
+    trainer = pl.Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
         devices=backend.devices,
-        strategy=_strategy(backend),
+        strategy=strategy,
         precision="32-true" if backend.precision == "float32" else "bf16-mixed",
         max_epochs=schedule.epochs,
         accumulate_grad_batches=optim.accumulate,
@@ -309,7 +326,22 @@ def fit(
         num_sanity_val_steps=0,
     )
     try:
-        val = _trained(trainer, module, batches, backend, averages, probe, saving.resume if saving else None)
+        with backend.arithmetic():
+            trainer.fit(
+                module, batches.train, Kept(batches.val), ckpt_path=resume, weights_only=True if resume else None
+            )
+            network.to(backend.device)  # Lightning takes it to the CPU when it is done
+            network.zero_grad()  # nobody wants the last step's any more
+            val = {name[4:]: value for name, value in module.curves[-1].items() if name.startswith("val/")}
+            if averages is not None:
+                averages.finish(module, batches.train.of_epoch(schedule.epochs))
+                trainer.validate(module, batches.val, verbose=False)
+                network.to(backend.device)
+                val = module.evaluated()
+            if probe is not None:
+                trainer.strategy.optimizers = []  # their state takes as much as two networks, beside the look's own
+                probe.look(module, -1)
+            trainer.test(module, batches.test, verbose=False)
     finally:
         network.to(memory_format=torch.contiguous_format)
         if logger is not None:
@@ -318,65 +350,3 @@ def fit(
     if not math.isfinite(test["loss"]):
         raise Diverged(f"the test loss is {test['loss']}")
     return Fitted(module.curves, val, test, schedule.epochs, prefix.used if prefix else [])
-
-
-def _trainer(**options: Any) -> pl.Trainer:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="GPU available but not used")  # exec=cpu asks for that
-        return pl.Trainer(**options)
-
-
-def _keeps_features(backend: Backend, recipe: Recipe) -> bool:
-    """Not where a moving average is validated, whose prefix is another; not for several devices; not compiled, since what is
-    compiled as a whole has other last bits than its parts."""
-    plain = backend.devices == 1 and not backend.compile
-    return backend.features_gib != 0 and plain and recipe.regularizer.ema is None
-
-
-def _trained(
-    trainer: pl.Trainer,
-    module: PlannedModule,
-    batches: Batches,
-    backend: Backend,
-    averages: Averages | None,
-    probe: Probe | None,
-    resume: Path | None,
-) -> dict[str, float]:
-    """Train, average, look and test; the validation figures of the network as it is kept."""
-    with warnings.catch_warnings(), backend.arithmetic():
-        # The batches are made on the device: there are no workers to add, and nothing is logged within an epoch.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 uses what torch 2.15 deprecates
-        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # wherever SLURM is installed
-        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen is
-        trainer.fit(module, batches.train, Kept(batches.val), ckpt_path=resume, weights_only=True if resume else None)
-        module.network.to(backend.device)  # Lightning takes it to the CPU when it is done
-        module.network.zero_grad()  # nobody wants the last step's any more
-        val = {name[4:]: value for name, value in module.curves[-1].items() if name.startswith("val/")}
-        if averages is not None:
-            averages.finish(module, batches.train.of_epoch(module.schedule.epochs))
-            trainer.validate(module, batches.val, verbose=False)
-            module.network.to(backend.device)
-            val = module.evaluated()
-        if probe is not None:
-            trainer.strategy.optimizers = []  # their state takes as much as two networks, beside the look's own
-            probe.look(module, -1)
-        trainer.test(module, batches.test, verbose=False)
-    return val
-
-
-def _resumed_epoch(saving: Saving | None) -> int | None:
-    """From which step on the events in the folder are of a run that was cut off; None where none are."""
-    if saving is None or saving.resume is None:
-        return None
-    return len(torch.load(saving.resume, map_location="cpu", weights_only=True, mmap=True)["layergraft"]["curves"])
-
-
-def _strategy(backend: Backend) -> Any:
-    if backend.devices == 1:
-        return "auto"
-    # Parameters are frozen and thawed while the processes run, so all are registered and some are not used.
-    return pl.strategies.DDPStrategy(
-        find_unused_parameters=True, process_group_backend="nccl" if backend.device == "cuda" else "gloo"
-    )

@@ -9,24 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from layergraft.metrics.tasks import Task
-from layergraft.training.evaluation import eagerly
+from layergraft.training.evaluation import Batch, eagerly
 
 NUM_BATCHES = 5
 SNR_THRESHOLD = 0.95
 
 
 def measured(
-    network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    parameters: Mapping[str, nn.Parameter],
-    task: Task = Task.multi_class,
+    network: nn.Module, batches: Iterable[Batch], parameters: Mapping[str, nn.Parameter], task: Task = Task.multi_class
 ) -> list[dict[str, Tensor]]:
     """For each batch the gradient of the mean loss by parameter, 0 where it has none.
 
     The network is run in the mode that it is in; batch norms' statistics are not moved. Over several processes the
     gradients are those of all batches together.
     """
-    buffers = {name: tensor.clone() for name, tensor in network.named_buffers()}
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     found = []
     for x_NCHW, y_N in batches:
         with eagerly(network):
@@ -38,8 +35,8 @@ def measured(
                 grad /= torch.distributed.get_world_size()
         found.append(dict(zip(parameters, grads, strict=True)))
     with torch.no_grad():
-        for name, tensor in network.named_buffers():
-            tensor.copy_(buffers[name])
+        for buffer, value in before:
+            buffer.copy_(value)
     return found
 
 
@@ -71,11 +68,8 @@ def snr_weights(grads: Sequence[Mapping[str, Tensor]], parameters: Mapping[str, 
     The variance is over a tensor's first axis (its output channels), as in the authors' code; a tensor of a single
     output has none, and counts as noise-free.
     """
-    weights = {}
-    for name in parameters:
-        ratios = [_signal_to_noise(g[name]) for g in grads]
-        weights[name] = torch.stack(ratios).mean() >= SNR_THRESHOLD
-    return dict(zip(weights, torch.stack(list(weights.values())).double().tolist(), strict=True))
+    ratios = [torch.stack([_signal_to_noise(g[name]) for g in grads]).mean() for name in parameters]
+    return dict(zip(parameters, (torch.stack(ratios) >= SNR_THRESHOLD).double().tolist(), strict=True))
 
 
 def _signal_to_noise(grad: Tensor) -> Tensor:

@@ -47,9 +47,7 @@ class PlannedModule(pl.LightningModule):
         self.network, self.plan, self.optim, self.schedule = network, plan, optim, schedule
         self.regularizer, self.steps_per_epoch, self.compiles = regularizer, steps_per_epoch, compile
         self.task = task
-        self.parameters_of = {
-            group: [network.get_parameter(name) for name in names] for group, names in plan.groups.items()
-        }
+        self.parameters_of = {group: [*map(network.get_parameter, names)] for group, names in plan.groups.items()}
         self.norms_of: dict[str | None, list[nn.Module]] = {}
         for path, group in plan.norms.items():
             self.norms_of.setdefault(group, []).append(network.get_submodule(path))
@@ -125,22 +123,16 @@ class PlannedModule(pl.LightningModule):
         return {group: self.optim.lr * share for group, share in shares.items()}
 
     def on_train_epoch_start(self) -> None:
-        if self.plan.auto != "none":
-            self.by_tensor = self._rates_by_tensor()
-
-    def _rates_by_tensor(self) -> dict[str, float]:
+        if self.plan.auto == "none":
+            return
         assert self.phase is not None  # it is applied before an epoch starts
-        training = {
-            name: self.network.get_parameter(name)
-            for group, names in self.plan.groups.items()
-            if self.phase.trains(group)
-            for name in names
-        }
+        names = [name for group, names in self.plan.groups.items() if self.phase.trains(group) for name in names]
+        training = {name: self.network.get_parameter(name) for name in names}
         train: Any = self.trainer.train_dataloader
         batches = itertools.islice(train.of_epoch(self.current_epoch), gradients.NUM_BATCHES)
         with self.trainer.precision_plugin.forward_context():
             grads = gradients.measured(self.network, batches, training, self.task)
-        return gradients.WEIGHTS[self.plan.auto](grads, training)
+        self.by_tensor = gradients.WEIGHTS[self.plan.auto](grads, training)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         rates = self.rates(self.current_epoch * self.steps_per_epoch + batch_idx // self.optim.accumulate)
@@ -196,7 +188,7 @@ class PlannedModule(pl.LightningModule):
         return torch.stack([loss.to(self.device) for loss in self._losses])
 
     def on_validation_epoch_end(self) -> None:
-        if not self.trainer.state.fn == "fit":
+        if self.trainer.state.fn != "fit":
             return  # the last look at an average of weights is no epoch of its own
         epoch, train_loss = self.current_epoch, self.mean_loss()
         self._losses.clear()
@@ -211,26 +203,20 @@ class PlannedModule(pl.LightningModule):
             if not math.isfinite(loss):
                 raise Diverged(f"the {name} loss is {loss} in epoch {epoch}")
 
-    def is_to_stop(self) -> bool:
-        """Whether early stopping ends training now."""
-        return self.plan.is_over(self.schedule.early_stopping, self.curves)
-
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["layergraft"] = {
             "groups": [group["name"] for group in self.trainer.optimizers[0].param_groups],
             "curves": self.curves,
-            "losses": self._losses_of_ranks(),
+            "losses": self._epoch_losses_of_ranks() if self._losses else None,
             "by_tensor": self.by_tensor,
             "generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
-    def _losses_of_ranks(self) -> Tensor | None:
+    def _epoch_losses_of_ranks(self) -> Tensor:
         """(ranks, batches of the epoch so far); called by all of them."""
-        if not self._losses:
-            return None
         losses = self._epoch_losses()
         return self.trainer.strategy.all_gather(losses) if self.trainer.world_size > 1 else losses[None]
 
@@ -244,3 +230,23 @@ class PlannedModule(pl.LightningModule):
         torch.set_rng_state(own["generator"])
         if own["cuda_generator"] is not None:
             torch.cuda.set_rng_state(own["cuda_generator"], torch.cuda.current_device())
+
+
+class UnfreezeByPhase(pl.Callback):
+    """Applies the phase of the current epoch when training starts and at each epoch; stops training on a plateau.
+
+    Both, since Lightning leaves the epoch's hook out where it resumes in mid-epoch. Nothing is kept from epoch to
+    epoch: what is frozen is a function of the epoch and of the curves.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        optimizers.lay_out_state(trainer.optimizers[0])
+        self.on_train_epoch_start(trainer, pl_module)
+        self.on_train_epoch_end(trainer, pl_module)  # stopped early, then resumed: there is nothing left to do
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        phase = pl_module.plan.phase(trainer.current_epoch, pl_module.curves)
+        pl_module.apply_phase(phase, trainer.optimizers[0])
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        trainer.should_stop = pl_module.plan.is_over(pl_module.schedule.early_stopping, pl_module.curves)

@@ -30,18 +30,14 @@ def class_of(spec: OptimSpec) -> type[torch.optim.Optimizer]:
         raise unknown("optimizer in optim.name:", spec.name, CLASSES)
     taken = inspect.signature(CLASSES[name]).parameters
     own = ("params", "lr", "weight_decay", *(["momentum"] if name == "sgd" else []))
-    for option in spec.options:
+    for option, value in spec.options.items():
         require(option not in own, f"optim.options.{option}: give optim.{option} itself")
         if option not in taken:
             raise unknown(f"option of {name} in optim.options:", option, [key for key in taken if key not in own])
-        value = spec.options[option]
-        require(
-            not isinstance(taken[option].default, bool) or isinstance(value, bool),
-            f"optim.options.{option} is {value}; it must be true or false",
-        )
-    require(
-        spec.weight_decay == 0 or "weight_decay" in taken, f"optim.weight_decay is {spec.weight_decay}, but {name} has none"
-    )  # fmt: skip
+        is_of_type = not isinstance(taken[option].default, bool) or isinstance(value, bool)
+        require(is_of_type, f"optim.options.{option} is {value}; it must be true or false")
+    decays = spec.weight_decay == 0 or "weight_decay" in taken
+    require(decays, f"optim.weight_decay is {spec.weight_decay}, but {name} has none")
     return CLASSES[name]
 
 
@@ -49,16 +45,15 @@ def groups_of(network: nn.Module, plan: Plan, spec: OptimSpec) -> list[dict[str,
     """The optimizer's groups: one for each group of the plan and weight decay in it, in the plan's order; with learning
     rates by tensor (`plan.auto`) one for each tensor. `group` is the plan's, `tensors` are the parameters' names."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
-    parameters = dict(network.named_parameters())
     for group, names in plan.groups.items():
         for name in names:
-            parameter = parameters[name]
+            parameter = network.get_parameter(name)
             decay = plan.weight_decay.get(group, spec.weight_decay)
             if parameter.ndim < 2 and not spec.decay_1d or group in plan.anchor and is_anchored(parameter):
                 decay = 0.0
             label = name if plan.auto != "none" else f"{group}, weight decay {decay:g}"
-            entry: dict[str, Any] = {"params": [], "name": label, "group": group, "tensors": [], "weight_decay": decay}
-            entry = found.setdefault((group, label), entry)
+            new = {"params": [], "name": label, "group": group, "tensors": [], "weight_decay": decay}
+            entry = found.setdefault((group, label), new)
             entry["params"].append(parameter)
             entry["tensors"].append(name)
     return list(found.values())
@@ -71,8 +66,8 @@ def is_anchored(parameter: nn.Parameter) -> bool:
 
 def make(network: nn.Module, plan: Plan, spec: OptimSpec) -> torch.optim.Optimizer:
     """Raises UserError for values that the class refuses."""
-    cls, groups = class_of(spec), groups_of(network, plan, spec)
-    build: Callable[..., torch.optim.Optimizer] = cls
+    cls: Callable[..., torch.optim.Optimizer] = class_of(spec)
+    groups = groups_of(network, plan, spec)
     taken = inspect.signature(cls).parameters
     options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in spec.options.items()}
     if "weight_decay" not in taken:
@@ -87,7 +82,7 @@ def make(network: nn.Module, plan: Plan, spec: OptimSpec) -> torch.optim.Optimiz
     if "fused" in taken and not own_way and has_kernel:
         options["fused"] = True
     try:
-        return build(groups, lr=spec.lr, **options)
+        return cls(groups, lr=spec.lr, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"optim: {spec.name} refuses its options: {error}") from None
 
@@ -98,8 +93,7 @@ def initial_state(
     """What an optimizer that has state before its first step (Adagrad) gives `parameter` there."""
     taken = inspect.signature(type(optimizer)).parameters
     own = {name: value for name, value in group.items() if name in taken and name != "params"}
-    state: dict[str, Any] = type(optimizer)([parameter], **own).state[parameter]
-    return state
+    return dict(type(optimizer)([parameter], **own).state[parameter])
 
 
 def lay_out_state(optimizer: torch.optim.Optimizer) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from layergraft.hosts.norms import STATISTICS
 from layergraft.strategies.plan import Phase
-from layergraft.training.evaluation import evaluating
+from layergraft.training.evaluation import Batch, evaluating
 from layergraft.training.module import PlannedModule
 
 
@@ -42,14 +43,11 @@ class FrozenPrefix(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.used = state_dict["used"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
-        self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out where it resumes in mid-epoch
-
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
         if pl_module.phase is self.phase:
             return
         self.phase = pl_module.phase
-        self._let_go(trainer, pl_module)
+        self.on_train_end(trainer, pl_module)
         epoch = trainer.current_epoch
         starts = [*pl_module.plan.starts(pl_module.curves), pl_module.schedule.epochs]
         last = next(start for start in starts if start > epoch)
@@ -63,17 +61,16 @@ class FrozenPrefix(pl.Callback):
             ):
                 self._keep(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
-        self._let_go(trainer, pl_module)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out where it resumes in mid-epoch
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: PlannedModule, exception: BaseException) -> None:
-        self._let_go(trainer, pl_module)
-
-    def _let_go(self, trainer: pl.Trainer, module: PlannedModule) -> None:
-        module.behind_prefix = None
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException | None = None) -> None:
+        pl_module.behind_prefix = None
         for batches in (trainer.train_dataloader, trainer.val_dataloaders):
             if batches is not None:  # an exception may come before there are any
                 batches.features = None
+
+    on_exception = on_train_end
 
     def _keep(self, trainer: pl.Trainer, module: PlannedModule) -> None:
         train: Any = trainer.train_dataloader
@@ -82,11 +79,10 @@ class FrozenPrefix(pl.Callback):
         if not paths:
             return
         prefix = nn.Sequential(*map(module.network.get_submodule, paths))  # in the modes that they are in
-        tail = without(module.network, paths)
         windows = list(train.windows())
         first, second = (train.at(window) for window in (windows[0], windows[-1]))
         drawn = random_state(module.device)
-        if not is_exact(module.network, paths, prefix, tail, first, second):
+        if not is_exact(module.network, paths, prefix, first, second):
             return
         number = [len(train.y_N), len(val.images.y_N)]
         sample = prefix(first)
@@ -97,14 +93,12 @@ class FrozenPrefix(pl.Callback):
         kept = [Features.like(sample, n) for n in number]
         for window in windows:
             kept[0].put(window.start, prefix(train.at(window)))
-        start = 0
-        for x_NCHW, _ in val.images:
-            kept[1].put(start, prefix(x_NCHW))
-            start += len(x_NCHW)
+        for index, (x_NCHW, _) in enumerate(val.images):
+            kept[1].put(index * val.images.batch_size, prefix(x_NCHW))
         if not torch.equal(drawn, random_state(module.device)):
             return  # it draws random numbers, such as a dropout's
         train.features, val.features = kept
-        module.behind_prefix = tail.__call__
+        module.behind_prefix = without(module.network, paths).__call__
         self.used.append({"epoch": trainer.current_epoch, "through": paths[-1], "bytes": size})
 
 
@@ -113,10 +107,8 @@ class Features:
     """What a prefix gives, an image a row, in the order in memory in which it came: of another, sums may have other bits."""
 
     rows: Tensor
-    shape: tuple[int, ...]
-    """Of an image."""
-    strides: tuple[int, ...]
-    """Of a batch."""
+    shape: tuple[int, ...]  # of an image
+    strides: tuple[int, ...]  # of a batch
 
     @classmethod
     def like(cls, batch: Tensor, number: int) -> Features:
@@ -171,37 +163,27 @@ def without(network: nn.Module, paths: Sequence[str], at: str = "") -> nn.Module
 
 
 def is_exact(
-    network: nn.Module,
-    paths: Sequence[str],
-    prefix: nn.Module,
-    tail: nn.Module,
-    first_NCHW: Tensor,
-    second_NCHW: Tensor,
+    network: nn.Module, paths: Sequence[str], prefix: nn.Module, first_NCHW: Tensor, second_NCHW: Tensor
 ) -> bool:
-    """Whether `network` runs the links at `paths` first, `tail` behind `prefix` gives what it does, bit for bit, and the
+    """Whether `network` runs the links at `paths` first, the rest behind `prefix` gives what it does, bit for bit, and the
     prefix gives that for an image wherever in a batch, and beside whichever others, it is, image after image in memory. Of
     two batches of one size."""
     half = len(first_NCHW) // 2
-    ran: list[str] = []
-    handles = [link.register_forward_pre_hook(lambda *_, path=path: ran.append(path)) for path, link in chain(network)]
+    order: list[str] = []
     try:
         with evaluating(network):
-            whole = network(first_NCHW)
-            order = list(ran)
+            with ExitStack() as hooks:
+                for path, link in chain(network):
+                    hooks.enter_context(link.register_forward_pre_hook(lambda *_, path=path: order.append(path)))
+                whole = network(first_NCHW)
             features = prefix(first_NCHW)
-            parted = tail(features.clone())
+            parted = without(network, paths)(features.clone())
         others = prefix(torch.cat([second_NCHW[:half], first_NCHW[: len(first_NCHW) - half]]))
-        one_after_another = (
-            features.stride(0)
-            == features[0].numel()
-            == 1
-            + sum((size - 1) * stride for size, stride in zip(features.shape[1:], features.stride()[1:], strict=True))
-        )
+        image = features[0]
+        extent = 1 + sum((size - 1) * step for size, step in zip(image.shape, image.stride(), strict=True))
+        one_after_another = features.stride(0) == image.numel() == extent
     except (RuntimeError, TypeError, AttributeError):  # it is no chain, or there is no memory for the trial
         return False
-    finally:
-        for handle in handles:
-            handle.remove()
     in_order = order[: len(paths)] == list(paths) and not set(order[len(paths) :]) & set(paths)
     alike = torch.equal(others[half:], features[: len(first_NCHW) - half])
     return one_after_another and in_order and alike and torch.equal(whole, parted)
@@ -222,7 +204,7 @@ class Kept:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         if self.features is None:
             yield from self.images
             return

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -13,7 +16,7 @@ from torch.nn import functional as F
 
 from layergraft.config.specs import ProbeSpec
 from layergraft.metrics.distances import centred_gram, frechet_distance, linear_cka
-from layergraft.training.evaluation import BATCH, evaluate, evaluating, measuring, see
+from layergraft.training.evaluation import BATCH, Batch, Mode, evaluate, evaluating, measuring, see
 from layergraft.training.module import PlannedModule
 
 if TYPE_CHECKING:
@@ -21,38 +24,26 @@ if TYPE_CHECKING:
 
 GRID = 8  # features are averaged over a grid of at most so many places a side before they are compared image by image
 MAX_FILTERS = 64
-Mode = Callable[[nn.Module], Any]  # a context that a network is run in
 
 
 @dataclass(frozen=True)
 class Subject:
     """What to look at in a network, by module paths and parameter names; `training` knows no more of it."""
 
-    paths: Sequence[str] = ()
-    """Modules whose output is described."""
+    paths: Sequence[str] = ()  # modules whose output is described
     places: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Name -> (module whose input, module whose output) are compared with the intact network's."""
-    intact: nn.Module | None = None
-    """The network before surgery, on the CPU."""
-    drifting: Sequence[str] = ()
-    """Parameters whose distance from where they started is told."""
-    gates: Sequence[str] = ()
-    """Parameters that are single numbers."""
-    filters: Sequence[str] = ()
-    """Weights of convolutions that are drawn."""
+    intact: nn.Module | None = None  # the network before surgery, on the CPU
+    drifting: Sequence[str] = ()  # parameters whose distance from where they started is told
+    gates: Sequence[str] = ()  # parameters that are single numbers
+    filters: Sequence[str] = ()  # weights of convolutions that are drawn
 
 
 class Probes:
     """Looks at the epochs that `spec` names; `points` has what was seen, plain numbers (None for what is not finite)."""
 
     def __init__(
-        self,
-        spec: ProbeSpec,
-        network: nn.Module,
-        subject: Subject,
-        images: tuple[Tensor, Tensor],
-        val: Any,
-        epochs: int,
+        self, spec: ProbeSpec, network: nn.Module, subject: Subject, images: Batch, val: Any, epochs: int
     ) -> None:
         """`images` are what activations are measured on, `val` the batches that loss and accuracy at step 0 are of; both
         lie on one device."""
@@ -62,12 +53,11 @@ class Probes:
         start = network.state_dict()
         self.start = {name: start[name].detach().clone() for name in subject.drifting}
         self.of_intact: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
-        self.intact_loss, self.intact_acc = math.nan, math.nan
+        self.intact = {"loss": math.nan, "acc": math.nan}
         if subject.intact is not None and spec.epochs:
             intact = subject.intact.to(self.x_NCHW.device)
             self.of_intact = _features(intact, subject.places, self.x_NCHW)
-            figures = evaluate(intact, val, val.task)
-            self.intact_loss, self.intact_acc = figures["loss"], figures["acc"]
+            self.intact = evaluate(intact, val, val.task)
             subject.intact.cpu()
 
     def is_due(self, epochs_done: int) -> bool:
@@ -87,9 +77,8 @@ class Probes:
         for path, statistics in seen.activations.items():
             values = {"mean": statistics.mean, "variance": statistics.deviation**2, "dead": statistics.share_dead}
             point |= {f"activation/{path}/{name}": value for name, value in values.items()}
-        for place, sides in _features(
-            network, self.subject.places if self.of_intact else {}, self.x_NCHW, mode
-        ).items():
+        features = _features(network, self.subject.places if self.of_intact else {}, self.x_NCHW, mode)
+        for place, sides in features.items():
             for side, (pooled, gram) in sides.items():
                 intact_pooled, intact_gram = self.of_intact[place][side]
                 point[f"frechet/{place}/{side}"] = frechet_distance(pooled, intact_pooled)
@@ -100,12 +89,11 @@ class Probes:
         point |= {f"gate/{name}": network.get_parameter(name).item() for name in self.subject.gates}
         if epoch == 0:
             figures = evaluate(network, self.val, self.val.task)
-            point |= {"loss": figures["loss"], "acc": figures["acc"]}
-            point |= {"intact/loss": self.intact_loss, "intact/acc": self.intact_acc}
-        self.points.append({name: _finite(value) for name, value in point.items()})
-        self._log(
-            module, self.points[-1], {name: network.get_parameter(name).detach() for name in self.subject.filters}
-        )
+            point |= {name: figures[name] for name in ("loss", "acc")}
+            point |= {f"intact/{name}": self.intact[name] for name in ("loss", "acc")}
+        self.points.append({name: value if math.isfinite(value) else None for name, value in point.items()})
+        filters = {name: network.get_parameter(name).detach() for name in self.subject.filters}
+        self._log(module, self.points[-1], filters)
 
     def log_again(self, module: PlannedModule) -> None:
         """Write what a resumed run had seen from the epoch on that its checkpoint is of: TensorBoard drops it there."""
@@ -151,22 +139,18 @@ class Probes:
         accuracies were reached (steps at the end of the first epoch that had them; None: never), how far the donor went.
         """
         found: dict[str, float | None] = {}
+        ends = [((point["epoch"] + 1) * steps_per_epoch, point) for point in curves]
         first = next((point for point in self.points if point["epoch"] == 0), None)
         if first is not None and first["intact/loss"] is not None and first["loss"] is not None:
             shock = found["shock/loss"] = first["loss"] - first["intact/loss"]
             found["shock/acc"] = first["acc"] - first["intact/acc"]
-            at = next((p["epoch"] + 1 for p in curves if p["val/loss"] <= first["intact/loss"]), None)
-            found["steps_to/recover"] = 0 if shock <= 0 else None if at is None else at * steps_per_epoch
+            recovered = [steps for steps, point in ends if point["val/loss"] <= first["intact/loss"]]
+            found["steps_to/recover"] = 0 if shock <= 0 else next(iter(recovered), None)
         for threshold in self.spec.thresholds:
-            at = next((p["epoch"] + 1 for p in curves if p["val/acc"] >= threshold), None)
-            found[f"steps_to/{threshold:g}"] = None if at is None else at * steps_per_epoch
+            found[f"steps_to/{threshold:g}"] = next((steps for steps, p in ends if p["val/acc"] >= threshold), None)
         if self.points and self.points[-1]["epoch"] == len(curves) and "drift" in self.points[-1]:
             found["drift"] = self.points[-1]["drift"]
         return found
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
@@ -185,24 +169,19 @@ def _features(
     network: nn.Module, places: Mapping[str, tuple[str, str]], x_NCHW: Tensor, mode: Mode = measuring
 ) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
     """Place -> side (in, out) -> (features averaged over an image, (N, C); centred Gram matrix of the features, (N, N))."""
-    kept: dict[tuple[str, str], list[Tensor]] = {}
+    kept: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
 
-    def keep(key: tuple[str, str], x: Tensor) -> None:
-        size = min(GRID, x.shape[2]), min(GRID, x.shape[3])
-        kept.setdefault(key, []).append(F.adaptive_avg_pool2d(x.float(), size))
+    def keep(key: tuple[str, str], module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+        x = args[0] if output is None else output
+        kept[key].append(F.adaptive_avg_pool2d(x.float(), (min(GRID, x.shape[2]), min(GRID, x.shape[3]))))
 
-    handles = []
-    for name, (before, after) in places.items():
-        handles.append(network.get_submodule(before).register_forward_pre_hook(
-            lambda module, args, name=name: keep((name, "in"), args[0])))  # fmt: skip
-        handles.append(network.get_submodule(after).register_forward_hook(
-            lambda module, args, output, name=name: keep((name, "out"), output)))  # fmt: skip
-    if handles:
+    with ExitStack() as hooks:
+        for name, (before, after) in places.items():
+            hooks.enter_context(network.get_submodule(before).register_forward_pre_hook(partial(keep, (name, "in"))))
+            hooks.enter_context(network.get_submodule(after).register_forward_hook(partial(keep, (name, "out"))))
         with mode(network):
-            for x in x_NCHW.split(BATCH):
+            for x in x_NCHW.split(BATCH) if places else ():
                 network(x)
-    for handle in handles:
-        handle.remove()
     found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {name: {} for name in places}
     for (name, side), parts in kept.items():
         x = torch.cat(parts)
@@ -225,5 +204,4 @@ def drawn(w_OIHW: Tensor) -> Tensor:
         images = w[:MAX_FILTERS] if w.shape[1] == 3 else w[:MAX_FILTERS, :1]
     images = 0.5 + 0.5 * images / images.abs().amax().clamp_min(1e-30)
     images = F.interpolate(images, scale_factor=max(1, round(24 / max(images.shape[2:]))), mode="nearest")
-    grid: Tensor = make_grid(images, nrow=8, padding=2, pad_value=1.0)
-    return grid
+    return cast(Tensor, make_grid(images, nrow=8, padding=2, pad_value=1.0))

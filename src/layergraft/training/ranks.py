@@ -28,16 +28,10 @@ RESULT = "rank0.pt"
 
 
 def fit(
-    network: nn.Module,
-    plan: Plan,
-    batches: Any,
-    recipe: single.Recipe,
-    backend: single.Backend,
-    *,
-    probe: Any = None,
-    **options: Any,
+    network: nn.Module, plan: Plan, batches: Any, recipe: single.Recipe, backend: single.Backend, **options: Any
 ) -> single.Fitted:
     """`training.fit.fit` by `backend.devices` processes; `network`, and `probe.points`, come back from the first.
+    `options` are those of `fit`, and a `seed` for torch.
 
     Raises Diverged as a single process does; whatever else a process raises comes up as torch's ProcessRaisedException.
     """
@@ -46,7 +40,7 @@ def fit(
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         threads = max(1, torch.get_num_threads() // backend.devices)
-        task = (Path(folder), port, threads, network.cpu(), plan, batches, recipe, backend, probe, options)
+        task = (Path(folder), port, threads, (network.cpu(), plan, batches, recipe, backend), options)
         multiprocessing.set_forkserver_preload([__name__])  # one process imports; the others are forked from it
         ranks = start_processes(_rank, task, backend.devices, False, start_method="forkserver")
         try:
@@ -61,8 +55,8 @@ def fit(
             raise Diverged(result["diverged"])
         require_agreement(Path(folder), backend.devices)
     network.load_state_dict(result["state"])
-    if probe is not None:
-        probe.points = result["points"]
+    if options.get("probe") is not None:
+        options["probe"].points = result["points"]
     return single.Fitted(**result["fitted"])
 
 
@@ -81,22 +75,12 @@ def digest_of(network: nn.Module) -> str:
     return content.hexdigest()[:12]
 
 
-def _rank(
-    rank: int,
-    folder: Path,
-    port: int,
-    threads: int,
-    network: nn.Module,
-    plan: Plan,
-    batches: Any,
-    recipe: single.Recipe,
-    backend: single.Backend,
-    probe: Any,
-    options: dict[str, Any],
-) -> None:
+def _rank(rank: int, folder: Path, port: int, threads: int, what: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Train `what`, the network, plan, batches, recipe and backend of `fit`, as one of the processes."""
     # What Lightning reads where something else has started its processes.
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
     torch.set_num_threads(threads)
+    network, plan, batches, recipe, backend = what
     network = copy.deepcopy(network)  # what comes here from another process lies in memory that all of them share
     if backend.device == "cuda":
         torch.cuda.set_device(rank)
@@ -104,16 +88,16 @@ def _rank(
         batches = batches.to(f"cuda:{rank}")
     batches.train.share_out(rank, backend.devices)
     if rank:
-        probe, options = None, {**options, "folder": None}
+        options |= {"probe": None, "folder": None}
     torch.manual_seed(options.pop("seed", 0))
     result: dict[str, Any] = {"diverged": None}
     try:
-        fitted = single.fit(network, plan, batches, recipe, backend, probe=probe, **options)
-        result["fitted"] = asdict(fitted)
+        result["fitted"] = asdict(single.fit(network, plan, batches, recipe, backend, **options))
     except Diverged as error:
         result["diverged"] = str(error)
     (folder / f"{rank}.digest").write_text(digest_of(network))
     if rank == 0:
         result["state"] = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-        result["points"] = probe.points if probe is not None else []
+        probe = options.get("probe")
+        result["points"] = [] if probe is None else probe.points
         torch.save(result, folder / RESULT)
