@@ -83,21 +83,21 @@ def test_what_runs_out_of_memory_is_recorded_and_tried_again_alone(on_device, de
     free, _ = torch.cuda.mem_get_info()
     ballast = [torch.empty(free - 4 * 2**30, dtype=torch.uint8, device="cuda")]
     failed = []
-    plain = sweep._Sweep._again
+    plain = sweep._again
 
     def let_go():
         ballast.clear()
         torch.cuda.empty_cache()
 
-    def again(self, task, outcome, pool):
+    def again(task, outcome, pool):
         if outcome.transient == MEMORY:
             let_go()
-            failed.append((read_record(task.about.folder), task.crowd))
-        found = plain(self, task, outcome, pool)
+            failed.append((read_record(task.argument.plan.folder), task.crowd))
+        found = plain(task, outcome, pool)
         assert outcome.transient != MEMORY or found.crowd == 1
         return found
 
-    monkeypatch.setattr(sweep._Sweep, "_again", again)
+    monkeypatch.setattr(sweep, "_again", again)
     try:
         sweep.run(jobs)
     finally:

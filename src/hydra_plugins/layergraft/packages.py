@@ -8,9 +8,8 @@ class AddedPackages(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         from layergraft.config.compose import conf_dir
 
-        if not any(
-            item.path and item.path.removeprefix("file://") == str(conf_dir()) for item in search_path.get_path()
-        ):
+        paths = [(item.path or "").removeprefix("file://") for item in search_path.get_path()]
+        if str(conf_dir()) not in paths:
             return  # another program of Hydra's
         from layergraft.config.plugins import added
 

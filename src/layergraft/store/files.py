@@ -33,6 +33,14 @@ def label(*parts: object) -> str:
     return re.sub(r"[^\w.-]|^\.", "-", ".".join(str(part) for part in parts))
 
 
+def modified(path: Path) -> float:
+    """Return when `path` was last written, of the disk's clock; 0.0 where there is no such file."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def machine_memory() -> int:
     """Bytes of this machine's memory, used or free."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

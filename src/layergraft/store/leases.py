@@ -8,7 +8,6 @@ again, and withdraws if anybody else is there: of two that take over at once, bo
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import socket
@@ -16,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LEASE_SECONDS = 60.0  # longer than NFS keeps what it knows of a file
@@ -42,14 +41,19 @@ def claim(marker: Path, wait: bool = True) -> Iterator[Callable[[], bool]]:
         if not wait:
             raise Claimed(f"another process is at {marker.name}")
         time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
+
+    def ours() -> bool:
+        with suppress(OSError):
+            return path.read_text() == content
+        return False
+
     stop = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(path, stop), daemon=True)
-    renewing.start()
+    threading.Thread(target=_renew, args=(path, stop), daemon=True).start()
     try:
-        yield lambda: _read(path) == content
+        yield ours
     finally:
         stop.set()
-        if _read(path) == content:
+        if ours():
             path.unlink(missing_ok=True)
 
 
@@ -57,7 +61,7 @@ def claimed(folder: Path, now: float) -> set[str]:
     """The names of the markers in `folder` that somebody has renewed of late, of the disk's clock, which says `now`."""
     names = set()
     for path in folder.iterdir() if folder.is_dir() else ():
-        with contextlib.suppress(FileNotFoundError):  # released meanwhile
+        with suppress(FileNotFoundError):  # released meanwhile
             if now - path.stat().st_mtime < LEASE_SECONDS:
                 names.add(path.name.rpartition("~")[0])
     return names
@@ -92,11 +96,8 @@ def _taken(marker: Path, content: str, watched: dict[tuple[str, str, int], float
 def _others(marker: Path) -> list[tuple[str, str, int]]:
     """Name, content and time of the last renewal of each claim that is there."""
     found = []
-    with os.scandir(marker.parent) as entries:
-        names = [entry.name for entry in entries if entry.name.rpartition("~")[0] == marker.name]
-    for name in names:
-        path = marker.with_name(name)
-        with contextlib.suppress(FileNotFoundError), open(path) as file:  # opened, so that NFS asks its server
+    for name in (name for name in os.listdir(marker.parent) if name.rpartition("~")[0] == marker.name):
+        with suppress(FileNotFoundError), open(marker.with_name(name)) as file:  # opened, so that NFS asks its server
             found.append((name, file.read(), os.fstat(file.fileno()).st_mtime_ns))
     return found
 
@@ -112,7 +113,7 @@ def _is_alive(name: str, content: str, renewed: int, watched: dict[tuple[str, st
 
 def _renew(path: Path, stop: threading.Event) -> None:
     while not stop.wait(LEASE_SECONDS / 4):
-        with contextlib.suppress(OSError):  # it may pass; if it does not, the claim runs out
+        with suppress(OSError):  # it may pass; if it does not, the claim runs out
             os.utime(path)
 
 
@@ -132,10 +133,3 @@ def _started(pid: int) -> str:
     except OSError:
         return "-" if Path("/proc/self").exists() else "?"
     return "-" if fields[0] == "Z" else fields[19]
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except OSError:
-        return None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from layergraft.errors import UserError, unknown
+from layergraft.store.files import modified
 from layergraft.store.records import read_json
 
 SWEEP = "sweep.json"
@@ -19,20 +20,12 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if (folder / STUDY).is_file():
             raise UserError(f"{folder} is a search, not a sweep; its trials are in {folder / TRIALS}")
-        near = sorted(
-            {
-                str(found.parent)
-                for at in (folder.parent, folder / "sweeps", Path("outputs/sweeps"))
-                for found in at.glob(f"*/{SWEEP}")
-            }
-        )
+        around = (folder.parent, folder / "sweeps", Path("outputs/sweeps"))
+        near = sorted({str(found.parent) for at in around for found in at.glob(f"*/{SWEEP}")})
         raise unknown(f"sweep (a folder with a {SWEEP}):", str(folder), near)
     return read_json(path)
 
 
 def rerun_since(folder: Path) -> float:
-    """When the rerun of a sweep that is not concluded yet began, of the disk's clock; 0.0 where there is none."""
-    try:
-        return (folder / RERUN).stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+    """Return when the rerun of a sweep that is not concluded yet began, of the disk's clock; 0.0 where there is none."""
+    return modified(folder / RERUN)

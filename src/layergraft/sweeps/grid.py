@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +35,8 @@ def _contrast(name: str, given: Any) -> dict[str, Any]:
     plain = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
     known = {"of": [], "metric": "test/acc"}
     if not isinstance(plain, dict) or not isinstance(plain.get("of"), list):
-        raise UserError(
-            f"contrast {name}: it is {{of: ['+AXIS=VALUE', '-AXIS=VALUE'], metric: test/acc}}; given: {plain}"
-        )
+        form = "{of: ['+AXIS=VALUE', '-AXIS=VALUE'], metric: test/acc}"
+        raise UserError(f"contrast {name}: it is {form}; given: {plain}")
     for key in plain.keys() - known:
         raise unknown(f"key of contrast {name}:", key, known)
     return {**known, **{str(key): value for key, value in plain.items()}}
@@ -60,14 +60,9 @@ class GridSweeper(BasicSweeper):
     launcher: Any  # a LocalLauncher, or one of Hydra's others
     kind = "sweep"
 
-    def __init__(
-        self,
-        params: dict[str, Any] | None = None,
-        controls: list[list[str]] | None = None,
-        contrasts: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, params: Any = None, controls: Sequence[list[str]] = (), contrasts: Any = None) -> None:
         super().__init__(max_batch_size=None, params=params)
-        self.controls = controls or []
+        self.controls = controls or ()
         self.contrasts = {name: _contrast(name, given) for name, given in (contrasts or {}).items()}
 
     def asked(self, arguments: list[str]) -> list[Override]:
@@ -90,24 +85,29 @@ class GridSweeper(BasicSweeper):
         overrides = self.asked(arguments)
         for override in overrides:
             if override.is_sweep_override() and isinstance(override.value(), IntervalSweep):
-                raise UserError(
-                    f"{override.input_line}: an interval is to be searched: hydra/sweeper=optuna does; give a list or a range"
-                )
+                searched = "an interval is to be searched: hydra/sweeper=optuna does"
+                raise UserError(f"{override.input_line}: {searched}; give a list or a range")
         (product,) = self.split_arguments(overrides, None)
         cells = [list(cell) for cell in product]
-        for control in (list(map(spelled, control)) for control in self.controls):
+        for control in self.controls:
             pinned = [key_of(override) for override in control]
             for cell in product:
                 kept = [override for override in cell if not any(within(key_of(override), key) for key in pinned)]
-                cells.append(kept + list(control))
+                cells.append([*kept, *map(spelled, control)])
         return [list(cell) for cell in dict.fromkeys(map(tuple, cells))]
 
-    def plan(self, composer: Composer, cells: Sequence[Sequence[str]]) -> list[RunPlan]:
-        """The different runs among `cells`, as the machines that the launcher has will do them."""
+    @cached_property
+    def composer(self) -> Composer:
+        from layergraft.config.compose import Composer
+
+        return Composer(self.hydra_context.config_loader, self.config)
+
+    def plan(self, cells: Sequence[Sequence[str]]) -> list[RunPlan]:
+        """Plan the different runs among `cells`, as the machines that the launcher has will do them."""
         from layergraft.sweeps import sweep
 
         own = isinstance(self.launcher, LocalLauncher)
-        each = ((o, self.launcher.resolved(config) if own else config) for o, config in composer.each(cells))
+        each = ((o, self.launcher.resolved(config) if own else config) for o, config in self.composer.each(cells))
         return sweep.distinct(sweep.planned(each))
 
     def folder(self, arguments: list[str]) -> Path:
@@ -123,14 +123,14 @@ class GridSweeper(BasicSweeper):
         return Path(settings.outputs) / "sweeps" / (settings.sweep or name)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from layergraft.config.compose import Composer
         from layergraft.store.files import write_atomic
-        from layergraft.store.manifests import SWEEP
+        from layergraft.store.manifests import SWEEP, read_sweep
+        from layergraft.sweeps import pool
         from layergraft.sweeps.manifest import finished, signature, write_plan
 
         settings, folder = self.config.exec, self.folder(arguments)
         if settings.rerun or not (folder / SWEEP).exists():  # there is something to do
-            _warm()
+            pool.warm()
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
         loader, asked = self.hydra_context.config_loader, self.cells(arguments)
@@ -138,28 +138,27 @@ class GridSweeper(BasicSweeper):
         signed = signature(asked, self.config, [Path(path[7:]) for path in paths if path.startswith("file://")])
         keys = None if settings.rerun else finished(folder, Path(settings.outputs), signed)
         if keys is not None:
-            print(f"{len(keys)} of {counted(len(keys), 'run')} in the store already", file=sys.stderr)
+            say(f"{len(keys)} of {counted(len(keys), 'run')} in the store already")
             finish(folder, keys, 0.0)
             return [[]]
-        _warm()
-        composer = Composer(loader, self.config)
-        cells = composer.without_foreign(asked)
-        print(f"checking {counted(len(cells), 'run')} before the first starts", file=sys.stderr)
-        plans = self.plan(composer, cells)
-        if self.contrasts:
-            self._require_contrasts(plans)
+        pool.warm()
+        cells = self.composer.without_foreign(asked)
+        say(f"checking {counted(len(cells), 'run')} before the first starts")
+        plans = self.plan(cells)
+        if self.contrasts:  # the report of these runs is to have them all
+            from layergraft.report.contrasts import require_contrasts
+            from layergraft.runs.train import planned_record
+
+            require_contrasts((planned_record(plan, "planned") for plan in plans), self.contrasts)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         keys = [plan.key for plan in plans]
-        if others := _others(folder, keys):
-            print(
-                f"{folder} was a sweep of {counted(others, 'other run')}; they stay in the store, this one's report replaces theirs",
-                file=sys.stderr,
-            )
+        others = set(read_sweep(folder)["runs"]) - set(keys) if (folder / SWEEP).exists() else ()
+        if others:
+            was = f"{folder} was a sweep of {counted(len(others), 'other run')}"
+            say(f"{was}; they stay in the store, this one's report replaces theirs")
         command = shlex.join(["layergraft", "train", *sys.argv[1:]])
-        since = write_plan(
-            folder, keys, command, signed, (plan.config for plan in plans), settings.rerun, self.contrasts
-        )
+        since = write_plan(folder, plans, command, signed, settings.rerun, self.contrasts)
         if isinstance(self.launcher, LocalLauncher):  # it need not plan them again; others compose by themselves
             self.launcher.planned = plans
             self.launcher.newer_than = since
@@ -167,25 +166,10 @@ class GridSweeper(BasicSweeper):
         finish(folder, keys, since)
         return returns
 
-    def _require_contrasts(self, plans: Sequence[RunPlan]) -> None:
-        """Raise UserError for a contrast that the report of these runs will not have."""
-        from layergraft.report.contrasts import require_contrasts
-        from layergraft.runs.train import planned_record
 
-        require_contrasts((planned_record(plan, "planned") for plan in plans), self.contrasts)
-
-
-def _others(folder: Path, keys: list[str]) -> int:
-    """How many runs the sweep of that name had that this one does not have."""
-    from layergraft.store.manifests import SWEEP, read_sweep
-
-    return len(set(read_sweep(folder)["runs"]) - set(keys)) if (folder / SWEEP).exists() else 0
-
-
-def _warm() -> None:
-    from layergraft.sweeps import pool
-
-    pool.warm()
+def say(line: str) -> None:
+    """Print a line for people, beside what a program may read."""
+    print(line, file=sys.stderr)
 
 
 def finish(folder: Path, keys: list[str], since: float) -> None:
@@ -221,9 +205,8 @@ def finish(folder: Path, keys: list[str], since: float) -> None:
         console.print(f"report:      {page}", markup=False)
         console.print(f"TensorBoard: tensorboard --logdir {outputs / 'runs'}", markup=False)
         if len(keys) > TENSORBOARD_DRAWS:
-            console.print(
-                f"             (of over {TENSORBOARD_DRAWS} runs it draws those alone that its filter leaves, such as seed0)"
-            )
+            drawn = "it draws those alone that its filter leaves, such as seed0"
+            console.print(f"             (of over {TENSORBOARD_DRAWS} runs {drawn})")
     if set(statuses.values()) <= {*DONE, "failed"}:
         (folder / RERUN).unlink(missing_ok=True)
     if troubled:

@@ -28,6 +28,7 @@ class LocalLauncher(Launcher):
     hydra_context: HydraContext
     config: DictConfig
     gives_workers = True  # by `crew`, to whom a search gives its trials
+    gpus: float | None = None  # of a run, where other machines than this one do it
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -35,8 +36,11 @@ class LocalLauncher(Launcher):
         self.newer_than = 0.0
 
     def resolved(self, config: Config) -> Config:
-        """A run's config with what the machines that will do it decide, where those are not like this one."""
-        return config
+        """Return the run's config as its machines will have it: on a head or login node without a GPU, precision=auto is
+        what it will be on the nodes that have one."""
+        from layergraft.runs.plan import for_gpus
+
+        return for_gpus(config) if self.gpus else config
 
     @contextmanager
     def crew(self, settings: ExecSpec) -> Iterator[tuple[Any, list[str]]]:
@@ -63,12 +67,10 @@ class LocalLauncher(Launcher):
         for plan in plans:
             record = read_record(plan.folder) if status_of(plan.folder, self.newer_than) else None
             record = record or RunRecord(plan.key, "missing", error="it left no record")
-            done = JobReturn(overrides=plan.overrides, status=JobStatus.COMPLETED)
-            if record.status == "completed":
-                done.return_value = record.metrics["val/acc"]
-            else:
-                done.status, done.return_value = JobStatus.FAILED, RuntimeError(f"{plan.key}: {record.error}")
-            returns.append(done)
+            completed = record.status == "completed"
+            status = JobStatus.COMPLETED if completed else JobStatus.FAILED
+            value = record.metrics["val/acc"] if completed else RuntimeError(f"{plan.key}: {record.error}")
+            returns.append(JobReturn(overrides=plan.overrides, status=status, _return_value=value))
         return returns
 
 
@@ -79,12 +81,6 @@ class RayLauncher(LocalLauncher):
         self, address: str | None, cpus_per_run: float, gpus_per_run: float | None, init: dict[str, Any]
     ) -> None:
         self.address, self.cpus, self.gpus, self.init = address, cpus_per_run, gpus_per_run, init
-
-    def resolved(self, config: Config) -> Config:
-        """On a head node without a GPU, precision=auto is what it will be on the nodes that have one."""
-        from layergraft.runs.plan import for_gpus
-
-        return for_gpus(config) if self.gpus else config
 
     @contextmanager
     def crew(self, settings: ExecSpec) -> Iterator[tuple[Any, list[str]]]:
@@ -110,12 +106,7 @@ class SlurmLauncher(LocalLauncher):
     def __init__(self, jobs: int, max_num_timeout: int, **parameters: Any) -> None:
         self.num_jobs, self.max_num_timeout = jobs, max_num_timeout
         self.parameters = {name: value for name, value in parameters.items() if value is not None}
-
-    def resolved(self, config: Config) -> Config:
-        """On a login node without a GPU, precision=auto is what it will be on the nodes that have one."""
-        from layergraft.runs.plan import for_gpus
-
-        return for_gpus(config) if self.parameters.get("gpus_per_node") else config
+        self.gpus = self.parameters.get("gpus_per_node")
 
     def work(self, plans: Sequence[RunPlan]) -> None:
         from layergraft.sweeps.slurm import Array

@@ -8,38 +8,37 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 import layergraft
 from layergraft.config.registry import canonical
-from layergraft.config.specs import Config
 from layergraft.store.files import digest, write_atomic, write_json
 from layergraft.store.manifests import RERUN, SWEEP, read_sweep, rerun_since
 from layergraft.store.records import is_done, run_folder
+
+if TYPE_CHECKING:
+    from layergraft.runs.plan import RunPlan
 
 FILES = ("root", "path", "labels", "weights")  # the keys of data sets, donors and hosts that name files
 PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
 
 
 def write_plan(
-    folder: Path,
-    keys: Sequence[str],
-    command: str,
-    signed: str,
-    configs: Iterable[Config],
-    rerun: bool,
-    contrasts: dict[str, Any],
+    folder: Path, plans: Sequence[RunPlan], command: str, signed: str = "", rerun: bool = False, contrasts: Any = None
 ) -> float:
-    """Write what the sweep is to `folder`/sweep.json: the command, what is to be compared, the runs' keys, what they come of. Return since when,
-    of the disk's clock, a record counts: ever, or since this `rerun`, or the same one that was not concluded, began."""
-    files = sorted({path for config in configs for path in _paths(canonical(config)) if os.path.exists(path)})
+    """Write what the sweep is to `folder`/sweep.json: the command, what is to be compared, its runs, what they come of.
+
+    Return since when, of the disk's clock, a record counts: ever, or since this `rerun`, or the same one that was not
+    concluded, began.
+    """
+    files = sorted({path for plan in plans for path in _paths(canonical(plan.config)) if os.path.exists(path)})
+    keys = [plan.key for plan in plans]
     made_of = {"signature": signed, "files": files, "stamp": _stamp_of(files)}
-    write_json(
-        folder / SWEEP, {"name": folder.name, "command": command, "contrasts": contrasts, **made_of, "runs": list(keys)}
-    )
-    marker, content = folder / RERUN, digest([signed, made_of["stamp"], list(keys)])
+    known = {"name": folder.name, "command": command, "contrasts": contrasts or {}, **made_of, "runs": keys}
+    write_json(folder / SWEEP, known)
+    marker, content = folder / RERUN, digest([signed, made_of["stamp"], keys])
     if not rerun:
         marker.unlink(missing_ok=True)
     else:
@@ -62,23 +61,19 @@ def finished(folder: Path, outputs: Path, signed: str) -> list[str] | None:
 
 def signature(cells: Iterable[Sequence[str]], master: DictConfig, config_folders: Iterable[Path]) -> str:
     """Of all that the configs of the cells (overrides), and what is made of them, come of: less the files of data."""
-    stamps = [_stamp(_files(folder)) for folder in (Path(layergraft.__file__).parent, *config_folders)]
+    stamps = [_stamp(folder) for folder in (Path(layergraft.__file__).parent, *config_folders)]
     machine = [sys.version, *map(version, PACKAGES), *_gpus()]
     return digest([[list(cell) for cell in cells], OmegaConf.to_yaml(master), machine, stamps])
 
 
 def _stamp_of(paths: Iterable[str]) -> str:
-    return digest([_stamp(_files(Path(path))) for path in paths if os.path.exists(path)])
+    return digest([_stamp(Path(path)) for path in paths if os.path.exists(path)])
 
 
-def _files(path: Path) -> Iterable[Path]:
-    """The file, or all that are in the folder."""
-    if path.is_file():
-        return [path]
-    return (Path(at) / name for at, _, names in sorted(os.walk(path)) for name in sorted(names) if name[-4:] != ".pyc")
-
-
-def _stamp(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+def _stamp(path: Path) -> list[tuple[str, int, int]]:
+    """Return path, size and time of the file, or of all that are in the folder."""
+    inside = ((at, name) for at, _, names in sorted(os.walk(path)) for name in sorted(names) if name[-4:] != ".pyc")
+    files = [path] if path.is_file() else [Path(at) / name for at, name in inside]
     return [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
 
 

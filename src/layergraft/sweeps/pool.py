@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
@@ -26,8 +26,10 @@ _context = multiprocessing.get_context("forkserver")
 def warm() -> None:
     """Start the server that workers are forked from; it imports what they need while the caller goes on."""
     _context.set_forkserver_preload(PRELOAD)
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"  # else a file in the current folder could stand in for a module of that name
+    before = os.environ.get("PYTHONSAFEPATH", "")
+    os.environ["PYTHONSAFEPATH"] = (
+        before or "1"
+    )  # else a file in the current folder could stand in for a module of that name
     try:
         resource_tracker.ensure_running()  # which would unblock what is blocked next
         # Inherited: Ctrl-C amid the server's imports is not its matter.
@@ -35,9 +37,8 @@ def warm() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        del os.environ["PYTHONSAFEPATH"]
-        if before is not None:
-            os.environ["PYTHONSAFEPATH"] = before
+        if not before:
+            del os.environ["PYTHONSAFEPATH"]
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,19 @@ class Failed:
     error: str
     traceback: str
 
-    @classmethod
-    def of(cls, error: Exception) -> Failed:
-        return cls(type(error).__name__, str(error), traceback.format_exc())
-
 
 WORKER_DIED = "WorkerDied"
 
 
-@dataclass
+def call(function: Callable[[Any], Any], argument: Any) -> Any:
+    """Return what the function gives, or Failed."""
+    try:
+        return function(argument)
+    except Exception as error:
+        return Failed(type(error).__name__, str(error), traceback.format_exc())
+
+
+@dataclass(eq=False)
 class Task:
     """A call that a worker is to make."""
 
@@ -68,12 +73,14 @@ class Task:
     """For whoever gets the outcome."""
     crowd: int | None = None
     """At most so many tasks at its worker's place while it runs; None: as many as there are workers."""
-    place: str | None = field(default=None, init=False)
+    tries: int = 0
+    """How often it was tried again, for whoever gets the outcome."""
+    place: str = field(default="", init=False)
     """Where it ran."""
 
 
-class Worker(Protocol):
-    """One process, somewhere."""
+class Worker:
+    """One process, somewhere. What it has nothing to do at, it need not define."""
 
     place: str
     """The GPU that it uses, or the machine."""
@@ -81,10 +88,10 @@ class Worker(Protocol):
     def send(self, function: Callable[[Any], Any], argument: Any) -> None: ...
 
     def outcome(self) -> Any:
-        """What the function gave, or Failed; of a kind `WORKER_DIED` where it must be replaced."""
+        """Return what the function gave, or Failed; of a kind `WORKER_DIED` where it must be replaced."""
 
     def rest(self) -> None:
-        """There is nothing to do for it now; there may be later."""
+        """Go without a task for now; there may be one later."""
 
     def stop(self, interrupt: bool) -> None:
         """End soon; `interrupt` it where it is busy."""
@@ -111,7 +118,7 @@ class Pool:
         self.crew: Crew = crew or Processes()
         self.workers: list[Worker] = [self.crew.start(place) for place in places]
         self.waiting: deque[Task] = deque()
-        self.busy: dict[int, Task] = {}  # number of the worker -> its task
+        self.busy: dict[Worker, Task] = {}
 
     def __enter__(self) -> Pool:
         return self
@@ -129,56 +136,50 @@ class Pool:
         """Yield each task with its outcome as it ends; more may be added meanwhile. Ends when none is left."""
         self._give()
         while self.busy:
-            working = {id(self.workers[number]): number for number in self.busy}
-            ended = []
-            for worker in self.crew.wait([self.workers[number] for number in self.busy]):
-                number = working[id(worker)]
-                task, outcome = self.busy.pop(number), worker.outcome()
+            for worker in self.crew.wait(list(self.busy)):
+                task, outcome = self.busy.pop(worker), worker.outcome()
                 task.place = worker.place
                 died = isinstance(outcome, Failed) and outcome.kind == WORKER_DIED
                 if died or getattr(outcome, "process_spoilt", False):
-                    self._replace(number)
-                ended.append((task, outcome))
-            self._give()
-            for task, outcome in ended:
+                    self._replace(worker)
+                self._give()
                 yield task, outcome
                 self._give()  # what was added on account of it
 
-    def _replace(self, number: int) -> None:
-        self.workers[number].stop(interrupt=False)
-        self.workers[number].join()
-        self.workers[number] = self.crew.start(self.workers[number].place)
+    def _replace(self, worker: Worker) -> Worker:
+        worker.stop(interrupt=False)
+        worker.join()
+        new = self.crew.start(worker.place)
+        self.workers[self.workers.index(worker)] = new
+        return new
 
     def _give(self) -> None:
-        for number in range(len(self.workers)):
-            if number in self.busy:
-                continue
-            task = self._next(self.workers[number].place)
+        for worker in [worker for worker in self.workers if worker not in self.busy]:
+            task = self._next(worker.place)
             if task is None:
-                self.workers[number].rest()
-            else:
-                try:
-                    self.workers[number].send(task.function, task.argument)
-                except OSError:  # it died while it was idle
-                    self._replace(number)
-                    self.workers[number].send(task.function, task.argument)
-                self.busy[number] = task
+                worker.rest()
+                continue
+            try:
+                worker.send(task.function, task.argument)
+            except OSError:  # it died while it was idle
+                worker = self._replace(worker)
+                worker.send(task.function, task.argument)
+            self.busy[worker] = task
 
     def _next(self, place: str) -> Task | None:
-        """The first task that there is room for at `place`."""
-        there = [task for number, task in self.busy.items() if self.workers[number].place == place]
-        limit = min((task.crowd for task in there if task.crowd is not None), default=None)
-        if limit is not None and len(there) >= limit:
+        """Take the first task that there is room for at `place`."""
+        there = [task.crowd for worker, task in self.busy.items() if worker.place == place]
+        if any(crowd is not None and len(there) >= crowd for crowd in there):
             return None
-        for index, task in enumerate(self.waiting):
+        for task in self.waiting:
             if task.crowd is None or len(there) < task.crowd:
-                del self.waiting[index]
+                self.waiting.remove(task)
                 return task
         return None
 
-    def crowds(self) -> Counter[str]:
-        """How many workers there are at each place."""
-        return Counter(worker.place for worker in self.workers)
+    def crowd(self, place: str) -> int:
+        """Count the workers at `place`."""
+        return sum(worker.place == place for worker in self.workers)
 
 
 class Processes:
@@ -200,8 +201,8 @@ class Processes:
         return [by_connection[connection] for connection in wait(list(by_connection))]
 
 
-@dataclass
-class _Process:
+@dataclass(eq=False)
+class _Process(Worker):
     place: str
     process: Any
     connection: Connection
@@ -220,9 +221,6 @@ class _Process:
             if code == -signal.SIGKILL:
                 error += ", as the kernel does where memory runs out"
             return Failed(WORKER_DIED, error, error)
-
-    def rest(self) -> None:
-        """It stays warm."""
 
     def stop(self, interrupt: bool) -> None:
         if interrupt and self.process.is_alive():
@@ -263,11 +261,6 @@ def _work(connection: Connection, place: str) -> None:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # one that came since the fork lands here
         while True:
-            function, argument = connection.recv()
-            try:
-                outcome = function(argument)
-            except Exception as error:
-                outcome = Failed.of(error)
-            connection.send(outcome)
+            connection.send(call(*connection.recv()))
     except (EOFError, KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
         return

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from layergraft.errors import UserError, require
-from layergraft.sweeps.pool import WORKER_DIED, Failed
+from layergraft.sweeps.pool import WORKER_DIED, Failed, Worker, call
 
 
 class RayCrew:
@@ -24,9 +24,8 @@ class RayCrew:
     def __init__(
         self, address: str | None, cpus: float, gpus: float | None, jobs_per_gpu: int, options: dict[str, Any]
     ) -> None:
-        require(
-            cpus > 0 or bool(gpus), f"hydra.launcher.cpus_per_run is {cpus}; a run takes a part of a core, or of a GPU"
-        )
+        takes = "a run takes a part of a core, or of a GPU"
+        require(cpus > 0 or bool(gpus), f"hydra.launcher.cpus_per_run is {cpus}; {takes}")
         try:
             _require_somebody_at(address)
             ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
@@ -69,7 +68,7 @@ def _require_somebody_at(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-class _Actor:
+class _Actor(Worker):
     def __init__(self, place: str, new: Callable[[], Any]) -> None:
         self.place, self.new = place, new
         self.actor: Any = None
@@ -96,9 +95,6 @@ class _Actor:
     def stop(self, interrupt: bool) -> None:
         self.rest()
 
-    def join(self) -> None:
-        pass
-
 
 class _Hand:
     def __init__(self, folder: str) -> None:
@@ -108,7 +104,4 @@ class _Hand:
         """The GPU, or the node, that this is on, and what the function gives."""
         node = ray.get_runtime_context().get_node_id()
         place = f"{node} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
-        try:
-            return place, function(argument)
-        except Exception as error:
-            return place, Failed.of(error)
+        return place, call(function, argument)

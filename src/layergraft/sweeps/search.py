@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layergraft.sweeps.grid import GridSweeper
+from layergraft.errors import UserError, counted
+from layergraft.sweeps.grid import GridSweeper, say
 
 if TYPE_CHECKING:
     from layergraft.runs.plan import RunPlan
@@ -16,13 +18,11 @@ class SearchSweeper(GridSweeper):
 
     kind = "search"
 
-    def __init__(self, params: dict[str, str] | None, num_trials: int, **options: Any) -> None:
+    def __init__(self, params: dict[str, str] | None, **options: Any) -> None:
         super().__init__(params=params)
-        self.num_trials, self.options = num_trials, options
+        self.options = options  # of `study.Search`
 
     def sweep(self, arguments: list[str]) -> Any:
-        from layergraft.errors import UserError
-
         try:
             import optuna  # noqa: F401
         except ImportError:
@@ -33,40 +33,31 @@ class SearchSweeper(GridSweeper):
         from layergraft.sweeps import pool
 
         pool.warm()
-        from layergraft.config.compose import Composer
         from layergraft.sweeps import study, sweep
 
         folder = self.folder(arguments)
         asked = self.asked(arguments)
         distributions = study.space(asked)
         fixed = [str(override.input_line) for override in asked if not override.is_sweep_override()]
-        composer = Composer(self.hydra_context.config_loader, self.config)
 
         def plan_of(overrides: list[str]) -> RunPlan:
-            (plan,) = self.plan(composer, composer.without_foreign([[*fixed, *overrides]]))
-            return plan
+            return self.plan(self.composer.without_foreign([[*fixed, *overrides]]))[0]
 
-        search = study.Search(folder, num_trials=self.num_trials, **self.options)
-        settings = composer([]).exec
+        search = study.Search(folder, distributions, plan_of, **self.options)
+        settings = self.composer([]).exec
         with self.launcher.crew(settings) as (crew, where):
-            search.run(distributions, plan_of, where or sweep.places(settings, self.num_trials), crew)
+            search.run(where or sweep.places(settings, self.options["num_trials"]), crew)
         return self.show(folder, search.write(), list(distributions))
 
     def show(self, folder: Path, rows: list[dict[str, Any]], searched: list[str]) -> Any:
         """Say what came of it; the best trial's parameters."""
-        import sys
-
-        from layergraft.errors import counted
         from layergraft.store.manifests import TRIALS
 
         metric = self.options["metric"]
         done = [row for row in rows if row["status"] == "complete"]
-        print(
-            f"{counted(len(done), 'trial')} completed, {len(rows) - len(done)} pruned: {folder / TRIALS}",
-            file=sys.stderr,
-        )
+        say(f"{counted(len(done), 'trial')} completed, {len(rows) - len(done)} pruned: {folder / TRIALS}")
         if not done:
             sys.exit(1)
         for row in done[:5]:
-            print(f"  {metric} {row[metric]:.4g}  {' '.join(f'{key}={row[key]}' for key in searched)}", file=sys.stderr)
+            say(f"  {metric} {row[metric]:.4g}  {' '.join(f'{key}={row[key]}' for key in searched)}")
         return {key: done[0][key] for key in searched}

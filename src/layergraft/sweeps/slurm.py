@@ -64,9 +64,8 @@ class Array:
         except ImportError:
             raise UserError("hydra/launcher=slurm needs submitit; pip install 'layergraft[slurm]'") from None
         number = min(self.number, len(plans))
-        executor = submitit.AutoExecutor(
-            self.folder / "slurm", cluster="slurm", slurm_max_num_timeout=self.max_num_timeout
-        )
+        patience = {"slurm_max_num_timeout": self.max_num_timeout}
+        executor = submitit.AutoExecutor(self.folder / "slurm", cluster="slurm", **patience)
         try:
             executor.update_parameters(**self.parameters)
             with executor.batch():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layergraft.errors import counted
+from layergraft.store.files import modified
 from layergraft.store.leases import claimed
 from layergraft.store.manifests import SWEEP, read_sweep, rerun_since
 from layergraft.store.records import CLAIMS, DONE, RECORD, run_folder, status_of
@@ -43,22 +44,19 @@ class Status:
     """Key -> status of what failed or diverged."""
 
     @property
-    def seconds_left(self) -> float | None:
-        left = self.running + self.waiting
-        return 60 * left / self.per_minute if left and self.per_minute else (None if left else 0.0)
+    def left(self) -> int:
+        """Runs that have not ended."""
+        return self.running + self.waiting
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {getattr(self, name)}" for name in ("done", "running", "failed", "waiting"))
-        so_far = f"{parts} of {counted(self.total, 'run')}"
-        if not self.running + self.waiting:
-            return so_far
-        if self.donors:
-            so_far += f", {counted(self.donors, 'donor')} in the making"
-        elif not self.running:
-            return so_far  # what the pace was says nothing
-        pace = "" if self.per_minute is None else f", {self.per_minute:.3g} runs a minute"
-        left = "" if not self.seconds_left else f", about {duration(self.seconds_left)} left"
-        return f"{so_far}{pace}{left}"
+        parts = [f"{name} {getattr(self, name)}" for name in ("done", "running", "failed", "waiting")]
+        parts[-1] += f" of {counted(self.total, 'run')}"
+        if self.left and self.donors:
+            parts.append(f"{counted(self.donors, 'donor')} in the making")
+        if self.left and self.per_minute and (self.running or self.donors):  # else what the pace was says nothing
+            seconds = 60 * self.left / self.per_minute
+            parts += [f"{self.per_minute:.3g} runs a minute", f"about {duration(seconds)} left"]
+        return ", ".join(parts)
 
 
 def status(folder: Path) -> Status:
@@ -68,24 +66,21 @@ def status(folder: Path) -> Status:
     since = rerun_since(folder)
     now, started = _now(folder), (folder / SWEEP).stat().st_mtime
     alive = claimed(outputs / CLAIMS, now)
-    statuses = {key: status_of(run_folder(outputs, key), since) for key in keys}
-    running = [key for key in keys if key in alive]
-    ended = sorted(
-        age
-        for key in keys
-        if statuses[key] is not None and (age := _age(run_folder(outputs, key) / RECORD, now)) < now - started
-    )[:RECENT]
-    span = (ended[-1] if len(ended) > 1 else 0.0) / 60
-    number = Counter("running" if key in alive else statuses[key] for key in keys)
+    folders = {key: run_folder(outputs, key) for key in keys}
+    statuses = {key: "running" if key in alive else status_of(at, since) for key, at in folders.items()}
+    times = [at for folder in folders.values() if (at := modified(folder / RECORD)) > max(started, since)]
+    recent = sorted(times)[-RECENT:]
+    number = Counter(statuses.values())
+    done, failed, running = sum(number[name] for name in DONE), number["failed"], number["running"]
     return Status(
         total=len(keys),
-        done=sum(number[name] for name in DONE),
-        failed=number["failed"],
-        running=len(running),
-        waiting=len(keys) - sum(number[name] for name in (*DONE, "failed", "running")),
-        per_minute=len(ended) / span if span > 0 else None,
+        done=done,
+        failed=failed,
+        running=running,
+        waiting=len(keys) - done - failed - running,
+        per_minute=60 * len(recent) / (now - recent[0]) if len(recent) > 1 and now > recent[0] else None,
         donors=sum(name.endswith(".claim") for name in claimed(outputs / "donors", now)),
-        troubled={key: name for key, name in statuses.items() if name in ("failed", "diverged") and key not in alive},
+        troubled={key: name for key, name in statuses.items() if name in ("failed", "diverged")},
     )
 
 
@@ -96,13 +91,6 @@ def _now(folder: Path) -> float:
             return os.fstat(file.fileno()).st_mtime
     except OSError:
         return time.time()
-
-
-def _age(path: Path, now: float) -> float:
-    try:
-        return now - path.stat().st_mtime
-    except FileNotFoundError:  # released meanwhile
-        return float("inf")
 
 
 def duration(seconds: float) -> str:
@@ -119,7 +107,7 @@ def show(folder: Path, watch: bool) -> None:
 
     console = Console(soft_wrap=True, highlight=False)
     if watch:
-        follow(folder, lambda: (now := status(folder)).running + now.waiting > 0, console)
+        follow(folder, lambda: status(folder).left > 0, console)
     now = status(folder)
     if not watch or not console.is_terminal:
         console.print(str(now))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -36,9 +33,8 @@ def planned(cells: Iterable[tuple[Sequence[str], Config]]) -> list[RunPlan]:
     plans = []
     for overrides, config in cells:
         with of_the_run(overrides):
-            require(
-                config.exec.resume is None, "exec.resume is of a single run; a sweep goes on with each run by itself"
-            )
+            resume = config.exec.resume
+            require(resume is None, "exec.resume is of a single run; a sweep goes on with each run by itself")
             require(config.exec.devices == 1, "exec.devices is of a single run; a sweep does a run on each device")
             plans.append(plan_run(config, overrides))
     return plans
@@ -89,96 +85,79 @@ def run(
     console = Console(stderr=True)
     if len(todo) < len(plans):
         console.print(f"{len(plans) - len(todo)} of {counted(len(plans), 'run')} in the store already")
-    if todo:
-        for note in {precision_note(plan) for plan in todo} - {None}:
-            console.print(note, markup=False)
-        there = list(where)[: len(todo)] or places(todo[0].config.exec, len(todo))
-        _Sweep(todo, newer_than).work(console, there, crew)
+    if not todo:
+        return
+    for note in {precision_note(plan) for plan in todo} - {None}:
+        console.print(note, markup=False)
+    where = list(where)[: len(todo)] or places(todo[0].config.exec, len(todo))
+    beside = max(Counter(where).values())
+    held = _held(todo, newer_than)
+    with Pool(where, crew) as pool, _Bar(console, len(where), donors=len(held), runs=len(todo)) as bar:
 
+        def add(plan: RunPlan) -> None:
+            pool.add(Task(attempt, Attempt(for_a_worker(plan, beside), newer_than=newer_than), [plan]))
 
-class _Sweep:
-    """The runs that are to be done, and the donors that they wait for."""
-
-    def __init__(self, todo: Sequence[RunPlan], newer_than: float) -> None:
-        settings = todo[0].config.exec
-        self.retries, self.newer_than = settings.retries, newer_than
-        self.todo = todo
-        self.tries: dict[Any, int] = defaultdict(int)
-        self.held: dict[tuple[str, ...], list[RunPlan]] = defaultdict(
-            list
-        )  # keys of donors -> the runs that wait for them
-        if newer_than:
-            for outputs, key in {(plan.outputs, key) for plan in todo for key in plan.donor_keys}:
-                forget_donor(outputs, key, newer_than)
+        for waiting in held.values():
+            pool.add(Task(make_donors, Attempt(for_a_worker(waiting[0])), waiting))
         for plan in todo:
-            if not all(is_kept(plan.outputs, key) for key in plan.donor_keys):
-                self.held[plan.donor_keys].append(plan)
+            if plan.donor_keys not in held:
+                add(plan)
+        for task, outcome in settled(pool):
+            if task.function is make_donors:
+                bar.count("donors")
+                if outcome.status == "completed":
+                    for plan in task.about:
+                        add(plan)
+                    continue
+            for plan in task.about:
+                bar.count("runs")
+                if not outcome.recorded:
+                    record_failure(plan, outcome, newer_than)
 
-    def work(self, console: Console, where: Sequence[str], crew: Crew | None) -> None:
-        self.beside = max(Counter(where).values())
-        with Pool(where, crew) as pool, _Bar(console, len(where), len(self.held), len(self.todo)) as bar:
-            for keys, plans in self.held.items():
-                pool.add(Task(make_donors, for_a_worker(plans[0]), keys))
-            for plan in self.todo:
-                if plan.donor_keys not in self.held:
-                    pool.add(self._task(plan))
-            for task, given in pool.outcomes():
-                outcome = outcome_of(given, self.todo[0].outputs)
-                again = self._again(task, outcome, pool)
-                if again is not None:
-                    pool.add(again)
-                elif isinstance(task.about, RunPlan):
-                    bar.advance("runs")
-                    if not outcome.recorded:
-                        record_failure(task.about, outcome, self.newer_than)
-                else:
-                    bar.advance("donors")
-                    for plan in self.held.pop(task.about):
-                        if outcome.status == "completed":
-                            pool.add(self._task(plan))
-                        else:
-                            bar.advance("runs")
-                            record_failure(plan, outcome, self.newer_than)
 
-    def _task(self, plan: RunPlan, wait: bool = False, crowd: int | None = None) -> Task:
-        return Task(attempt, Attempt(for_a_worker(plan, self.beside), wait, self.newer_than), plan, crowd)
+def _held(todo: Sequence[RunPlan], newer_than: float) -> dict[tuple[str, ...], list[RunPlan]]:
+    """Forget donors of before `newer_than`. Return the keys of those to be made, with the runs that wait for them."""
+    if newer_than:
+        for outputs, key in {(plan.outputs, key) for plan in todo for key in plan.donor_keys}:
+            forget_donor(outputs, key, newer_than)
+    held: dict[tuple[str, ...], list[RunPlan]] = defaultdict(list)
+    for plan in todo:
+        if not all(is_kept(plan.outputs, key) for key in plan.donor_keys):
+            held[plan.donor_keys].append(plan)
+    return held
 
-    def _again(self, task: Task, outcome: Outcome, pool: Pool) -> Task | None:
-        """The task for another try; None where it is settled.
 
-        What another process is at is waited for, after all else. What has run out of memory is tried with half as many
-        beside it on its GPU until it is alone there; what else may pass, `exec.retries` times, the last time alone.
-        """
-        about = task.about
-        name = about.key if isinstance(about, RunPlan) else about
-        if outcome.status == "claimed":
-            return self._task(about, wait=True)
-        if outcome.transient is None:
-            return None
-        crowd = task.crowd
-        if outcome.transient == MEMORY:
-            if crowd == 1:
-                return None
-            crowd = max(1, (crowd or pool.crowds()[task.place or ""]) // 2)
+def settled(pool: Pool) -> Iterator[tuple[Task, Outcome]]:
+    """Yield each task, of an Attempt, with what became of it in the end, after any other tries. Raises DiskFull."""
+    for task, given in pool.outcomes():
+        outcome = given
+        if isinstance(given, Failed):
+            if given.kind == DiskFull.__name__:
+                raise disk_full(task.argument.plan.outputs)
+            kind = MACHINE if given.kind == WORKER_DIED else None
+            outcome = Outcome("failed", given.error, given.traceback, kind, recorded=False)
+        again = _again(task, outcome, pool)
+        if again is None:
+            yield task, outcome
         else:
-            self.tries[name] += 1
-            if self.tries[name] > self.retries:
-                return None
-            if self.tries[name] == self.retries:
-                crowd = 1  # the kernel kills where memory runs out
-        return replace(task, crowd=crowd)
+            pool.add(again)
 
 
-def outcome_of(given: Any, outputs: Path) -> Outcome:
-    """What a worker gave, or what became of it. Raises DiskFull."""
-    if not isinstance(given, Failed):
-        outcome: Outcome = given
-        return outcome
-    if given.kind == DiskFull.__name__:
-        raise disk_full(outputs)
-    return Outcome(
-        "failed", given.error, given.traceback, MACHINE if given.kind == WORKER_DIED else None, recorded=False
-    )
+def _again(task: Task, outcome: Outcome, pool: Pool) -> Task | None:
+    """Return the task for another try; None where it is settled.
+
+    What another process is at is waited for, after all else. What has run out of memory is tried with half as many
+    beside it on its GPU until it is alone there; what else may pass, `exec.retries` times, the last time alone.
+    """
+    if outcome.status == "claimed":
+        return replace(task, argument=replace(task.argument, wait=True), crowd=None)
+    if outcome.transient == MEMORY and task.crowd != 1:
+        return replace(task, crowd=max(1, (task.crowd or pool.crowd(task.place)) // 2))
+    retries = task.argument.plan.config.exec.retries
+    if outcome.transient in (None, MEMORY) or task.tries >= retries:
+        return None
+    crowd = 1 if task.tries + 1 == retries else task.crowd  # the kernel kills where memory runs out
+    return replace(task, tries=task.tries + 1, crowd=crowd)
 
 
 def record_failure(plan: RunPlan, outcome: Outcome, newer_than: float = 0.0) -> None:
@@ -186,47 +165,33 @@ def record_failure(plan: RunPlan, outcome: Outcome, newer_than: float = 0.0) -> 
     record = planned_record(plan, "failed")
     record.error, record.traceback, record.transient = outcome.error, outcome.traceback, outcome.transient
     try:
-        with claim(claim_of(plan.outputs, plan.key), wait=False):
+        with suppress(Claimed), claim(claim_of(plan.outputs, plan.key), wait=False):
             if not is_done(plan.folder, newer_than):
                 write_record(plan.folder, record)
-    except Claimed:
-        pass
     except OSError as error:
         if is_full(error):
             raise disk_full(plan.outputs) from error
         raise
 
 
-class _Bar:
+class _Bar(Progress):
     """Progress bars with the time left; plain lines, ten in all, where the output is no terminal."""
 
-    def __init__(self, console: Console, num_workers: int, donors: int, runs: int) -> None:
-        self.console, self.num_workers = console, num_workers
+    def __init__(self, console: Console, num_workers: int, **totals: int) -> None:
         columns = (TextColumn("{task.description:>6}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
                    TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-        self.progress = Progress(*columns, console=console) if console.is_terminal else None
-        self.total = {name: number for name, number in (("donors", donors), ("runs", runs)) if number}
-        self.done = dict.fromkeys(self.total, 0)
+        super().__init__(*columns, console=console, disable=not console.is_terminal)
+        self.totals = {name: total for name, total in totals.items() if total}
+        self.rows = {name: self.add_task(name, total=total) for name, total in self.totals.items()}
+        if self.disable:
+            parts = ", ".join(counted(total, name[:-1]) for name, total in self.totals.items())
+            console.print(f"{parts} on {counted(num_workers, 'worker')}")
 
-    def __enter__(self) -> _Bar:
-        (self.progress or nullcontext()).__enter__()
-        self.start = time.perf_counter()
-        if self.progress:
-            self.rows = {name: self.progress.add_task(name, total=total) for name, total in self.total.items()}
-        else:
-            parts = ", ".join(counted(total, name[:-1]) for name, total in self.total.items())
-            self.console.print(f"{parts} on {counted(self.num_workers, 'worker')}")
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        (self.progress or nullcontext()).__exit__(*error)
-
-    def advance(self, name: str) -> None:
-        self.done[name] += 1
-        done, total = self.done[name], self.total[name]
-        if self.progress:
-            self.progress.update(self.rows[name], completed=done)
-        elif done == total or done * 10 // total > (done - 1) * 10 // total:
-            elapsed = time.perf_counter() - self.start
+    def count(self, name: str) -> None:
+        """Count one more of `name` as ended."""
+        self.advance(self.rows[name])
+        row, total = self.tasks[self.rows[name]], self.totals[name]
+        done, elapsed = int(row.completed), row.elapsed or 0.0
+        if self.disable and done * 10 // total > (done - 1) * 10 // total:
             left = elapsed / done * (total - done)
             self.console.print(f"{name}: {done}/{total} in {elapsed:.0f} s, about {left:.0f} s left")

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from layergraft.runs.build import get_donors
-from layergraft.runs.failures import MACHINE, DiskFull, disk_full, is_full, spoils_its_process, transient
+from layergraft.runs.failures import MACHINE, disk_full, is_full, spoils_its_process, transient
 from layergraft.runs.plan import RunPlan
 from layergraft.runs.train import execute
 from layergraft.store.leases import Claimed
@@ -48,8 +48,6 @@ def attempt(task: Attempt) -> Outcome:
         record = execute(task.plan.here(), task.callbacks, wait=task.wait, newer_than=task.newer_than)
     except Claimed as error:
         return Outcome("claimed", str(error))
-    except DiskFull:
-        raise
     except Exception as error:  # before its training, or after it
         return _failed(error, task.plan)
     kind, spoilt = record.transient, record.process_spoilt
@@ -62,12 +60,12 @@ def attempt(task: Attempt) -> Outcome:
     return Outcome(record.status, record.error, record.traceback, kind, spoilt)
 
 
-def make_donors(plan: RunPlan) -> Outcome:
+def make_donors(task: Attempt) -> Outcome:
     """Make the donors of a run, one for each site, where nobody has yet. Raises DiskFull."""
     try:
-        get_donors(plan.here())
+        get_donors(task.plan.here())
     except Exception as error:
-        return _failed(error, plan)
+        return _failed(error, task.plan)
     return Outcome("completed")
 
 
