@@ -5,6 +5,7 @@ import torch
 import torchvision
 
 from conftest import HOSTS
+from layergraft.config.registry import validate
 from layergraft.data.images import ImageData, Split
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
@@ -119,7 +120,7 @@ def test_seed_decides_the_weights_and_the_head_has_its_own_stream():
 )
 def test_what_cannot_be_is_said(spec, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        spec.check("host")
+        validate(spec, "host")
 
 
 def test_images_are_given_the_channels_that_the_host_takes(images):

@@ -64,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
-        COMMANDS[command](rest)
+        if _asks_for_help(rest):
+            print(_help(command, rest), end="")
+        else:
+            COMMANDS[command](rest)
         sys.stdout.flush()
     except BrokenPipeError:  # `layergraft sites | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,23 +98,11 @@ def _of_an_interrupt(error: BaseException | None) -> bool:
     return error is not None
 
 
-def train(arguments: list[str]) -> None:
-    if _asks_for_help(arguments):
-        from layergraft.cli.help import train_help
-
-        print(train_help(arguments), end="")
-        return
-    _hydra(arguments, lambda composed: _on_config(composed, SINGLE["train"]))
-
-
-def _of_one_run(command: str, what: str) -> Callable[[list[str]], None]:
-    """A command that takes the keys of one run, as `train` does, and hands its config to `runs.single`'s function."""
+def _on_one_run(command: str) -> Callable[[list[str]], None]:
+    """A command that takes the keys of a run and hands its config to a function of `show`."""
 
     def run(arguments: list[str]) -> None:
-        if _asks_for_help(arguments):
-            print(f"layergraft {command} [KEY=VALUE ...]\n\nTakes what `layergraft train` takes; {what}.")
-            return
-        if "-m" in arguments or "--multirun" in arguments:
+        if command != "train" and _asks_for_sweep(arguments):
             raise UserError(f"{command} takes one run and no -m; `layergraft train -m` sweeps over many")
         _hydra(arguments, lambda composed: _on_config(composed, SINGLE[command]))
 
@@ -119,10 +110,7 @@ def _of_one_run(command: str, what: str) -> Callable[[list[str]], None]:
 
 
 def advise(arguments: list[str]) -> None:
-    if _asks_for_help(arguments):
-        print(ADVISE_HELP, end="")
-        return
-    if "-m" in arguments or "--multirun" in arguments:
+    if _asks_for_sweep(arguments):
         raise UserError("advise takes no -m; lists of values are what it chooses from")
     numbers = {f"--{name}": f"hydra.sweeper.{name}" for name in ("epochs", "seeds", "finalists")}
     rest, chosen, left = [], [], list(arguments)
@@ -140,11 +128,6 @@ def advise(arguments: list[str]) -> None:
 
 
 def status(arguments: list[str]) -> None:
-    if _asks_for_help(arguments):
-        print(
-            "layergraft status DIR [--watch]\n\nHow far the sweep in DIR (outputs/sweeps/NAME) is, whoever runs it, on whichever machine: done, running, failed and waiting runs, runs a minute, time left. --watch: again every 2 seconds, until it is done."
-        )
-        return
     folders, _ = _options("status", [a for a in arguments if a != "--watch"], (), ("--watch",))
     if len(folders) != 1:
         raise UserError(
@@ -156,9 +139,6 @@ def status(arguments: list[str]) -> None:
 
 
 def report(arguments: list[str]) -> None:
-    if _asks_for_help(arguments):
-        print(REPORT_HELP, end="")
-        return
     folders, options = _options("report", arguments, ("--where", "--to"))
     if not folders:
         raise UserError(
@@ -171,9 +151,6 @@ def report(arguments: list[str]) -> None:
 
 
 def compare(arguments: list[str]) -> None:
-    if _asks_for_help(arguments):
-        print(COMPARE_HELP, end="")
-        return
     given, options = _options("compare", arguments, ("--metric", "--where"))
     conditions = [a for a in given if re.search("[=<>]", a)]
     folders = [a for a in given if a not in conditions]
@@ -188,23 +165,14 @@ def compare(arguments: list[str]) -> None:
 
 
 def export(arguments: list[str]) -> None:
-    if _asks_for_help(arguments):
-        print(EXPORT_HELP, end="")
-        return
     keys, options = _options("export", arguments, ("--format", "--to", "--outputs"))
     if len(keys) != 1:
         raise UserError(f"export takes the key of one run, a folder in outputs/runs; given: {' '.join(keys) or 'none'}")
     from layergraft.runs.export import export as write
 
     to = options.get("--to")
-    print(
-        write(
-            Path(options.get("--outputs", "outputs")),
-            keys[0],
-            options.get("--format", "safetensors"),
-            Path(to) if to else None,
-        )
-    )
+    outputs, form = Path(options.get("--outputs", "outputs")), options.get("--format", "safetensors")
+    print(write(outputs, keys[0], form, Path(to) if to else None))
 
 
 def _options(
@@ -226,7 +194,7 @@ def _options(
     return rest, found
 
 
-# Commands on one run's config -> the function of `runs.single`.
+# Commands on one run's config -> the function of `show`.
 SINGLE = {
     "train": "train_one",
     "plan": "print_plan",
@@ -235,15 +203,7 @@ SINGLE = {
     "similarity": "print_similarity",
     "sites": "print_sites",
 }
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train,
-    "plan": _of_one_run("plan", "prints every group with its tensors, when it is frozen, its learning rate by epoch"),
-    "donate": _of_one_run("donate", "trains or cuts the donors alone, or finds them, and prints their keys"),
-    "surgery": _of_one_run("surgery", "prints what the surgery does, step-0 activations and loss; trains no host"),
-    "similarity": _of_one_run(
-        "similarity", "prints how alike source and target are, on fixed features and at the site"
-    ),
-    "sites": _of_one_run("sites", "prints every site of the host; only host and data matter"),
+COMMANDS: dict[str, Callable[[list[str]], None]] = {command: _on_one_run(command) for command in SINGLE} | {
     "advise": advise,
     "status": status,
     "report": report,
@@ -259,6 +219,10 @@ advice, how sure it is, and the command for the whole run. It takes what `layerg
 (site=layer1.0,layer3.0 surgery=replace,parallel) are what it chooses from, in place of three sites and six strategies.
 --epochs: of the longest runs, by default half of schedule.epochs, or what the strategies take where that is more; --seeds: of
 the finalists. The runs are in the store like any other: the same command goes on where it was.
+"""
+STATUS_HELP = """layergraft status DIR [--watch]
+
+How far the sweep in DIR (outputs/sweeps/NAME) is, whoever runs it, on whichever machine: done, running, failed and waiting runs, runs a minute, time left. --watch: again every 2 seconds, until it is done.
 """
 CONDITIONS = """
 A condition is AXIS=VALUE, several joined by commas: strategy=freeze,site=early|late,seed<3. Axes are strategy, site, host,
@@ -283,8 +247,39 @@ layergraft[export]. Images go in as (N, C, H, W) float32, normalised as the run'
 """
 
 
+AS_TRAIN = {
+    "plan": "prints every group with its tensors, when it is frozen, its learning rate by epoch",
+    "donate": "trains or cuts the donors alone, or finds them, and prints their keys",
+    "surgery": "prints what the surgery does, step-0 activations and loss; trains no host",
+    "similarity": "prints how alike source and target are, on fixed features and at the site",
+    "sites": "prints every site of the host; only host and data matter",
+}
+HELP = {
+    command: f"layergraft {command} [KEY=VALUE ...]\n\nTakes what `layergraft train` takes; {what}.\n"
+    for command, what in AS_TRAIN.items()
+} | {
+    "advise": ADVISE_HELP,
+    "status": STATUS_HELP,
+    "report": REPORT_HELP,
+    "compare": COMPARE_HELP,
+    "export": EXPORT_HELP,
+}
+
+
+def _help(command: str, arguments: Sequence[str]) -> str:
+    if command in HELP:
+        return HELP[command]
+    from layergraft.cli.help import train_help
+
+    return train_help(arguments)
+
+
 def _asks_for_help(arguments: Sequence[str]) -> bool:
     return "--help" in arguments or "-h" in arguments
+
+
+def _asks_for_sweep(arguments: Sequence[str]) -> bool:
+    return "-m" in arguments or "--multirun" in arguments
 
 
 def _hydra(arguments: list[str], task: Callable[[DictConfig], object]) -> None:

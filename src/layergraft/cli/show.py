@@ -34,20 +34,8 @@ MEANINGS = {
     "leep": ("LEEP", "high"),
     "logme": ("LogME", "high"),
 }
-TEXT_COLUMNS = (
-    "measure",
-    "more alike",
-    "path",
-    "kind",
-    "in",
-    "out",
-    "norm after it",
-    "output of",
-    "group",
-    "tensors",
-    "epochs",
-    "phase",
-)
+TEXT_COLUMNS = ("measure", "more alike", "path", "kind", "in", "out", "norm after it", "output of", "group", "tensors",
+                "epochs", "phase")  # fmt: skip
 
 
 class _EpochBar(pl.Callback):
@@ -155,11 +143,8 @@ def print_plan(config: Config) -> None:
         tensors = ", ".join(covered(group["tensors"], every)) or "none in this network"
         rows.append((name, str(len(group["tensors"])), f"{group['parameters']:,}", frozen or "never", tensors))
     print_table(("group", "number", "parameters", "frozen in epochs", "tensors"), rows)
-    at_most = (
-        f", at most: {config.strategy.auto} gives each tensor a share of it, each epoch anew"
-        if config.strategy.auto != "none"
-        else ""
-    )
+    auto = config.strategy.auto
+    at_most = "" if auto == "none" else f", at most: {auto} gives each tensor a share of it, each epoch anew"
     print(f"\nlearning rate, in the first and the last step where they differ{at_most}")
     phases = {phase["epoch"]: phase for phase in line["phases"]}
     rows, named = [], ""

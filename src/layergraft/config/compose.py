@@ -72,9 +72,9 @@ def _of_its_choice(override: str, arguments: Sequence[str]) -> str:
 def to_config(composed: DictConfig) -> Config:
     """The run that a composed config describes. Raises UserError for values that no run can have."""
     if "hydra" not in composed:  # Hydra has taken it out, and set it itself
-        return _built(composed)
+        return _checked(_converted(composed))
     HydraConfig.instance().set_config(composed)  # for values that are taken from there
-    return _built(_without_hydra(composed))
+    return _checked(_converted(_without_hydra(composed)))
 
 
 def _without_hydra(composed: DictConfig) -> DictConfig:
@@ -82,10 +82,6 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
     with open_dict(composed):
         del composed["hydra"]
     return composed
-
-
-def _built(composed: DictConfig) -> Config:
-    return _checked(_converted(composed))
 
 
 def _checked(config: Config) -> Config:
@@ -119,8 +115,8 @@ def _refuse_added(node: DictConfig, at: str) -> None:
     for key in node:
         if key not in known:
             raise unknown(f"key{f' in {at}' if at else ''}:", str(key), known)
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
+        child: Any = node._get_node(key)
+        if _is_there(child):
             _refuse_added(child, f"{at}.{key!s}" if at else str(key))
 
 
@@ -221,7 +217,7 @@ class Composer:
                 self.patterns[pattern] = _Pattern(self._whole(groups, values), [o.key_or_group for o in single])
             return _checked(self.patterns[pattern](single))
         except (OmegaConfBaseException, ConfigCompositionException):
-            return _built(self._whole(groups, values))  # whose message is the one to show
+            return _checked(_converted(self._whole(groups, values)))  # whose message is the one to show
 
     def _whole(self, groups: tuple[str, ...], values: Sequence[Override]) -> DictConfig:
         config = copy.deepcopy(self.composed[groups])

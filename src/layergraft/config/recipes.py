@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from layergraft.config.registry import chosen, limited
 from layergraft.errors import require, unknown
 
 METRICS = {"val/loss": min, "val/acc": max, "train/loss": min}  # what a plateau is judged by -> which is better
@@ -19,18 +19,12 @@ SCHEDULES = ("constant", "step", "cosine", "one_cycle")
 class PlateauSpec:
     """A measure that has stopped getting better: none better than its best by `min_delta` for `patience` epochs."""
 
-    metric: str = "val/loss"
+    metric: str = chosen("val/loss", METRICS)
     """val/loss, val/acc or train/loss."""
-    patience: int | None = None
+    patience: int | None = limited(None, "[1, inf)")
     """Epochs; null: it is not watched."""
-    min_delta: float = 0.0
+    min_delta: float = limited(0.0, "[0, inf)")
     """By how much it must be better to count."""
-
-    def check(self, at: str) -> None:
-        if self.metric not in METRICS:
-            raise unknown(f"{at}.metric", self.metric, METRICS)
-        require(self.patience is None or self.patience > 0, f"{at}.patience is {self.patience}; it must be 1 or more")
-        require(0 <= self.min_delta < math.inf, f"{at}.min_delta is {self.min_delta}; it must be 0 or more")
 
 
 @dataclass
@@ -39,36 +33,22 @@ class OptimSpec:
 
     name: str = "adam"
     """Any class of torch.optim, in any case: sgd, adam, adamw, rmsprop, ...; not LBFGS, SparseAdam, Muon."""
-    lr: float = 1e-3
+    lr: float = limited(1e-3, "(0, inf)", "a learning rate must be above 0 (a strategy freezes what shall not learn)")
     """The learning rate where a strategy's multiplier is 1."""
-    momentum: float = 0.9
+    momentum: float = limited(0.9, "[0, 1)")
     """Of sgd alone."""
-    weight_decay: float = 0.0
+    weight_decay: float = limited(0.0, "[0, inf)")
     """As the optimizer has it: adamw's is decoupled, sgd's and adam's is added to the gradient."""
     decay_1d: bool = True
     """Whether tensors of one dimension (biases, norm parameters) and gates have weight decay too."""
     options: dict[str, Any] = field(default_factory=dict)
     """What else the class takes: {betas: [0.9, 0.95]}, {nesterov: true}."""
-    batch_size: int = 32
+    batch_size: int = limited(32, "[2, inf)", "it must be 2 or more, for batch norm")
     """Images; the last, smaller batch of an epoch is left out."""
-    accumulate: int = 1
+    accumulate: int = limited(1, "[1, inf)")
     """Batches whose mean gradient makes one step."""
-    clip_norm: float | None = None
+    clip_norm: float | None = limited(None, "(0, inf)", "it must be above 0, or null for no clipping")
     """The norm to which the gradient of all that trains is cut; null: it is not."""
-
-    def check(self, at: str) -> None:
-        require(
-            0 < self.lr < math.inf,
-            f"{at}.lr is {self.lr}; a learning rate must be above 0 (a strategy freezes what shall not learn)",
-        )
-        require(self.batch_size > 1, f"{at}.batch_size is {self.batch_size}; it must be 2 or more, for batch norm")
-        require(0 <= self.momentum < 1, f"{at}.momentum is {self.momentum}; it must be in [0, 1)")
-        require(0 <= self.weight_decay < math.inf, f"{at}.weight_decay is {self.weight_decay}; it must be 0 or more")
-        require(self.accumulate > 0, f"{at}.accumulate is {self.accumulate}; it must be 1 or more")
-        require(
-            self.clip_norm is None or 0 < self.clip_norm < math.inf,
-            f"{at}.clip_norm is {self.clip_norm}; it must be above 0, or null for no clipping",
-        )
 
 
 @dataclass
@@ -77,7 +57,7 @@ class ScheduleSpec:
 
     name: str = "constant"
     """constant, step, cosine (to 0 at the end) or one_cycle (up, then down to nearly 0)."""
-    epochs: int = 30
+    epochs: int = limited(30, "[1, inf)")
     """Over the training split."""
     warmup: float = 0.0
     """Epochs, or a part of one, over which the rate first climbs in a line; the schedule itself comes after."""
@@ -91,7 +71,6 @@ class ScheduleSpec:
     """Training ends where this plateaus; the weights are those of the last epoch."""
 
     def check(self, at: str) -> None:
-        require(self.epochs > 0, f"{at}.epochs is {self.epochs}; it must be 1 or more")
         if self.name not in SCHEDULES:
             raise unknown(f"schedule in {at}.name:", self.name, SCHEDULES)
         require(
@@ -116,21 +95,17 @@ class ScheduleSpec:
 class RegularizerSpec:
     """What keeps training from overfitting, besides weight decay; each off by default."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: float = limited(0.0, "[0, 1)")
     """Share of a label that is spread over all classes."""
-    mixup: float = 0.0
+    mixup: float = limited(0.0, "[0, inf)")
     """alpha of the Beta(alpha, alpha) that two images of a batch are mixed by; 0: none are mixed."""
-    ema: float | None = None
+    ema: float | None = limited(None, "(0, 1)", "it must be in (0, 1), such as 0.999")
     """Decay by step of an exponential moving average of the weights, which is what is validated, tested and kept."""
-    swa: float | None = None
+    swa: float | None = limited(None, "[0, 1)", "it must be in [0, 1), such as 0.75")
     """Share of training after which the weights at each epoch's end are averaged; their mean, its batch norms measured
     anew on the training images, is what is tested and kept (stochastic weight averaging)."""
 
     def check(self, at: str) -> None:
-        require(0 <= self.label_smoothing < 1, f"{at}.label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
-        require(0 <= self.mixup < math.inf, f"{at}.mixup is {self.mixup}; it must be 0 or more")
-        require(self.ema is None or 0 < self.ema < 1, f"{at}.ema is {self.ema}; it must be in (0, 1), such as 0.999")
-        require(self.swa is None or 0 <= self.swa < 1, f"{at}.swa is {self.swa}; it must be in [0, 1), such as 0.75")
         require(self.ema is None or self.swa is None, f"{at}.ema and {at}.swa are both set; take one average")
 
 
@@ -138,18 +113,12 @@ class RegularizerSpec:
 class SplitSpec:
     """A group that is taken apart by depth: the stem, each stage or block, the head, every one a group GROUP.PART."""
 
-    by: str = "stage"
+    by: str = chosen("stage", ("stage", "block"))
     """stage or block."""
-    decay: float = 1.0
+    decay: float = limited(1.0, "(0, 1]")
     """The learning rate of a part is this times that of the part above it, the head's being the group's own."""
-    min_scale: float = 0.0
+    min_scale: float = limited(0.0, "[0, 1]")
     """What is left of the group's learning rate at the least."""
-
-    def check(self, at: str) -> None:
-        if self.by not in ("stage", "block"):
-            raise unknown(f"{at}.by", self.by, ("stage", "block"))
-        require(0 < self.decay <= 1, f"{at}.decay is {self.decay}; it must be in (0, 1]")
-        require(0 <= self.min_scale <= 1, f"{at}.min_scale is {self.min_scale}; it must be in [0, 1]")
 
 
 @dataclass
@@ -184,23 +153,14 @@ class StrategySpec:
     """Ordered: group -> patterns; a parameter belongs to the first group that matches it."""
     split: dict[str, SplitSpec] = field(default_factory=dict)
     """Groups that are taken apart by depth."""
-    weight_decay: dict[str, float] = field(default_factory=dict)
+    weight_decay: dict[str, float] = limited(dict, "[0, inf)", "it must be 0 or more, and finite")
     """Group -> weight decay in place of optim.weight_decay."""
-    anchor: dict[str, float] = field(default_factory=dict)
+    anchor: dict[str, float] = limited(dict, "[0, inf)", "it must be 0 or more, and finite")
     """Group -> alpha of L2-SP: its weights are drawn to where they started, not to 0, and have no weight decay."""
-    auto: str = "none"
+    auto: str = chosen("none", ("none", "rgn", "snr"))
     """none, rgn or snr: learning rates by tensor, from its gradients over the first batches of each epoch."""
     phases: dict[str, PhaseSpec] = field(default_factory=dict)
     """Ordered by epoch; the first starts at epoch 0."""
-
-    def check(self, at: str) -> None:
-        if self.auto not in ("none", "rgn", "snr"):
-            raise unknown(f"{at}.auto", self.auto, ("none", "rgn", "snr"))
-        for field_name in ("weight_decay", "anchor"):
-            for group, value in getattr(self, field_name).items():
-                require(
-                    0 <= value < math.inf, f"{at}.{field_name}.{group} is {value}; it must be 0 or more, and finite"
-                )
 
 
 # `${share:0.5,${schedule.epochs}}`: a strategy's phase that starts halfway, however long the run.

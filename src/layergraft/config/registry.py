@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
@@ -27,6 +28,49 @@ LARGEST = 2**63 - 1
 PATHS = ("path", "root", "cache", "weights", "outputs", "data", "resume")  # which may have any name that a disk takes
 PLAIN = {str, int, float, bool, type(None)}
 _KINDS: dict[tuple[str, str], type[Any]] = {}
+
+
+def limited(default: Any, interval: str, said: str = "") -> Any:
+    """A dataclass's field for a number in `interval`, such as [0, 1); `said` ends the message for others.
+
+    Where `default` is a function, which makes it, the field is a list or a dictionary of such numbers.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    said = said or f"it must be {f'{low:g} or more' if high == math.inf else f'in {interval}'}"
+
+    def holds(number: Any) -> bool:
+        if number is None:
+            return default is None
+        above = number > low if interval[0] == "(" else number >= low
+        return bool(above and (number < high if interval[-1] == ")" else number <= high))
+
+    def check(path: str, value: Any) -> None:
+        each = [(f"{path} is", value)]
+        if callable(default):
+            is_dict = isinstance(value, dict)
+            each = [(f"{path}.{k} is", v) for k, v in value.items()] if is_dict else [(f"{path} has", v) for v in value]
+        for at, number in each:
+            require(holds(number), f"{at} {number}; {said}")
+
+    return _checked_field(default, check)
+
+
+def chosen(default: Any, known: Iterable[Any], said: str = "") -> Any:
+    """A dataclass's field for one of `known`; `said` ends the message for others, in place of what there is."""
+    allowed = [*known, None] if default is None else [*known]
+
+    def check(path: str, value: Any) -> None:
+        if value not in allowed:
+            raise UserError(f"{path} is {value}; {said}") if said else unknown(path, value, known)
+
+    return _checked_field(default, check)
+
+
+def _checked_field(default: Any, check: Callable[[str, Any], None]) -> Any:
+    """A field that `validate` has `check` look at, told its key and its value."""
+    if callable(default):
+        return field(default_factory=default, metadata={"check": check})
+    return field(default=default, metadata={"check": check})
 
 
 def register(group: str, name: str) -> Callable[[type[Kind]], type[Kind]]:
@@ -63,8 +107,8 @@ def rebuilt(group: str, name: str, fields: dict[str, Any]) -> Any:
 
 
 def validate(spec: Any, at: str = "") -> None:
-    """Have each dataclass in `spec` check its own values, told its key for the message, after their shape and size.
-    Raises UserError."""
+    """Check the values of each dataclass in `spec`: their shape and size, what its fields are checked for, and last what it
+    checks itself, told its key for the message. Raises UserError."""
     kind: type = type(spec)
     for key, shape in _shapes(kind).items():
         value, path = getattr(spec, key), f"{at}.{key}" if at else key
@@ -83,6 +127,8 @@ def validate(spec: Any, at: str = "") -> None:
         for name, part in value.items() if isinstance(value, dict) else [(None, value)]:
             if dataclasses.is_dataclass(part):
                 validate(part, path if name is None else f"{path}.{name}")
+    for key, check in _checks(kind).items():
+        check(f"{at}.{key}" if at else key, getattr(spec, key))
     if hasattr(spec, "check"):
         spec.check(at)
 
@@ -117,6 +163,15 @@ def _shapes(kind: type) -> dict[str, type | None]:
     known: dict[str, type] = {"dict": dict, "list": list}
     told = {item.name: str(item.type) for item in dataclasses.fields(kind)}
     return {name: None if "None" in text else known.get(text.partition("[")[0]) for name, text in told.items()}
+
+
+@cache
+def _checks(kind: type) -> dict[str, Callable[[str, Any], None]]:
+    """Field -> what checks its value. A subclass that gives a field another default keeps the check."""
+    fields = [
+        item for base in reversed(kind.__mro__) if dataclasses.is_dataclass(base) for item in dataclasses.fields(base)
+    ]
+    return {item.name: item.metadata["check"] for item in fields if "check" in item.metadata}
 
 
 @dataclass(frozen=True)

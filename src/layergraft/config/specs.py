@@ -8,7 +8,6 @@ No dataclass here or there may import torch when its module is imported: `--help
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,10 +18,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from layergraft.config.recipes import OptimSpec, RegularizerSpec, ScheduleSpec, StrategySpec
-from layergraft.config.registry import canonical
-from layergraft.errors import require, unknown
+from layergraft.config.registry import canonical, chosen, limited
+from layergraft.errors import require
 
 FITS = ("strict", "project", "slice", "tile", "sum", "average")
+SEVERITY = "a severity is 0 (none) to 5"
+COUNT = "it must be 1 or more, or null for all"
+SHARE = "it is a share between 0 and 1"
 RESULT_VERSION = 7  # raise it when the code changes so that the same config gives other numbers
 
 
@@ -51,29 +53,24 @@ class CorruptionSpec:
     Severities are those of CIFAR-10-C, 1 to 5; 0: none.
     """
 
-    noise: int = 0
+    noise: int = limited(0, "[0, 5]", SEVERITY)
     """Gaussian."""
-    blur: int = 0
+    blur: int = limited(0, "[0, 5]", SEVERITY)
     """Gaussian."""
-    contrast: int = 0
+    contrast: int = limited(0, "[0, 5]", SEVERITY)
     """Less of it."""
-    blocks: int | None = None
+    blocks: int | None = limited(None, "[1, inf)", "it must be 1 or more, or null")
     """Each image is cut into blocks of this many pixels a side, which are shuffled; null: it is not."""
     channels: list[int] = field(default_factory=list)
     """The images' channels in another order, such as [2,1,0]; empty: as they are."""
-    labels: float = 0.0
+    labels: float = limited(0.0, "[0, 1]", "it is a share, 0 to 1")
     """Share of the training labels that are replaced by another class, drawn by the run's seed."""
 
     def check(self, at: str) -> None:
-        for name in ("noise", "blur", "contrast"):
-            value = getattr(self, name)
-            require(0 <= value <= 5, f"{at}.{name} is {value}; a severity is 0 (none) to 5")
-        require(self.blocks is None or self.blocks > 0, f"{at}.blocks is {self.blocks}; it must be 1 or more, or null")
         require(
             sorted(self.channels) == list(range(len(self.channels))),
             f"{at}.channels is {self.channels}; it names each channel once, such as [2,1,0]",
         )
-        require(0 <= self.labels <= 1, f"{at}.labels is {self.labels}; it is a share, 0 to 1")
 
 
 @dataclass
@@ -84,24 +81,24 @@ class DataSpec:
     """Its name in keys and reports; of kinds that have several, which."""
     classes: list[int] = field(default_factory=list)
     """The classes to keep, relabelled 0, 1, ... in this order; empty: all. Of a multi-label set: the labels."""
-    half: str | None = None
+    half: str | None = chosen(None, ("A", "B"))
     """A or B: one half of the classes, in place of `classes`; null: not halved."""
-    halves: str = "random"
+    halves: str = chosen("random", ("random", "semantic"))
     """random, or semantic where the set knows such: CIFAR-10's animals (A) and vehicles (B)."""
     halves_seed: int = 0
     """Of random halves, which are then the same whatever the run's seed."""
-    train_size: int | None = None
+    train_size: int | None = limited(None, "[1, inf)", COUNT)
     """Training images in all, the same number of each class (give or take one), drawn by the run's seed; null: all."""
-    train_per_class: int | None = None
+    train_per_class: int | None = limited(None, "[1, inf)", COUNT)
     """Training images of each class, in place of `train_size`."""
-    val_share: float = 0.1
+    val_share: float = limited(0.1, "(0, 1)", SHARE)
     """Of what is not test: the validation split of a set that has none of its own."""
-    test_share: float = 0.2
+    test_share: float = limited(0.2, "(0, 1)", SHARE)
     """Of all: the test split of a set that has no splits of its own."""
     split_seed: int = 0
     """Of the splits that are drawn: those a set does not have of its own. They are the same whatever the run's seed."""
     corrupt: CorruptionSpec = field(default_factory=CorruptionSpec)
-    shift: int = 0
+    shift: int = limited(0, "[0, inf)", "it is a number of pixels, 0 or more")
     """Augmentation: each training image is moved by up to this many pixels each way, the gap filled with black."""
     flip: bool = False
     """Augmentation: half of the training images, drawn anew each epoch, are mirrored left to right."""
@@ -118,26 +115,15 @@ class DataSpec:
         return {name: value for name, value in canonical(self).items() if name not in self.places}
 
     def check(self, at: str) -> None:
-        require(self.shift >= 0, f"{at}.shift is {self.shift}; it is a number of pixels, 0 or more")
-        for name in ("train_size", "train_per_class"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more, or null for all")
         require(
             self.train_size is None or self.train_per_class is None,
             f"{at}.train_size and {at}.train_per_class are both set; one of them must be null",
         )
         require(len(set(self.classes)) == len(self.classes), f"{at}.classes names a class twice: {self.classes}")
-        if self.half not in (None, "A", "B"):
-            raise unknown(f"{at}.half", self.half, ("A", "B"))
-        if self.halves not in ("random", "semantic"):
-            raise unknown(f"{at}.halves", self.halves, ("random", "semantic"))
         require(
             self.half is None or not self.classes,
             f"{at}.half and {at}.classes both choose classes; one of them must be left out",
         )
-        for name in ("val_share", "test_share"):
-            value = getattr(self, name)
-            require(0 < value < 1, f"{at}.{name} is {value}; it is a share between 0 and 1")
 
 
 @dataclass
@@ -146,13 +132,13 @@ class HostSpec:
 
     name: str = MISSING
     """Which network of its kind."""
-    width: int = MISSING
+    width: int = limited(MISSING, "[1, inf)")
     """Channels of the stem; what multiplies the width of all that follows. Kinds give the network's own."""
-    norm: str = "batch"
+    norm: str = chosen("batch", ("batch", "group"))
     """batch, or group: groups of 16 channels."""
     skips: bool = True
     """Whether blocks have their residual skips; false: a plain network of the same layers."""
-    in_channels: int | None = None
+    in_channels: int | None = chosen(None, (1, 3), "it must be 1, 3 or null")
     """Of the images it takes: 1 or 3; the data's images are averaged or repeated to fit. null: as the data has them."""
     weights: str | None = None
     """Trained weights to start from: a name of torchvision's (IMAGENET1K_V1, DEFAULT) or a file; null: none."""
@@ -170,10 +156,7 @@ class HostSpec:
         return None if is_file else self.weights
 
     def check(self, at: str) -> None:
-        require(self.width > 0, f"{at}.width is {self.width}; it must be 1 or more")
-        if self.norm not in ("batch", "group"):
-            raise unknown(f"{at}.norm", self.norm, ("batch", "group"))
-        require(self.in_channels in (None, 1, 3), f"{at}.in_channels is {self.in_channels}; it must be 1, 3 or null")
+        """Raise UserError for values that do not go together; of kinds that have such."""
 
 
 @dataclass
@@ -182,51 +165,38 @@ class DonorSpec:
 
     name: str = MISSING
     """Its name in keys and reports; of kinds that have several, which."""
-    kind: str | None = None
+    kind: str | None = chosen(None, ("conv", "stem", "block"))
     """conv, stem (convolution, norm, ReLU) or block; null: what the site is."""
 
     is_layer = True  # but for the one that stands for no donor
 
     def check(self, at: str) -> None:
-        if self.kind not in (None, "conv", "stem", "block"):
-            raise unknown(f"{at}.kind", self.kind, ("conv", "stem", "block"))
+        """As `HostSpec.check`."""
 
 
 @dataclass
 class SurgerySpec:
     """How the donor goes into the host (see `layergraft.surgery`)."""
 
-    name: str = "replace"
+    name: str = chosen("replace", ("replace", "insert", "parallel"))
     """replace, insert or parallel."""
-    where: str = "after"
+    where: str = chosen("after", ("before", "after"))
     """Of insert alone: before or after the site."""
-    gate: float | None = None
+    gate: float | None = limited(None, "(-inf, inf)", "it must be a finite number")
     """Where the gate of the donor's branch starts: host + gate * donor. null: no gate (an insert is then a plain link in
     the chain, a parallel branch is added as it is)."""
-    fit: str = "strict"
+    fit: str = chosen("strict", FITS)
     """strict, project, slice, tile, sum or average: how channels that differ are matched."""
-    start: str = "least_squares"
+    start: str = chosen("least_squares", ("least_squares", "identity", "random"))
     """Of project's 1 x 1 convolutions: least_squares, identity or random."""
-    bias: str = "keep"
+    bias: str = chosen("keep", ("keep", "drop", "fold"))
     """keep, drop, or fold into the batch norm that follows."""
-    calibrate: str = "none"
+    calibrate: str = chosen("none", ("none", "batch_norm", "moments", "lsuv"))
     """none, batch_norm (re-estimated statistics), moments or lsuv."""
-    images: int = 512
+    images: int = limited(512, "[2, inf)")
     """Training images that calibration and least squares look at, in batches of 128; all of them where there are fewer."""
 
     def check(self, at: str) -> None:
-        for name, known in {
-            "name": ("replace", "insert", "parallel"),
-            "where": ("before", "after"),
-            "fit": FITS,
-            "start": ("least_squares", "identity", "random"),
-            "bias": ("keep", "drop", "fold"),
-            "calibrate": ("none", "batch_norm", "moments", "lsuv"),
-        }.items():
-            if getattr(self, name) not in known:
-                raise unknown(f"{at}.{name}", getattr(self, name), known)
-        require(self.images > 1, f"{at}.images is {self.images}; it must be 2 or more")
-        require(self.gate is None or math.isfinite(self.gate), f"{at}.gate is {self.gate}; it must be a finite number")
         require(
             self.name != "replace" or self.gate is None,
             f"{at}.gate is {self.gate}, but replace has no branch to gate; insert and parallel have",
@@ -240,33 +210,22 @@ class ProbeSpec:
     A run that is in the store already is not run again for other probes; exec.rerun=true does.
     """
 
-    epochs: list[int] = field(default_factory=lambda: [0, -1])
+    epochs: list[int] = limited(lambda: [0, -1], "[-1, inf)", "it must be 0 or more, or -1 for the end")
     """After how many epochs to look: 0 is before the first step, -1 the end; empty: never."""
-    images: int = 256
+    images: int = limited(256, "[2, inf)")
     """Validation images to look at, the first ones."""
-    thresholds: list[float] = field(default_factory=lambda: [50.0, 75.0, 90.0])
+    thresholds: list[float] = limited(lambda: [50.0, 75.0, 90.0], "(0, 100]", "it must be in (0, 100], in percent")
     """Validation accuracies in percent; the steps to each are recorded."""
-
-    def check(self, at: str) -> None:
-        require(self.images > 1, f"{at}.images is {self.images}; it must be 2 or more")
-        for epoch in self.epochs:
-            require(epoch >= -1, f"{at}.epochs has {epoch}; it must be 0 or more, or -1 for the end")
-        for threshold in self.thresholds:
-            require(0 < threshold <= 100, f"{at}.thresholds has {threshold}; it must be in (0, 100], in percent")
 
 
 @dataclass
 class SimilaritySpec:
     """How alike source and target are, measured beside training: it goes to the record, and changes no result."""
 
-    resamples: int = 10
+    resamples: int = limited(10, "[0, inf)")
     """Halves of the images that each measure is taken on; 0: nothing is measured."""
-    images: int = 512
+    images: int = limited(512, "[16, inf)")
     """Training images of each set to look at."""
-
-    def check(self, at: str) -> None:
-        require(self.resamples >= 0, f"{at}.resamples is {self.resamples}; it must be 0 or more")
-        require(self.images >= 16, f"{at}.images is {self.images}; it must be 16 or more")
 
 
 @dataclass
@@ -280,39 +239,39 @@ class ExecSpec:
     """The folder of runs/, donors/, data/ and sweeps/."""
     data: str = "data"
     """The folder of data sets' files, where those that are downloaded go."""
-    data_gib: float | None = None
+    data_gib: float | None = limited(None, "[0, inf]")
     """Images that take more memory than this on the device are read batch by batch from the disk; null: half of what is
     free there."""
-    readers: int = 4
+    readers: int = limited(4, "[1, inf)")
     """Threads that read such batches."""
     sweep: str | None = None
     """The sweep's name, its folder under sweeps/; null: the experiment's where nothing else is overridden, else made from the
     overrides, the same for the same command."""
-    workers: int | None = None
+    workers: int | None = limited(None, "[1, inf)")
     """Runs at a time in a sweep; null: one a core, or `jobs_per_gpu` on each GPU. A run of a sweep is told how many there are
     where it is."""
-    jobs_per_gpu: int = 1
+    jobs_per_gpu: int = limited(1, "[1, inf)")
     """Runs of a sweep side by side on each GPU."""
-    threads: int | None = None
+    threads: int | None = limited(None, "[1, inf)")
     """Threads of one run; null: one in a sweep, all cores for a single run. It changes the last bits of a sum."""
-    devices: int = 1
+    devices: int = limited(1, "[1, inf)")
     """Devices that share each batch of one run (DDP; processes on a CPU). It changes the last bits of a sum."""
     compile: bool = False
     """torch.compile, anew for each phase of a strategy. It changes the last bits of a sum."""
     channels_last: bool | None = None
     """Whether a pixel's channels lie side by side in memory; null: where that was measured to be faster. It changes the last
     bits of a sum."""
-    features_gib: float | None = None
+    features_gib: float | None = limited(None, "[0, inf]")
     """What may be kept on the device of what the frozen layers before the first that trains give, so that they are run once
     and not in every epoch; null: a tenth of what is free there; 0: nothing. It changes no bit."""
-    checkpoint_seconds: float | None = None
+    checkpoint_seconds: float | None = limited(None, "[0, inf]", "it must be 0 or more, or null")
     """A run can go on from its last checkpoint. Seconds between two; 0: one after every step; null: as often as costs 2%
     of the time."""
     resume: str | None = None
     """A checkpoint to go on from; null: the one that an interrupted run has left in its folder."""
     probe: ProbeSpec = field(default_factory=ProbeSpec)
     similarity: SimilaritySpec = field(default_factory=SimilaritySpec)
-    retries: int = 2
+    retries: int = limited(2, "[0, inf)")
     """Times that a sweep tries a run again after what may pass: a worker that was killed, an error of a disk or of CUDA.
     What has run out of memory is tried with fewer runs beside it, until it is alone."""
     rerun: bool = False
@@ -321,17 +280,6 @@ class ExecSpec:
     """Show where an error arose."""
 
     def check(self, at: str) -> None:
-        for name in ("data_gib", "features_gib"):
-            value = getattr(self, name)
-            require(value is None or value >= 0, f"{at}.{name} is {value}; it must be 0 or more")
-        for name in ("workers", "jobs_per_gpu", "threads", "devices", "readers"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more")
-        require(self.retries >= 0, f"{at}.retries is {self.retries}; it must be 0 or more")
-        require(
-            self.checkpoint_seconds is None or self.checkpoint_seconds >= 0,
-            f"{at}.checkpoint_seconds is {self.checkpoint_seconds}; it must be 0 or more, or null",
-        )
         require(
             self.sweep is None or re.fullmatch(r"[\w.-]*\w[\w.-]*", self.sweep) is not None,
             f"{at}.sweep is '{self.sweep}'; a sweep's name is letters, digits, '.', '_' and '-'",
@@ -353,7 +301,7 @@ class Config:
     optim: OptimSpec = field(default_factory=OptimSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     regularizer: RegularizerSpec = field(default_factory=RegularizerSpec)
-    seed: int = 0
+    seed: int = limited(0, "[0, inf)")
     """Of everything drawn by chance, each from a stream of its own."""
     precision: Precision = Precision.auto
     """float32, bf16_mixed or auto: bf16 on a GPU that has it in hardware (compute capability 8.0 and up), else float32."""
@@ -365,7 +313,6 @@ class Config:
         return self.site if isinstance(self.site, list) else [self.site]
 
     def check(self, at: str) -> None:
-        require(self.seed >= 0, f"seed is {self.seed}; it must be 0 or more")
         require(len(self.sites) > 0, "site is an empty list; it names one place or more")
         for site in self.sites:
             require(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from omegaconf import MISSING
 
+from layergraft.config.registry import chosen, limited
 from layergraft.data.sets import DataSet, hash_of_pixels
 from layergraft.errors import require
 from layergraft.store.files import digest, label, once, write_json
@@ -47,19 +48,14 @@ class FileSet(DataSet):
     """The folder that the files lie in."""
     cache: str = "outputs/data"
     """Where decoded images are kept."""
-    size: int = 64
+    size: int = limited(64, "[1, inf)")
     """Pixels a side: the shorter side is resized to it, the middle is cut out."""
-    channels: int = 3
+    channels: int = chosen(3, (1, 3), "it must be 1 or 3")
     """3, or 1: colours are turned into grey."""
     skip_corrupt: bool = False
     """Leave files out that cannot be read, and count them; else the first of them is an error."""
 
     places: ClassVar[tuple[str, ...]] = ("path", "cache")
-
-    def check(self, at: str) -> None:
-        super().check(at)
-        require(self.size > 0, f"{at}.size is {self.size}; it must be 1 or more")
-        require(self.channels in (1, 3), f"{at}.channels is {self.channels}; it must be 1 or 3")
 
     def folder(self) -> Path:
         """`path`. Raises UserError where it is not there."""

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from layergraft.config.registry import register
+from layergraft.config.registry import chosen, register
 from layergraft.data.npz import require_fits, whole_of
 from layergraft.data.sets import PARTS, DataSet, Whole
-from layergraft.errors import UserError, require, unknown
+from layergraft.errors import UserError, unknown
 from layergraft.metrics.tasks import Task
 
 TASKS = {
@@ -34,16 +34,12 @@ class MedMnist(DataSet):
     name: str = "medmnist"
     set: str = "pathmnist"
     """Which of MedMNIST's 2D sets."""
-    size: int = 28
+    size: int = chosen(28, (28, 64, 128, 224), "MedMNIST has 28, 64, 128 and 224")
     """Pixels a side: 28, 64, 128 or 224."""
     root: str = "data"
     """The folder of the files, such as pathmnist.npz; what is not there is downloaded."""
 
     places: ClassVar[tuple[str, ...]] = ("root",)
-
-    def check(self, at: str) -> None:
-        super().check(at)
-        require(self.size in (28, 64, 128, 224), f"{at}.size is {self.size}; MedMNIST has 28, 64, 128 and 224")
 
     def read(self) -> Whole:
         try:

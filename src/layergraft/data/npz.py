@@ -11,11 +11,13 @@ from typing import ClassVar
 import numpy as np
 from omegaconf import MISSING
 
-from layergraft.config.registry import register
+from layergraft.config.registry import chosen, register
 from layergraft.data.sets import PARTS, DataSet, Whole
 from layergraft.errors import UserError, require
 from layergraft.metrics.tasks import Task
 from layergraft.store.files import machine_memory, require_regular, unpacked
+
+TASKS = ("auto", *(task.name for task in Task))
 
 
 @register("data", "npz")
@@ -26,15 +28,10 @@ class Npz(DataSet):
     name: str = "npz"
     path: str = MISSING
     """The .npz file."""
-    task: str = "auto"
+    task: str = chosen("auto", TASKS, f"it must be one of {', '.join(TASKS)}")
     """multi_class, multi_label or ordinal; auto: multi_label where an image has several labels, else multi_class."""
 
     places: ClassVar[tuple[str, ...]] = ("path",)
-
-    def check(self, at: str) -> None:
-        super().check(at)
-        known = ("auto", *(task.name for task in Task))
-        require(self.task in known, f"{at}.task is {self.task}; it must be one of {', '.join(known)}")
 
     def read(self) -> Whole:
         require_regular(self.path, "a .npz file")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from layergraft.config.registry import register
+from layergraft.config.registry import chosen, limited, register
 from layergraft.data.sets import TEST, TRAIN, VAL, DataSet, Whole
 from layergraft.errors import require
 from layergraft.seeds import stream
@@ -40,30 +40,25 @@ class Textures(DataSet):
     """`num_classes` classes, the families in turn; the images depend on these fields alone, not on the run's seed."""
 
     name: str = "textures"
-    num_classes: int = 8
+    num_classes: int = limited(8, "[2, inf)")
     """2 or more."""
-    size: int = 32
+    size: int = limited(32, "[4, inf)", "it must be 4 pixels or more")
     """Pixels a side."""
-    channels: int = 3
+    channels: int = chosen(3, (1, 3), "it must be 1 or 3")
     """1 or 3."""
-    dial: float = 0.0
+    dial: float = limited(0.0, "[0, 1]", "it goes from 0 to 1")
     """From 0, the reference's statistics, to 1."""
     instance: int = 0
     """Which images are drawn with these statistics: two instances have none in common."""
     texture_seed: int = 0
     """Of the reference's parameters and of the pace of each."""
-    per_class: int = 300
+    per_class: int = limited(300, "[12, inf)")
     """Images of each class: 1/6 of them test, 1/12 validation."""
 
     semantic = {"A": [0, 3, 4, 7], "B": [1, 2, 5, 6]}  # of 8 classes: periodic, and random
 
     def check(self, at: str) -> None:
         super().check(at)
-        require(0 <= self.dial <= 1, f"{at}.dial is {self.dial}; it goes from 0 to 1")
-        require(self.num_classes >= 2, f"{at}.num_classes is {self.num_classes}; it must be 2 or more")
-        require(self.size >= 4, f"{at}.size is {self.size}; it must be 4 pixels or more")
-        require(self.channels in (1, 3), f"{at}.channels is {self.channels}; it must be 1 or 3")
-        require(self.per_class >= 12, f"{at}.per_class is {self.per_class}; it must be 12 or more")
         require(
             self.halves == "random" or self.num_classes == 8,
             f"{at}.halves=semantic is of 8 classes; {at}.num_classes is {self.num_classes}",

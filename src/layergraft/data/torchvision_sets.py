@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from layergraft.config.registry import register
+from layergraft.config.registry import chosen, register
 from layergraft.data.decoded import FileSet, open_image
 from layergraft.data.npz import read_npz
 from layergraft.data.sets import TEST, TRAIN, VAL, DataSet, Whole
-from layergraft.errors import UserError, unknown
+from layergraft.errors import UserError
 
 # Name -> torchvision's class; what to put where, without a network.
 ARRAYS = {
@@ -43,17 +43,12 @@ HALVES = {
 class TorchvisionArrays(DataSet):
     """Images of one size, read into memory; the validation split is drawn from the training split."""
 
-    name: str = "cifar10"
+    name: str = chosen("cifar10", ARRAYS)
     """cifar10, cifar100, mnist, fashion_mnist, svhn or stl10."""
     root: str = "data"
     """The folder of the files; what is not there is downloaded."""
 
     places: ClassVar[tuple[str, ...]] = ("root",)
-
-    def check(self, at: str) -> None:
-        super().check(at)
-        if self.name not in ARRAYS:
-            raise unknown(f"{at}.name", self.name, ARRAYS)
 
     @property
     def semantic(self) -> dict[str, list[int]]:
@@ -81,13 +76,8 @@ class TorchvisionArrays(DataSet):
 class TorchvisionFiles(FileSet):
     """Images of many sizes, decoded once; with the splits that the set has."""
 
-    name: str = "food101"
+    name: str = chosen("food101", FILES)
     """food101 or flowers102."""
-
-    def check(self, at: str) -> None:
-        super().check(at)
-        if self.name not in FILES:
-            raise unknown(f"{at}.name", self.name, FILES)
 
     def read(self) -> Whole:
         kind, layout = FILES[self.name]

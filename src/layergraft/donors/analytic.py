@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import MISSING
 
-from layergraft.config.registry import register
+from layergraft.config.registry import chosen, register
 from layergraft.config.specs import DataSpec
 from layergraft.data.gabor import gabor_bank
 from layergraft.donors.controls import Control, LearnedDonor
@@ -78,7 +78,7 @@ class GaborDonor(LearnedDonor):
 class PatchDonor(LearnedDonor):
     """Eigenvectors of the patches that the source's training images are made of, each with its negative."""
 
-    name: str = "pca"
+    name: str = chosen("pca", ("pca", "whitening"), "it must be pca or whitening")
     """pca: scaled to the deviation of the usual random start; whitening: to unit variance of the source's responses."""
     data: DataSpec = MISSING
     kernel_size: int | None = None
@@ -87,7 +87,6 @@ class PatchDonor(LearnedDonor):
     def check(self, at: str) -> None:
         super().check(at)
         require_conv(self.kind, self.name)
-        require(self.name in ("pca", "whitening"), f"{at}.name is {self.name}; it must be pca or whitening")
 
     def source(self) -> str:
         return f"{self.name}-{self.data.name}"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import MISSING
 
 from layergraft.config.recipes import OptimSpec, ScheduleSpec
-from layergraft.config.registry import register
+from layergraft.config.registry import limited, register
 from layergraft.config.specs import DataSpec
 from layergraft.donors.base import identity, key_of, loaded
 from layergraft.donors.controls import LearnedDonor
@@ -50,27 +50,20 @@ class TrainedDonor(LearnedDonor):
     """Of its own training."""
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     """Likewise."""
-    k: int = 2
+    k: int = limited(2, "[1, inf)")
     """Depth of the auxiliary head: k - 1 convolutions, then the classifier."""
-    in_channels: int | None = None
+    in_channels: int | None = limited(None, "[1, inf)")
     """null: as many as the site takes."""
-    out_channels: int | None = None
+    out_channels: int | None = limited(None, "[1, inf)")
     """null: as many as the site gives."""
-    kernel_size: int | None = None
+    kernel_size: int | None = limited(None, "[1, inf)")
     """Of a convolution or a stem; a block's are 3."""
-    stride: int | None = None
+    stride: int | None = limited(None, "[1, inf)")
     """null: the site's."""
-    padding: int | None = None
+    padding: int | None = limited(None, "[0, inf)")
     """null: such that images keep the size that the site gives them."""
     bias: bool = False
     """Of a convolution or a stem's; surgery.bias says what becomes of it."""
-
-    def check(self, at: str) -> None:
-        super().check(at)
-        for name in ("k", "in_channels", "out_channels", "kernel_size", "stride"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{at}.{name} is {value}; it must be 1 or more")
-        require(self.padding is None or self.padding >= 0, f"{at}.padding is {self.padding}; it must be 0 or more")
 
     def form(self, place: Place) -> Form:
         """Raises UserError for a stage, which is not one functional layer."""
