@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from layergraft.config.registry import register
 from layergraft.config.specs import HostSpec
 from layergraft.errors import require, unknown
-from layergraft.seeds import stream
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,16 +37,6 @@ class CifarResNet(HostSpec):
 
     def build(self, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
         """As `TorchvisionResNet.build`."""
-        import torch
-
         from layergraft.hosts import networks
 
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(stream(seed, "host"))
-            network = networks.CifarResNet(
-                BLOCKS[self.name], self.width, norm=self.norm, skips=self.skips, in_channels=image[0],
-                num_classes=num_classes,
-            )  # fmt: skip
-            torch.default_generator.manual_seed(stream(seed, "head"))
-            network.fc.reset_parameters()
-        return network
+        return networks.seeded(lambda: networks.CifarResNet(self, image[0], num_classes, BLOCKS[self.name]), seed)

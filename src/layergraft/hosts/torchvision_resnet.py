@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from layergraft.config.registry import register
 from layergraft.config.specs import HostSpec
 from layergraft.errors import require, unknown
-from layergraft.seeds import stream
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,19 +60,10 @@ class TorchvisionResNet(HostSpec):
         It takes `x_NCHW` float with images of shape `image` (channels, height, width) and gives logits
         (N, `num_classes`). `weights` are not read here: `layergraft.hosts.weights.pretrained` does.
         """
-        import torch
-
-        from layergraft.hosts.networks import ScaledResNet
+        from layergraft.hosts.networks import ScaledResNet, seeded
 
         auto_small = min(image[1:]) < SMALL and not self.weights_name()
         small_stem = auto_small if self.stem == "auto" else self.stem == "small"
-        block, blocks, groups, width_per_group = NETWORKS[self.name]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(stream(seed, "host"))
-            network = ScaledResNet(
-                block, blocks, self.width, small_stem=small_stem, norm=self.norm, skips=self.skips,
-                in_channels=image[0], num_classes=num_classes, groups=groups, width_per_group=width_per_group,
-            )  # fmt: skip
-            torch.default_generator.manual_seed(stream(seed, "head"))
-            network.fc.reset_parameters()
-        return network
+        return seeded(
+            lambda: ScaledResNet(self, image[0], num_classes, *NETWORKS[self.name], small_stem=small_stem), seed
+        )
