@@ -129,39 +129,32 @@ class TrainBatches:
         size, shift, steps = self.spec.batch_size, self.spec.shift, len(self)
         augment = torch.Generator().manual_seed(stream(self.seed, "augment", epoch))
         mixing = np.random.default_rng(stream(self.seed, "mixup", epoch))
-        index = self._order(epoch)
-        offsets = torch.randint(0, 2 * shift + 1, (steps, size, 2), generator=augment) if shift else None
-        mirrored = torch.randint(0, 2, (steps, size), generator=augment).bool() if self.spec.flip else None
-        shares = None
+        drawn = {"index": self._order(epoch)}
+        if shift:
+            drawn["offsets"] = torch.randint(0, 2 * shift + 1, (steps, size, 2), generator=augment)
+        if self.spec.flip:
+            drawn["mirrored"] = torch.randint(0, 2, (steps, size), generator=augment).bool()
         if self.spec.mixup:  # each image's partner follows the batch, changed as it is in its own right
             shares = [mixing.beta(self.spec.mixup, self.spec.mixup) for _ in range(steps)]
-            partners = torch.stack([torch.from_numpy(mixing.permutation(size)) for _ in range(steps)])
-            index = torch.cat([index, index.gather(1, partners)], 1)
-            offsets = (
-                offsets
-                if offsets is None
-                else torch.cat([offsets, offsets.gather(1, partners[:, :, None].expand(-1, -1, 2))], 1)
-            )
-            mirrored = mirrored if mirrored is None else torch.cat([mirrored, mirrored.gather(1, partners)], 1)
-
-        def here(drawn_SN: Tensor) -> Tensor:
-            return drawn_SN[first:, self.rank :: self.num_ranks].contiguous().to(self.y_N.device)
-
+            partners = torch.from_numpy(np.stack([mixing.permutation(size) for _ in range(steps)]))
+            rows = torch.arange(steps)[:, None]
+            drawn = {name: torch.cat([of_all, of_all[rows, partners]], 1) for name, of_all in drawn.items()}
         # To the device at once: a copy for each batch would make every step wait for the one before.
-        index = here(index)
-        offsets, mirrored = (drawn if drawn is None else here(drawn) for drawn in (offsets, mirrored))
-        for step, x in enumerate(self.pixels.batches(index)):
-            if offsets is not None:
-                x = shifted(x, offsets[step], shift)
-            if mirrored is not None:
-                x = torch.where(mirrored[step][:, None, None, None], x.flip(3), x)
-            x, y = self.normalize(x), self.y_N[index[step]]
-            if shares is None:
-                yield x, y
-                continue
-            part, half = shares[first + step], len(x) // 2
-            y = (y if y.ndim == 2 else F.one_hot(y, self.num_classes)).float()
-            yield part * x[:half] + (1 - part) * x[half:], part * y[:half] + (1 - part) * y[half:]
+        drawn = {
+            name: of_all[first:, self.rank :: self.num_ranks].contiguous().to(self.y_N.device)
+            for name, of_all in drawn.items()
+        }
+        for step, x in enumerate(self.pixels.batches(drawn["index"])):
+            if shift:
+                x = shifted(x, drawn["offsets"][step], shift)
+            if self.spec.flip:
+                x = torch.where(drawn["mirrored"][step][:, None, None, None], x.flip(3), x)
+            x, y = self.normalize(x), self.y_N[drawn["index"][step]]
+            if self.spec.mixup:
+                part, half = shares[first + step], len(x) // 2
+                y = (y if y.ndim == 2 else F.one_hot(y, self.num_classes)).float()
+                x, y = (part * both[:half] + (1 - part) * both[half:] for both in (x, y))
+            yield x, y
 
     def _order(self, epoch: int) -> Tensor:
         """Which images are in which batch, (batches, N)."""
