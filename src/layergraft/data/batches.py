@@ -58,8 +58,8 @@ class Normalize:
 
 
 class TrainBatches:
-    """Shuffled, augmented batches `(x_NCHW float, y_N)` of a split, a new order each epoch; with `mixup` the labels are
-    shares of the classes, `(N, num_classes)` float.
+    """Shuffled, augmented batches `(x_NCHW float, y_N)` of the training split, a new order each epoch; with `mixup` the
+    labels are shares of the classes, `(N, num_classes)` float.
 
     Order, augmentation and mixing are a function of (seed, epoch), drawn on the CPU, so that they are the same on every
     device and do not depend on what ran before. What is left of an epoch after the last full step (`accumulate`
@@ -68,22 +68,12 @@ class TrainBatches:
     """
 
     def __init__(
-        self,
-        pixels: Pixels,
-        split: Split,
-        normalize: Normalize,
-        spec: BatchSpec,
-        data: ImageData,
-        seed: int,
-        device: torch.device,
+        self, pixels: Pixels, normalize: Normalize, spec: BatchSpec, data: ImageData, seed: int, device: torch.device
     ) -> None:
-        per_step = spec.batch_size * spec.accumulate
-        if len(split) < per_step:
-            times = f" x optim.accumulate={spec.accumulate}" if spec.accumulate > 1 else ""
-            raise UserError(
-                f"optim.batch_size is {spec.batch_size}{times}, but there are only {len(split)} training images"
-            )
-        self.pixels, self.y_N = pixels, torch.from_numpy(split.y_N).to(device)
+        asked = f"{spec.batch_size} x optim.accumulate={spec.accumulate}" if spec.accumulate > 1 else spec.batch_size
+        if len(data.train) < spec.batch_size * spec.accumulate:
+            raise UserError(f"optim.batch_size is {asked}, but there are only {len(data.train)} training images")
+        self.pixels, self.y_N = pixels, torch.from_numpy(data.train.y_N).to(device)
         self.normalize, self.spec, self.seed = normalize, spec, seed
         self.num_classes, self.task = data.num_classes, data.task
         self.epoch, self.position, self.resume_at, self.rank, self.num_ranks = 0, (0, 0), (0, 0), 0, 1
@@ -241,9 +231,9 @@ class Batches:
         `readers`. Raises UserError where there are fewer training images than a step takes."""
         where = torch.device(device)
         normalize = Normalize(data.train, where)
-        train, *rest = (place(split, where, gib, readers) for split in data.splits.values())
-        val, test = (
-            EvalBatches(pixels, split, normalize, data.task, where)
-            for pixels, split in zip(rest, (data.val, data.test), strict=True)
+        train, val, test = (place(split, where, gib, readers) for split in data.splits.values())
+        return cls(
+            TrainBatches(train, normalize, spec, data, seed, where),
+            EvalBatches(val, data.val, normalize, data.task, where),
+            EvalBatches(test, data.test, normalize, data.task, where),
         )
-        return cls(TrainBatches(train, data.train, normalize, spec, data, seed, where), val, test)

@@ -57,8 +57,8 @@ class FileSet(DataSet):
     def decoded(
         self, files: Sequence[Path], read: Callable[[Path], Image], options: Any = None
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        """The images of `files`, (N, channels, size, size) uint8 and mapped from the cache; the indices of the files that
-        they are of; and for `Whole` the hash of their pixels, and which files were left out, and why.
+        """The images of `files`, (N, channels, size, size) uint8, mapped from the cache; the indices of the files that they
+        are of; and for `Whole` the hash of their pixels, and the files that were left out, and why.
 
         `read` gives an image of PIL's; `options` is what it depends on. Raises UserError for a file that cannot be read,
         unless such are to be left out, and for one that lies outside of `path`, by a link or by its name.

@@ -42,10 +42,9 @@ class Dicom(FileSet):
 
     def check(self, at: str) -> None:
         super().check(at)
-        require(
-            not self.window or (len(self.window) == 2 and self.window[1] >= 1),
-            f"{at}.window is {self.window}; it is a centre and a width of 1 or more, such as [40,400]",
-        )
+        fits = not self.window or (len(self.window) == 2 and self.window[1] >= 1)
+        wanted = "it is a centre and a width of 1 or more, such as [40,400]"
+        require(fits, f"{at}.window is {self.window}; {wanted}")
 
     def read(self) -> Whole:
         import pandas as pd

@@ -129,10 +129,9 @@ def require_sound(whole: Whole, name: str) -> None:
     """Raise UserError for labels and images that no run can have."""
     x, y, number = whole.x_NCHW, whole.y_N, len(whole.class_names)
     require(x.dtype == np.uint8, f"{name}: images must be uint8, 0 to 255; they are {x.dtype}")
-    require(
-        x.ndim == 4 and x.shape[1] in (1, 3),
-        f"{name}: images must have 1 or 3 channels; their shape is {' x '.join(map(str, x.shape[1:]))} (channels, height, width)",
-    )
+    shape = " x ".join(map(str, x.shape[1:]))
+    channels = f"images must have 1 or 3 channels; their shape is {shape} (channels, height, width)"
+    require(x.ndim == 4 and x.shape[1] in (1, 3), f"{name}: {channels}")
     require(len(x) == len(y), f"{name}: there are {len(x)} images and {len(y)} labels")
     require(len(x) > 0, f"{name}: there are no images")
     require(0 not in x.shape and 0 not in y.shape, f"{name}: images or labels are empty: {x.shape}, {y.shape}")
@@ -141,10 +140,8 @@ def require_sound(whole: Whole, name: str) -> None:
         require(not len(bad), f"{name}: labels of image {bad[:1]} are not all 0 or 1: {y[bad[:1]].tolist()}")
         return
     bad = np.flatnonzero((y < 0) | (y >= number))
-    require(
-        not len(bad),
-        f"{name}: {len(bad)} labels are out of range, the first that of image {bad[:1].sum()}: {y[bad[:1]].sum()}; there are {number} classes, from 0",
-    )
+    first = f"the first that of image {bad[:1].sum()}: {y[bad[:1]].sum()}; there are {number} classes, from 0"
+    require(not len(bad), f"{name}: {len(bad)} labels are out of range, {first}")
     empty = [f"{label} ({of})" for label, of in enumerate(whole.class_names) if label not in y]
     require(not empty, f"{name}: no image of class {', '.join(empty[:5])}; classes are numbered from 0 without a gap")
 
@@ -215,10 +212,9 @@ def of_classes(split: Split, classes: list[int]) -> Split:
     """The images of `classes`, relabelled in that order; of a multi-label set all images, with these labels."""
     if split.y_N.ndim == 2:
         return Split(split.source_NCHW, split.y_N[:, classes], split.rows_N)
-    new = np.full(split.y_N.max(initial=0) + len(classes) + 1, -1, np.int64)
-    new[[c for c in classes if c < len(new)]] = [i for i, c in enumerate(classes) if c < len(new)]
-    kept = np.flatnonzero(new[split.y_N] >= 0)
-    return Split(split.source_NCHW, new[split.y_N[kept]], split.rows[kept])
+    kept, order = np.flatnonzero(np.isin(split.y_N, classes)), np.argsort(classes)
+    y_N = order[np.searchsorted(classes, split.y_N[kept], sorter=order)]
+    return Split(split.source_NCHW, y_N, split.rows[kept])
 
 
 def require_every_class(data: ImageData, name: str) -> None:

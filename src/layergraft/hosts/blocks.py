@@ -97,9 +97,6 @@ def blank(build: Callable[[], nn.Module]) -> nn.Module:
 def require_room(where: str, network: nn.Module) -> None:
     """Raise UserError where the weights of `network` (on any device), a gradient and two moments of each, are more than this
     machine's whole memory."""
-    needed = 4 * sum(4 * parameter.numel() for parameter in network.parameters())
-    there = machine_memory()
-    require(
-        needed <= there,
-        f"{where} takes {needed / 2**30:,.0f} GiB for its weights and their training; this machine has {there / 2**30:,.0f} GiB",
-    )
+    needed, there = 4 * sum(4 * parameter.numel() for parameter in network.parameters()), machine_memory()
+    takes = f"takes {needed / 2**30:,.0f} GiB for its weights and their training"
+    require(needed <= there, f"{where} {takes}; this machine has {there / 2**30:,.0f} GiB")

@@ -61,9 +61,8 @@ def read(path: str) -> Checkpoint:
     require_regular(path, "a file of weights")
     if not file.is_file():
         near = sorted(str(other) for other in file.parent.glob(f"*{file.suffix}")) if file.parent.is_dir() else []
-        raise UserError(
-            f"there is no file {path}; {f'beside it: {listing(near)}' if near else 'none like it is there'}"
-        )
+        others = f"beside it: {listing(near)}" if near else "none like it is there"
+        raise UserError(f"there is no file {path}; {others}")
     stamp = file.stat()
     return _read(path, stamp.st_mtime_ns, stamp.st_size)
 

@@ -25,7 +25,7 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 class ScaledResNet(ResNet):
-    """torchvision's class fixes 64 channels; this scales every stage by `spec.width / 64` and keeps all names and order.
+    """torchvision's class fixes 64 channels; this scales every stage by `spec.width / 64`, and keeps names and order.
 
     Takes `x_NCHW` float, gives logits (N, `num_classes`). `groups` and `width_per_group` are torchvision's.
     """

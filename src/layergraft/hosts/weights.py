@@ -66,18 +66,17 @@ def _require_kind(where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str
     """Raise UserError, with the key that cures it, where host and file differ in channels, width, stem or norm as a
     whole."""
     (width, channels, size, _), ours = tensors["conv1.weight"].shape, wanted["conv1.weight"].shape
-    require(
-        channels == ours[1],
-        f"{where} takes images of {channels} channels and is given {ours[1]}; host.in_channels={channels} repeats or averages the images' channels",
-    )
-    require(width == ours[0], f"{where} is of a network of width {width}, the host's is {ours[0]}; host.width={width}")
     stem = "imagenet" if size == 7 else "small"
-    require(
-        size == ours[2],
-        f"{where} has a stem of {size} x {size}, the host one of {ours[2]} x {ours[2]}; host.stem={stem}",
-    )
-    theirs, ours_is = ("batch" if "bn1.running_mean" in state else "group" for state in (tensors, wanted))
-    require(theirs == ours_is, f"{where} is of a network with {theirs} norm; host.norm={theirs}")
+    norm, our_norm = ("batch" if "bn1.running_mean" in state else "group" for state in (tensors, wanted))
+    advice = f"host.in_channels={channels} repeats or averages the images' channels"
+    wrong = {
+        f"takes images of {channels} channels and is given {ours[1]}; {advice}": channels != ours[1],
+        f"is of a network of width {width}, the host's is {ours[0]}; host.width={width}": width != ours[0],
+        f"has a stem of {size} x {size}, the host one of {ours[2]} x {ours[2]}; host.stem={stem}": size != ours[2],
+        f"is of a network with {norm} norm; host.norm={norm}": norm != our_norm,
+    }
+    for what, differs in wrong.items():
+        require(not differs, f"{where} {what}")
 
 
 def _file(spec: HostSpec) -> checkpoints.Checkpoint:
