@@ -60,12 +60,11 @@ class MedMnist(DataSet):
         if there:
             require_fits(file)
         root.mkdir(parents=True, exist_ok=True)
+        make = getattr(medmnist, facts["python_class"])
         arrays: dict[str, np.ndarray] = {}
         try:
             for part in PARTS:
-                split = getattr(medmnist, facts["python_class"])(
-                    part, root=str(root), size=self.size, download=not there
-                )
+                split = make(part, root=str(root), size=self.size, download=not there)
                 arrays |= {f"{part}_images": split.imgs, f"{part}_labels": split.labels}
         except Exception as error:
             missing = f"data=medmnist data.set={self.set}: {file.name} is not in {root} and could not be downloaded"

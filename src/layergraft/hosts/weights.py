@@ -23,8 +23,7 @@ def fingerprint(spec: HostSpec) -> str | None:
 def pretrained(spec: HostSpec, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
     """`spec.build`, then its `weights` put in, if it has any. Raises UserError as `matching` does."""
     network: nn.Module = spec.build(image, num_classes, seed)
-    state = matching(spec, network)
-    if state:
+    if state := matching(spec, network):
         network.load_state_dict(state)
     return network
 
