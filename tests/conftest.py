@@ -164,7 +164,7 @@ def asked(tmp_path, monkeypatch, command, no_network):
 
     def run(*overrides, file=None, what="plan"):
         before = there(tmp_path)
-        for cached in (sets._whole, sets._fingerprint, sets._rows, sets._pixels, sets._loaded, sets._pool):
+        for cached in (sets._whole, sets._rows, sets._pixels, sets._loaded, sets._pool):
             cached.cache_clear()  # a process takes it that its files stay as they are
         code, out, err = command(what, *SMALLEST, *map(str, overrides))
         assert no_network == [] and there(tmp_path) == before and "Traceback" not in out + err

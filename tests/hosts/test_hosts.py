@@ -10,7 +10,7 @@ from layergraft.data.images import ImageData, Split
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.blocks import PadShortcut, blank, group_norm
-from layergraft.hosts.torchvision_resnet import NETWORKS
+from layergraft.hosts.resnets import NETWORKS
 
 IMAGE = (3, 64, 64)
 

@@ -8,7 +8,7 @@ import torch
 from tests.conftest import TINY
 
 from layergraft.data import Textures
-from layergraft.data.features import gabor_features
+from layergraft.data.gabor import gabor_features
 from layergraft.runs.plan import plan_run
 from layergraft.runs.similarity import similarity
 from layergraft.runs.train import execute

@@ -10,15 +10,5 @@ from layergraft.data.npz import Npz
 from layergraft.data.textures import Textures
 from layergraft.data.torchvision_sets import TorchvisionArrays, TorchvisionFiles
 
-__all__ = [
-    "Dicom",
-    "Digits",
-    "Folder",
-    "ImageData",
-    "MedMnist",
-    "Npz",
-    "Split",
-    "Textures",
-    "TorchvisionArrays",
-    "TorchvisionFiles",
-]
+__all__ = ["Dicom", "Digits", "Folder", "ImageData", "MedMnist", "Npz", "Split", "Textures", "TorchvisionArrays",
+           "TorchvisionFiles"]  # fmt: skip

@@ -58,8 +58,8 @@ class Normalize:
 
 
 class TrainBatches:
-    """Shuffled, augmented batches `(x_NCHW float, y_N)` of a split, a new order each epoch; with `mixup` the labels are
-    shares of the classes, `(N, num_classes)` float.
+    """Shuffled, augmented batches `(x_NCHW float, y_N)` of the training split, a new order each epoch; with `mixup` the
+    labels are shares of the classes, `(N, num_classes)` float.
 
     Order, augmentation and mixing are a function of (seed, epoch), drawn on the CPU, so that they are the same on every
     device and do not depend on what ran before. What is left of an epoch after the last full step (`accumulate`
@@ -68,22 +68,12 @@ class TrainBatches:
     """
 
     def __init__(
-        self,
-        pixels: Pixels,
-        split: Split,
-        normalize: Normalize,
-        spec: BatchSpec,
-        data: ImageData,
-        seed: int,
-        device: torch.device,
+        self, pixels: Pixels, normalize: Normalize, spec: BatchSpec, data: ImageData, seed: int, device: torch.device
     ) -> None:
-        per_step = spec.batch_size * spec.accumulate
-        if len(split) < per_step:
-            times = f" x optim.accumulate={spec.accumulate}" if spec.accumulate > 1 else ""
-            raise UserError(
-                f"optim.batch_size is {spec.batch_size}{times}, but there are only {len(split)} training images"
-            )
-        self.pixels, self.y_N = pixels, torch.from_numpy(split.y_N).to(device)
+        asked = f"{spec.batch_size} x optim.accumulate={spec.accumulate}" if spec.accumulate > 1 else spec.batch_size
+        if len(data.train) < spec.batch_size * spec.accumulate:
+            raise UserError(f"optim.batch_size is {asked}, but there are only {len(data.train)} training images")
+        self.pixels, self.y_N = pixels, torch.from_numpy(data.train.y_N).to(device)
         self.normalize, self.spec, self.seed = normalize, spec, seed
         self.num_classes, self.task = data.num_classes, data.task
         self.epoch, self.position, self.resume_at, self.rank, self.num_ranks = 0, (0, 0), (0, 0), 0, 1
@@ -129,39 +119,32 @@ class TrainBatches:
         size, shift, steps = self.spec.batch_size, self.spec.shift, len(self)
         augment = torch.Generator().manual_seed(stream(self.seed, "augment", epoch))
         mixing = np.random.default_rng(stream(self.seed, "mixup", epoch))
-        index = self._order(epoch)
-        offsets = torch.randint(0, 2 * shift + 1, (steps, size, 2), generator=augment) if shift else None
-        mirrored = torch.randint(0, 2, (steps, size), generator=augment).bool() if self.spec.flip else None
-        shares = None
+        drawn = {"index": self._order(epoch)}
+        if shift:
+            drawn["offsets"] = torch.randint(0, 2 * shift + 1, (steps, size, 2), generator=augment)
+        if self.spec.flip:
+            drawn["mirrored"] = torch.randint(0, 2, (steps, size), generator=augment).bool()
         if self.spec.mixup:  # each image's partner follows the batch, changed as it is in its own right
             shares = [mixing.beta(self.spec.mixup, self.spec.mixup) for _ in range(steps)]
-            partners = torch.stack([torch.from_numpy(mixing.permutation(size)) for _ in range(steps)])
-            index = torch.cat([index, index.gather(1, partners)], 1)
-            offsets = (
-                offsets
-                if offsets is None
-                else torch.cat([offsets, offsets.gather(1, partners[:, :, None].expand(-1, -1, 2))], 1)
-            )
-            mirrored = mirrored if mirrored is None else torch.cat([mirrored, mirrored.gather(1, partners)], 1)
-
-        def here(drawn_SN: Tensor) -> Tensor:
-            return drawn_SN[first:, self.rank :: self.num_ranks].contiguous().to(self.y_N.device)
-
+            partners = torch.from_numpy(np.stack([mixing.permutation(size) for _ in range(steps)]))
+            rows = torch.arange(steps)[:, None]
+            drawn = {name: torch.cat([of_all, of_all[rows, partners]], 1) for name, of_all in drawn.items()}
         # To the device at once: a copy for each batch would make every step wait for the one before.
-        index = here(index)
-        offsets, mirrored = (drawn if drawn is None else here(drawn) for drawn in (offsets, mirrored))
-        for step, x in enumerate(self.pixels.batches(index)):
-            if offsets is not None:
-                x = shifted(x, offsets[step], shift)
-            if mirrored is not None:
-                x = torch.where(mirrored[step][:, None, None, None], x.flip(3), x)
-            x, y = self.normalize(x), self.y_N[index[step]]
-            if shares is None:
-                yield x, y
-                continue
-            part, half = shares[first + step], len(x) // 2
-            y = (y if y.ndim == 2 else F.one_hot(y, self.num_classes)).float()
-            yield part * x[:half] + (1 - part) * x[half:], part * y[:half] + (1 - part) * y[half:]
+        drawn = {
+            name: of_all[first:, self.rank :: self.num_ranks].contiguous().to(self.y_N.device)
+            for name, of_all in drawn.items()
+        }
+        for step, x in enumerate(self.pixels.batches(drawn["index"])):
+            if shift:
+                x = shifted(x, drawn["offsets"][step], shift)
+            if self.spec.flip:
+                x = torch.where(drawn["mirrored"][step][:, None, None, None], x.flip(3), x)
+            x, y = self.normalize(x), self.y_N[drawn["index"][step]]
+            if self.spec.mixup:
+                part, half = shares[first + step], len(x) // 2
+                y = (y if y.ndim == 2 else F.one_hot(y, self.num_classes)).float()
+                x, y = (part * both[:half] + (1 - part) * both[half:] for both in (x, y))
+            yield x, y
 
     def _order(self, epoch: int) -> Tensor:
         """Which images are in which batch, (batches, N)."""
@@ -248,9 +231,9 @@ class Batches:
         `readers`. Raises UserError where there are fewer training images than a step takes."""
         where = torch.device(device)
         normalize = Normalize(data.train, where)
-        train, *rest = (place(split, where, gib, readers) for split in data.splits.values())
-        val, test = (
-            EvalBatches(pixels, split, normalize, data.task, where)
-            for pixels, split in zip(rest, (data.val, data.test), strict=True)
+        train, val, test = (place(split, where, gib, readers) for split in data.splits.values())
+        return cls(
+            TrainBatches(train, normalize, spec, data, seed, where),
+            EvalBatches(val, data.val, normalize, data.task, where),
+            EvalBatches(test, data.test, normalize, data.task, where),
         )
-        return cls(TrainBatches(train, data.train, normalize, spec, data, seed, where), val, test)

@@ -37,14 +37,13 @@ def corrupted(x_NCHW: np.ndarray, spec: CorruptionSpec, name: str) -> np.ndarray
     if what == CorruptionSpec():
         return x_NCHW
     _, channels, height, width = x_NCHW.shape
+    misfit = f"which does not divide {name}'s images of {height} x {width} pixels"
     require(
-        spec.blocks is None or not (height % spec.blocks or width % spec.blocks),
-        f"data.corrupt.blocks is {spec.blocks}, which does not divide {name}'s images of {height} x {width} pixels",
+        not spec.blocks or height % spec.blocks == width % spec.blocks == 0,
+        f"data.corrupt.blocks is {spec.blocks}, {misfit}",
     )
-    require(
-        not spec.channels or len(spec.channels) == channels,
-        f"data.corrupt.channels is {spec.channels}; {name}'s images have {channels} channels",
-    )
+    others = f"{name}'s images have {channels} channels"
+    require(len(spec.channels) in (0, channels), f"data.corrupt.channels is {spec.channels}; {others}")
     if not isinstance(x_NCHW, np.memmap):
         return _filled(np.empty_like(x_NCHW), x_NCHW, what)
     folder = Path(cast(str, x_NCHW.filename)).with_name(f"corrupted-{digest(canonical(what))}")
@@ -90,11 +89,9 @@ def shuffled_blocks(x_NCHW: np.ndarray, side: int, rng: np.random.Generator) -> 
     n, c, h, w = x_NCHW.shape
     rows, columns = h // side, w // side
     blocks = x_NCHW.reshape(n, c, rows, side, columns, side).transpose(0, 2, 4, 1, 3, 5)
-    blocks = blocks.reshape(n, rows * columns, c, side, side)
     order = rng.permuted(np.tile(np.arange(rows * columns), (n, 1)), axis=1)
-    blocks = np.take_along_axis(blocks, order[:, :, None, None, None], 1)
-    blocks = blocks.reshape(n, rows, columns, c, side, side).transpose(0, 3, 1, 4, 2, 5)
-    return np.ascontiguousarray(blocks).reshape(n, c, h, w)
+    shuffled: np.ndarray = blocks.reshape(n, rows * columns, c, side, side)[np.arange(n)[:, None], order]
+    return shuffled.reshape(n, rows, columns, c, side, side).transpose(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
 
 
 def flipped_labels(split: Split, share: float, num_classes: int, seed: int) -> Split:

@@ -27,19 +27,6 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 CHUNK = 256  # files at a time, so that few whole images are in memory
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """Images (N, channels, size, size) uint8, mapped from a file."""
-
-    x_NCHW: np.ndarray
-    pixels: str
-    """Their hash."""
-    kept: np.ndarray
-    """The indices of the files that they are of."""
-    skipped: tuple[str, ...]
-    """The files that were left out, and why."""
-
-
 @dataclass
 class FileSet(DataSet):
     """A set of image files in a folder."""
@@ -63,22 +50,25 @@ class FileSet(DataSet):
         require(folder.is_dir(), f"data={self.name}: there is no folder {folder}; set data.path=FOLDER")
         return folder
 
-    def decoded(self, files: Sequence[Path], read: Callable[[Path], Image], options: Any = None) -> Decoded:
-        """The images of `files`, from the cache.
+    def decoded(
+        self, files: Sequence[Path], read: Callable[[Path], Image], options: Any = None
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """The images of `files`, (N, channels, size, size) uint8, mapped from the cache; the indices of the files that they
+        are of; and for `Whole` the hash of their pixels, and the files that were left out, and why.
 
         `read` gives an image of PIL's; `options` is what it depends on. Raises UserError for a file that cannot be read,
         unless such are to be left out, and for one that lies outside of `path`, by a link or by its name.
         """
         within = Path(self.path).resolve()
-        facts = [self._facts(file, within) for file in files]
-        key = digest([facts, self.size, self.channels, self.skip_corrupt, options])
+        stamps = [self._stamp(file, within) for file in files]
+        key = digest([stamps, self.size, self.channels, self.skip_corrupt, options])
         folder = Path(self.cache) / label(self.name, f"{self.size}x{self.size}", key)
         once(folder, lambda unfinished: self._decode(files, read, unfinished))
         known = json.loads((folder / "decoded.json").read_text())
-        images = np.load(folder / "images.npy", mmap_mode="r")
-        return Decoded(images, known["pixels"], np.array(known["kept"]), tuple(known["skipped"]))
+        facts = {"pixels": known["pixels"], "skipped": tuple(known["skipped"])}
+        return np.load(folder / "images.npy", mmap_mode="r"), np.array(known["kept"]), facts
 
-    def _facts(self, file: Path, within: Path) -> tuple[str, int, int]:
+    def _stamp(self, file: Path, within: Path) -> tuple[str, int, int]:
         real, status = file.resolve(), file.stat()
         where = f"data={self.name}: {file}"
         require(real.is_relative_to(within), f"{where} is refused: it leads out of {self.path}, to {real}")
@@ -94,34 +84,31 @@ class FileSet(DataSet):
 
         from PIL.Image import DecompressionBombWarning
 
-        shape = (len(files), self.channels, self.size, self.size)
         kept: list[int] = []
         skipped: list[str] = []
-        whole = folder / "all.npy"
-        out = np.lib.format.open_memmap(whole, "w+", np.uint8, shape)
+        whole, file = folder / "all.npy", folder / "images.npy"
+        out = np.lib.format.open_memmap(whole, "w+", np.uint8, (len(files), self.channels, self.size, self.size))
         # Of what decoders warn of, PIL's word for an image of a billion pixels in a few bytes is all that counts.
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # decoders give up the interpreter's lock
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", DecompressionBombWarning)
             for start in range(0, len(files), CHUNK):
                 for index, image in enumerate(pool.map(one, files[start : start + CHUNK]), start):
-                    if isinstance(image, str):
-                        skipped.append(image)
-                        require(
-                            self.skip_corrupt,
-                            f"data={self.name}: cannot read {image}; data.skip_corrupt=true leaves such files out, and counts them",
-                        )
-                    else:
+                    if not isinstance(image, str):
                         out[len(kept)] = image
                         kept.append(index)
+                        continue
+                    skipped.append(image)
+                    advice = "data.skip_corrupt=true leaves such files out, and counts them"
+                    require(self.skip_corrupt, f"data={self.name}: cannot read {image}; {advice}")
         require(bool(kept), f"data={self.name}: none of the {len(files)} files could be read")
         out.flush()
         if skipped:
-            np.save(folder / "images.npy", out[: len(kept)])
+            np.save(file, out[: len(kept)])
             whole.unlink()
         else:
-            whole.rename(folder / "images.npy")
-        pixels = hash_of_pixels(np.load(folder / "images.npy", mmap_mode="r"))  # once, not in every process
+            whole.rename(file)
+        pixels = hash_of_pixels(np.load(file, mmap_mode="r"))  # once, not in every process
         write_json(folder / "decoded.json", {"pixels": pixels, "kept": kept, "skipped": skipped})
 
 

@@ -22,7 +22,6 @@ from layergraft.errors import UserError, require, unknown
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-
 MOST_VALUES = 2**28  # of an image
 
 
@@ -43,10 +42,9 @@ class Dicom(FileSet):
 
     def check(self, at: str) -> None:
         super().check(at)
-        require(
-            not self.window or (len(self.window) == 2 and self.window[1] >= 1),
-            f"{at}.window is {self.window}; it is a centre and a width of 1 or more, such as [40,400]",
-        )
+        fits = not self.window or (len(self.window) == 2 and self.window[1] >= 1)
+        wanted = "it is a centre and a width of 1 or more, such as [40,400]"
+        require(fits, f"{at}.window is {self.window}; {wanted}")
 
     def read(self) -> Whole:
         import pandas as pd
@@ -58,10 +56,8 @@ class Dicom(FileSet):
         root = self.folder()
         table_file = root / self.labels
         require(table_file.is_file(), f"data={self.name}: there is no table {table_file}; set data.labels=FILE.csv")
-        require(
-            table_file.resolve().is_relative_to(root.resolve()),
-            f"data={self.name}: {table_file} is refused: it leads out of {root}, to {table_file.resolve()}",
-        )
+        out = f"data={self.name}: {table_file} is refused: it leads out of {root}, to {table_file.resolve()}"
+        require(table_file.resolve().is_relative_to(root.resolve()), out)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", pd.errors.ParserWarning)  # lines longer than the head
@@ -73,32 +69,27 @@ class Dicom(FileSet):
                 raise unknown(f"{table_file} has no column", column, table.columns)
         require(len(table) > 0, f"{table_file} has no row")
         for column in ("file", "label", *(["patient"] if "patient" in table else [])):
-            empty = table.index[table[column] == ""]
-            require(not len(empty), f"{table_file}: line {empty.min() + 2 if len(empty) else 0} has no {column}")
-        twice = table.file[table.file.duplicated()]
-        require(not len(twice), f"{table_file} names {twice.iloc[0] if len(twice) else ''} twice")
+            for line in table.index[table[column] == ""]:
+                raise UserError(f"{table_file}: line {line + 2} has no {column}")
+        for name in table.file[table.file.duplicated()]:
+            raise UserError(f"{table_file} names {name} twice")
         missing = [name for name in table.file if not (root / name).is_file()]
-        require(
-            not missing,
-            f"{table_file} names {len(missing)} files that are not in {root}, the first {missing[0] if missing else ''}",
-        )
+        if missing:
+            raise UserError(f"{table_file} names {len(missing)} files that are not in {root}, the first {missing[0]}")
         if "split" in table:
             for name in set(table.split) - set(PARTS):
                 raise unknown(f"split in {table_file}", name, PARTS)
-        images = self.decoded([root / name for name in table.file], self._image, self.window)
-        table = table.iloc[images.kept]
+        x_NCHW, kept, facts = self.decoded([root / name for name in table.file], self._image, self.window)
+        table = table.iloc[kept]
         names = tuple(sorted(set(table.label), key=lambda name: (not name.isdigit(), name.zfill(9))))
         part = table.split.map(PARTS.index).to_numpy() if "split" in table else None
         patients = table.patient.to_numpy().astype(str) if "patient" in table else None
         if part is not None and patients is not None:
             several = table.groupby("patient").split.nunique()
-            astray = several.index[several > 1]
-            require(
-                not len(astray),
-                f"{table_file}: patient {astray[0] if len(astray) else ''} is in several splits",
-            )
+            for patient in several.index[several > 1]:
+                raise UserError(f"{table_file}: patient {patient} is in several splits")
         labels = table.label.map(names.index).to_numpy().astype(np.int64)
-        return Whole(images.x_NCHW, labels, names, part, pixels=images.pixels, group_N=patients, skipped=images.skipped)
+        return Whole(x_NCHW, labels, names, part, group_N=patients, **facts)
 
     def _image(self, file: Path) -> Image:
         from PIL import Image
@@ -120,11 +111,11 @@ def windowed(file: Path, window: list[float]) -> np.ndarray:
     shape = [int(image.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")]
     require(math.prod(shape) <= MOST_VALUES, f"it says it has {' x '.join(map(str, shape))} values")
     x: np.ndarray = image.pixel_array
-    if getattr(image, "SamplesPerPixel", 1) == 3:
-        require(x.ndim == 3, f"{x.shape[0]} frames; only single images are read")
+    is_colour, kind = getattr(image, "SamplesPerPixel", 1) == 3, image.PhotometricInterpretation
+    require(is_colour or kind != "PALETTE COLOR", "PALETTE COLOR; only grey and colour images are read")
+    require(x.ndim == (3 if is_colour else 2), f"{x.shape[0]} frames; only single images are read")
+    if is_colour:
         return x.astype(np.uint8)
-    require(image.PhotometricInterpretation != "PALETTE COLOR", "PALETTE COLOR; only grey and colour images are read")
-    require(x.ndim == 2, f"{x.shape[0]} frames; only single images are read")
     x = np.asarray(apply_modality_lut(x, image), np.float64)
     if window:
         image.WindowCenter, image.WindowWidth = window
@@ -138,11 +129,9 @@ def windowed(file: Path, window: list[float]) -> np.ndarray:
     elif image.get("VOILUTSequence"):
         x = np.asarray(apply_voi(x.astype(np.int64), image), np.float64)
         low, high = 0, 2 ** image.VOILUTSequence[0].LUTDescriptor[2] - 1
-    require(
-        bool(np.isfinite(x).all() and np.isfinite([low, high]).all()),
-        "its rescaling or window gives values that are not finite",
-    )
+    is_finite = bool(np.isfinite(x).all() and np.isfinite([low, high]).all())
+    require(is_finite, "its rescaling or window gives values that are not finite")
     x = (x - low) / (high - low) if high != low else np.zeros_like(x)
-    if image.PhotometricInterpretation == "MONOCHROME1":
+    if kind == "MONOCHROME1":
         x = 1 - x
     return np.asarray(np.round(np.clip(x, 0, 1) * 255), np.uint8)

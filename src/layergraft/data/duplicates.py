@@ -57,6 +57,5 @@ def _closest(train: Split, test: Split) -> np.ndarray:
             parts.append(torch.where(norm > 1, small / norm.clamp_min(1), 0))
         return torch.cat(parts)
 
-    a, b = thumbnails(train), thumbnails(test)
-    best = [(rows @ a.T).amax(1) for rows in b.split(512)]
-    return np.asarray(torch.cat(best))
+    there = thumbnails(train)
+    return np.asarray(torch.cat([(rows @ there.T).amax(1) for rows in thumbnails(test).split(512)]))

@@ -31,35 +31,31 @@ class Folder(FileSet):
         splits = {name: SPLITS[name] for name in inside if name in SPLITS}
         if splits and len(splits) < len(inside):
             raise unknown(f"split folder in {root}", (set(inside) - set(splits)).pop(), [*PARTS])
-        found: list[tuple[str | None, list[str], list[tuple[Path, int]]]]
-        found = [(part, *_listed(root / name)) for name, part in splits.items()] or [(None, *_listed(root))]
-        classes = found[0][1]
+        found = [(part, *_listed(root / name)) for name, part in (splits or {".": ""}).items()]
+        first, classes, _ = found[0]
         for part, others, _ in found:
-            odd = set(others) ^ set(classes)
-            require(
-                not odd,
-                f"{root}: the class folders of {part} are not those of {found[0][0]}; one of them lacks {', '.join(sorted(odd)[:5])}",
-            )
+            odd = ", ".join(sorted(set(others) ^ set(classes))[:5])
+            require(not odd, f"{root}: the class folders of {part} are not those of {first}; one of them lacks {odd}")
         files = [(path, label, part) for part, _, samples in found for path, label in samples]
-        images = self.decoded([path for path, _, _ in files], open_image)
-        labels = np.array([label for _, label, _ in files], np.int64)[images.kept]
-        parts = np.array([PARTS.index(part) for _, _, part in files])[images.kept] if splits else None
-        return Whole(images.x_NCHW, labels, tuple(classes), parts, pixels=images.pixels, skipped=images.skipped)
+        x_NCHW, kept, facts = self.decoded([path for path, _, _ in files], open_image)
+        labels = np.array([label for _, label, _ in files], np.int64)[kept]
+        parts = np.array([PARTS.index(part) for _, _, part in files])[kept] if splits else None
+        return Whole(x_NCHW, labels, tuple(classes), parts, **facts)
 
 
 def _require_no_way_out(root: Path) -> None:
     """Raise UserError for a link to a folder outside of `root`, and for links that a walk would follow round and round."""
-    real, links = root.resolve(), []
-    for at, folders, _ in os.walk(root):  # it follows none
-        for link in (Path(at) / name for name in folders if os.path.islink(os.path.join(at, name))):
-            target = link.resolve()
-            require(target.is_relative_to(real), f"data=folder: {link} is refused: it leads out of {root}, to {target}")
-            links.append((link, link.parent.resolve() / link.name, target))
-    for link, _, target in links:
-        within = next((other for other, place, _ in links if place.is_relative_to(target)), None)
-        require(
-            within is None, f"data=folder: {link} is refused: it links to a folder with a link to a folder, {within}"
-        )
+    walk = os.walk(root)  # which follows none
+    links = [link for at, folders, _ in walk for link in (Path(at, name) for name in folders) if link.is_symlink()]
+    for link in links:
+        target = link.resolve()
+        out = f"data=folder: {link} is refused: it leads out of {root}, to {target}"
+        require(target.is_relative_to(root.resolve()), out)
+    for link in links:
+        for other in links:
+            round_and_round = (other.parent.resolve() / other.name).is_relative_to(link.resolve())
+            why = f"it links to a folder with a link to a folder, {other}"
+            require(not round_and_round, f"data=folder: {link} is refused: {why}")
 
 
 def _listed(folder: Path) -> tuple[list[str], list[tuple[Path, int]]]:

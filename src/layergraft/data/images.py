@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -37,17 +36,11 @@ class Split:
         _, c, h, w = self.source_NCHW.shape
         return self.channels or c, h, w
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """What is mapped from a file goes to another process as the file's name."""
-        state = {name: getattr(self, name) for name in ("source_NCHW", "y_N", "rows_N", "channels")}
-        if isinstance(self.source_NCHW, np.memmap):
-            state["source_NCHW"] = Path(cast(str, self.source_NCHW.filename))  # np.load maps files by name
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state["source_NCHW"], Path):
-            state["source_NCHW"] = np.load(state["source_NCHW"], mmap_mode="r")
-        self.__dict__.update(state)
+        source = self.source_NCHW
+        known = source.filename if isinstance(source, np.memmap) else source
+        return _split_of, (known, self.y_N, self.rows_N, self.channels)
 
     @property
     def rows(self) -> np.ndarray:
@@ -59,17 +52,21 @@ class Split:
     def images(self, index: Any = slice(None)) -> np.ndarray:
         """Those at `index`, uint8."""
         x_NCHW: np.ndarray = np.take(self.source_NCHW, self.rows[index], axis=0)  # which lets other threads run
-        if self.channels in (None, x_NCHW.shape[1]):
-            return x_NCHW
-        if self.channels == 1:
-            grey: np.ndarray = x_NCHW.mean(1, keepdims=True).round().astype(np.uint8)
-            return grey
-        return np.repeat(x_NCHW, self.channels, axis=1)
+        if self.channels == 1 < x_NCHW.shape[1]:
+            x_NCHW = x_NCHW.mean(1, keepdims=True).round().astype(np.uint8)
+        elif self.channels not in (None, x_NCHW.shape[1]):
+            x_NCHW = np.repeat(x_NCHW, self.channels, axis=1)
+        return x_NCHW
 
     @cached_property
     def x_NCHW(self) -> np.ndarray:
         """All images, in memory."""
         return self.images()
+
+
+def _split_of(source: Any, *rest: Any) -> Split:
+    """A split whose images are `source`, or lie in the file of that name."""
+    return Split(source if isinstance(source, np.ndarray) else np.load(source, mmap_mode="r"), *rest)
 
 
 @dataclass(frozen=True)
@@ -86,13 +83,14 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class ImageData:
-    """What a run trains on, selects on and is judged by. `fingerprint` hashes the set's content before any selection."""
+    """What a run trains on, selects on and is judged by."""
 
     train: Split
     val: Split
     test: Split
     num_classes: int
     fingerprint: str
+    """Of the set's content before any selection."""
     task: Task = Task.multi_class
     class_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()

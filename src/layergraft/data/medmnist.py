@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -51,23 +51,23 @@ class MedMnist(DataSet):
             raise unknown("MedMNIST set in data.set:", self.set, flat)
         facts = medmnist.INFO[self.set]
         root = Path(self.root)
-        file = f"{self.set}{'' if self.size == 28 else f'_{self.size}'}.npz"
-        options: dict[str, Any] = {"root": str(root), "size": None if self.size == 28 else self.size}
-        if not (root / file).is_file():
-            root.mkdir(parents=True, exist_ok=True)
-            options["download"] = True
-        else:
-            require_fits(root / file)
+        file = root / f"{self.set}{'' if self.size == 28 else f'_{self.size}'}.npz"
+        there = file.is_file()
+        if there:
+            require_fits(file)
+        root.mkdir(parents=True, exist_ok=True)
+        make = getattr(medmnist, facts["python_class"])
         arrays: dict[str, np.ndarray] = {}
-        for part in PARTS:
-            try:
-                split = getattr(medmnist, facts["python_class"])(split=part, **options)
-            except Exception as error:
-                raise UserError(
-                    f"data=medmnist data.set={self.set}: {file} is not in {root} and could not be downloaded; put it there, from {facts['url']}"
-                    if not (root / file).is_file()
-                    else f"{root / file} cannot be read: {str(error).splitlines()[0]}"
-                ) from error
-            arrays |= {f"{part}_images": split.imgs, f"{part}_labels": split.labels}
+        try:
+            for part in PARTS:
+                split = make(part, root=str(root), size=self.size, download=not there)
+                arrays |= {f"{part}_images": split.imgs, f"{part}_labels": split.labels}
+        except Exception as error:
+            missing = f"data=medmnist data.set={self.set}: {file.name} is not in {root} and could not be downloaded"
+            raise UserError(
+                f"{file} cannot be read: {str(error).splitlines()[0]}"
+                if file.is_file()
+                else f"{missing}; put it there, from {facts['url']}"
+            ) from error
         names = tuple(facts["label"][str(label)] for label in range(len(facts["label"])))
-        return whole_of(arrays, str(root / file), TASKS[facts["task"]], names)
+        return whole_of(arrays, str(file), TASKS[facts["task"]], names)

@@ -52,12 +52,12 @@ class Streamed:
         return self
 
     def batches(self, index_SN: Tensor) -> Iterator[Tensor]:
-        waiting = iter(index_SN.cpu().numpy())
         with ThreadPoolExecutor(self.readers) as pool:
-            ahead = deque(pool.submit(self._gathered, index) for index in itertools.islice(waiting, 2 * self.readers))
+            started = (pool.submit(self._gathered, index) for index in index_SN.cpu().numpy())
+            ahead = deque(itertools.islice(started, 2 * self.readers))
             while ahead:
                 x_NCHW = ahead.popleft().result()
-                ahead.extend(pool.submit(self._gathered, index) for index in itertools.islice(waiting, 1))
+                ahead.extend(itertools.islice(started, 1))
                 yield x_NCHW.to(self.device, non_blocking=True)
 
     def _gathered(self, index_N: np.ndarray | slice) -> Tensor:
@@ -81,9 +81,7 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     facts = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s+(\d+)", facts.read_text()) if facts.exists() else None
-    if found:  # in KiB
-        return 1024 * int(found[1])
-    return machine_memory()
+    return 1024 * int(found[1]) if found else machine_memory()  # it is in KiB
 
 
 def counts(split: Split) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,15 @@ class Whole:
     """Images of one group, such as a patient, stay in one split; None: each by itself."""
     skipped: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(self)
+        """Of images, labels and splits, bit for bit."""
+        content = hashlib.sha256(repr((self.x_NCHW.shape, self.y_N.shape, self.task.name)).encode())
+        content.update((self.pixels or hash_of_pixels(self.x_NCHW)).encode())
+        groups = None if self.group_N is None else np.unique(self.group_N, return_inverse=True)[1]
+        for array in (self.y_N, self.part_N, groups):
+            content.update(b"" if array is None else np.ascontiguousarray(array).data)
+        return digest(content.digest())
 
 
 class DataSet(DataSpec):
@@ -77,11 +84,6 @@ def _whole(keyed: Keyed) -> Whole:
     return whole
 
 
-@lru_cache(maxsize=8)
-def _fingerprint(keyed: Keyed) -> str:
-    return _whole(keyed).fingerprint
-
-
 @lru_cache(maxsize=16)
 def _rows(keyed: Keyed, val_share: float, test_share: float, split_seed: int) -> tuple[np.ndarray, ...]:
     return split_rows(_whole(keyed), keyed.spec.name, val_share, test_share, split_seed)
@@ -89,8 +91,7 @@ def _rows(keyed: Keyed, val_share: float, test_share: float, split_seed: int) ->
 
 @lru_cache(maxsize=8)
 def _pixels(keyed: Keyed, corruption: str) -> np.ndarray:
-    spec = keyed.spec
-    return corrupted(_whole(keyed).x_NCHW, spec.corrupt, spec.name)
+    return corrupted(_whole(keyed).x_NCHW, keyed.spec.corrupt, keyed.spec.name)
 
 
 @lru_cache(maxsize=8)
@@ -109,36 +110,15 @@ def _pool(keyed: Keyed) -> ImageData:
     rows = _rows(kind, spec.val_share, spec.test_share, spec.split_seed)
     classes = chosen_classes(whole, spec)
     x_NCHW = _pixels(kind, json.dumps(canonical(spec.corrupt)))
-    parts = dict(zip(PARTS, (of_classes(Split(x_NCHW, whole.y_N).take(r), classes) for r in rows), strict=True))
-    require_every_class(parts, [whole.class_names[c] for c in classes], spec.name, whole.task)
-    return ImageData(
-        parts["train"],
-        parts["val"],
-        parts["test"],
-        len(classes),
-        _fingerprint(kind),
-        whole.task,
-        tuple(whole.class_names[c] for c in classes),
-        whole.skipped,
-    )
-
-
-def fingerprint(whole: Whole) -> str:
-    """Of images, labels and splits, bit for bit."""
-    import hashlib
-
-    content = hashlib.sha256(repr((whole.x_NCHW.shape, whole.y_N.shape, whole.task.name)).encode())
-    content.update((whole.pixels or hash_of_pixels(whole.x_NCHW)).encode())
-    groups = None if whole.group_N is None else np.unique(whole.group_N, return_inverse=True)[1]
-    for array in (whole.y_N, whole.part_N, groups):
-        content.update(b"" if array is None else np.ascontiguousarray(array).data)
-    return digest(content.digest())
+    names = tuple(whole.class_names[c] for c in classes)
+    train, val, test = (of_classes(Split(x_NCHW, whole.y_N).take(r), classes) for r in rows)
+    data = ImageData(train, val, test, len(classes), whole.fingerprint, whole.task, names, whole.skipped)
+    require_every_class(data, spec.name)
+    return data
 
 
 def hash_of_pixels(x_NCHW: np.ndarray) -> str:
     """Of uint8 images, read in parts: they may lie on the disk."""
-    import hashlib
-
     content = hashlib.sha256()
     for start in range(0, len(x_NCHW), 4096):
         content.update(np.ascontiguousarray(x_NCHW[start : start + 4096]).data)
@@ -149,10 +129,9 @@ def require_sound(whole: Whole, name: str) -> None:
     """Raise UserError for labels and images that no run can have."""
     x, y, number = whole.x_NCHW, whole.y_N, len(whole.class_names)
     require(x.dtype == np.uint8, f"{name}: images must be uint8, 0 to 255; they are {x.dtype}")
-    require(
-        x.ndim == 4 and x.shape[1] in (1, 3),
-        f"{name}: images must have 1 or 3 channels; their shape is {' x '.join(map(str, x.shape[1:]))} (channels, height, width)",
-    )
+    shape = " x ".join(map(str, x.shape[1:]))
+    channels = f"images must have 1 or 3 channels; their shape is {shape} (channels, height, width)"
+    require(x.ndim == 4 and x.shape[1] in (1, 3), f"{name}: {channels}")
     require(len(x) == len(y), f"{name}: there are {len(x)} images and {len(y)} labels")
     require(len(x) > 0, f"{name}: there are no images")
     require(0 not in x.shape and 0 not in y.shape, f"{name}: images or labels are empty: {x.shape}, {y.shape}")
@@ -161,17 +140,13 @@ def require_sound(whole: Whole, name: str) -> None:
         require(not len(bad), f"{name}: labels of image {bad[:1]} are not all 0 or 1: {y[bad[:1]].tolist()}")
         return
     bad = np.flatnonzero((y < 0) | (y >= number))
-    require(
-        not len(bad),
-        f"{name}: {len(bad)} labels are out of range, the first that of image {bad[:1].sum()}: {y[bad[:1]].sum()}; there are {number} classes, from 0",
-    )
-    empty = [f"{label} ({whole.class_names[label]})" for label in range(number) if not (y == label).any()]
+    first = f"the first that of image {bad[:1].sum()}: {y[bad[:1]].sum()}; there are {number} classes, from 0"
+    require(not len(bad), f"{name}: {len(bad)} labels are out of range, {first}")
+    empty = [f"{label} ({of})" for label, of in enumerate(whole.class_names) if label not in y]
     require(not empty, f"{name}: no image of class {', '.join(empty[:5])}; classes are numbered from 0 without a gap")
 
 
-def split_rows(
-    whole: Whole, name: str, val_share: float, test_share: float, split_seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split_rows(whole: Whole, name: str, val_share: float, test_share: float, split_seed: int) -> tuple[np.ndarray, ...]:
     """Rows of the training, validation and test split: the set's own where it has them, else drawn by `split_seed`,
     stratified by class (a multi-label set: at random), groups kept together.
 
@@ -181,10 +156,9 @@ def split_rows(
     every = np.arange(len(whole.y_N))
     if whole.part_N is None:
         rest, test = _divided(every, whole, test_share, split_seed, f"{name}: test_share={test_share}")
-        train, val = _divided(rest, whole, val_share, split_seed, f"{name}: val_share={val_share}")
-        return train, val, test
+        return *_divided(rest, whole, val_share, split_seed, f"{name}: val_share={val_share}"), test
     own = [every[whole.part_N == part] for part in range(3)]
-    found = [PARTS[part] for part in range(3) if len(own[part])]
+    found = [part for part, rows in zip(PARTS, own, strict=True) if len(rows)]
     for part in ("train", "test"):
         require(part in found, f"{name} has no {part} split; it has {', '.join(found)}")
     if "val" not in found:
@@ -238,18 +212,17 @@ def of_classes(split: Split, classes: list[int]) -> Split:
     """The images of `classes`, relabelled in that order; of a multi-label set all images, with these labels."""
     if split.y_N.ndim == 2:
         return Split(split.source_NCHW, split.y_N[:, classes], split.rows_N)
-    new = np.full(split.y_N.max(initial=0) + len(classes) + 1, -1, np.int64)
-    new[[c for c in classes if c < len(new)]] = [i for i, c in enumerate(classes) if c < len(new)]
-    kept = np.flatnonzero(new[split.y_N] >= 0)
-    return Split(split.source_NCHW, new[split.y_N[kept]], split.rows[kept])
+    kept, order = np.flatnonzero(np.isin(split.y_N, classes)), np.argsort(classes)
+    y_N = order[np.searchsorted(classes, split.y_N[kept], sorter=order)]
+    return Split(split.source_NCHW, y_N, split.rows[kept])
 
 
-def require_every_class(parts: dict[str, Split], names: list[str], name: str, task: Task) -> None:
+def require_every_class(data: ImageData, name: str) -> None:
     """Raise UserError for a split without images, or without those of a class."""
-    for part, split in parts.items():
+    for part, split in data.splits.items():
         require(len(split) > 0, f"{name}: the {part} split is empty")
-        if task is not Task.multi_label and part != "val":
-            missing = [names[label] for label in range(len(names)) if not (split.y_N == label).any()]
+        if data.task is not Task.multi_label and part != "val":
+            missing = [of for label, of in enumerate(data.class_names) if label not in split.y_N]
             require(not missing, f"{name}: the {part} split has no image of class {', '.join(missing[:5])}")
 
 
@@ -263,17 +236,15 @@ def few_shot(pool: Split, spec: DataSpec, num_classes: int, seed: int) -> Split:
     given = getattr(spec, key)
     if given is None:
         return pool
-    wanted = given if key == "train_size" else given * num_classes
+    wanted, name = given if key == "train_size" else given * num_classes, spec.name
     rng = np.random.default_rng(stream(seed, "few-shot"))
     if pool.y_N.ndim == 2:
-        require(
-            key == "train_size", f"data.train_per_class: {spec.name} has several labels an image; train_size is in all"
-        )
-        require(wanted <= len(pool), f"data.train_size is {wanted}; {spec.name} has {len(pool)} training images")
+        require(key == "train_size", f"data.train_per_class: {name} has several labels an image; train_size is in all")
+        require(wanted <= len(pool), f"data.train_size is {wanted}; {name} has {len(pool)} training images")
         return pool.take(np.sort(rng.choice(len(pool), wanted, replace=False)))
     if wanted < num_classes:
         raise UserError(
-            f"data.train_size is {wanted}, but {spec.name} has {num_classes} classes here and each needs an image"
+            f"data.train_size is {wanted}, but {name} has {num_classes} classes here and each needs an image"
         )
     chosen = []
     for label in range(num_classes):
@@ -281,7 +252,7 @@ def few_shot(pool: Split, spec: DataSpec, num_classes: int, seed: int) -> Split:
         number = wanted // num_classes + (label < wanted % num_classes)
         if number > len(members):
             raise UserError(
-                f"data.{key} is {given}, which takes {number} images of class {label} of {spec.name}; its training split has {len(members)} (of {len(pool)} in all)"
+                f"data.{key} is {given}, which takes {number} images of class {label} of {name}; its training split has {len(members)} (of {len(pool)} in all)"
             )
         chosen.append(rng.choice(members, number, replace=False))
     return pool.take(np.sort(np.concatenate(chosen)))

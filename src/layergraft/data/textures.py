@@ -29,8 +29,6 @@ RANGES = {
     "brightness": (0.35, 0.65),
     "hue": (0.0, 0.5),
 }
-
-
 FURTHEST = 0.25  # of a parameter's range: how far dial 1 takes it at most; half of that at least
 
 
@@ -59,69 +57,58 @@ class Textures(DataSet):
 
     def check(self, at: str) -> None:
         super().check(at)
-        require(
-            self.halves == "random" or self.num_classes == 8,
-            f"{at}.halves=semantic is of 8 classes; {at}.num_classes is {self.num_classes}",
-        )
+        fits = self.halves == "random" or self.num_classes == 8
+        require(fits, f"{at}.halves=semantic is of 8 classes; {at}.num_classes is {self.num_classes}")
 
     def read(self) -> Whole:
-        images, names = [], []
-        for label in range(self.num_classes):
-            rng = np.random.default_rng(stream(self.texture_seed, "textures", self.instance, label))
-            images.append(_drawn(FAMILIES[label % 4], self._parameters(label), self, rng))
-            names.append(f"{FAMILIES[label % 4]} {label // 4}")
+        names = tuple(f"{FAMILIES[label % 4]} {label // 4}" for label in range(self.num_classes))
+        images = np.concatenate([self._drawn(label) for label in range(self.num_classes)])
         part = np.full(self.per_class, TRAIN)
         part[: self.per_class // 6] = TEST
         part[self.per_class // 6 :][: self.per_class // 12] = VAL
         labels = np.repeat(np.arange(self.num_classes), self.per_class)
-        return Whole(np.concatenate(images), labels, tuple(names), np.tile(part, self.num_classes))
+        return Whole(images, labels, names, np.tile(part, self.num_classes))
 
     def _parameters(self, label: int) -> dict[str, float]:
         rng = np.random.default_rng(stream(self.texture_seed, "texture parameters", label))
         start, pace = rng.random(len(RANGES)), 0.5 + 0.5 * rng.random(len(RANGES))
         # Towards the side with more room, so that every parameter moves as far as the dial says.
         at = start + self.dial * FURTHEST * pace * np.where(start < 0.5, 1, -1)
-        found = {
-            name: low + share * (high - low) for (name, (low, high)), share in zip(RANGES.items(), at, strict=True)
-        }
+        low, high = np.array(list(RANGES.values())).T
+        found = dict(zip(RANGES, low + at * (high - low), strict=True))
         return {**found, "scale": min(found["scale"], math.log2(self.size / 3))}  # a wave has three pixels or more
 
-
-def _drawn(family: str, p: dict[str, float], spec: Textures, rng: np.random.Generator) -> np.ndarray:
-    """(per_class, channels, size, size) uint8 images of one class; each has a place, a phase and a jitter of its own."""
-    n, size = spec.per_class, spec.size
-    y, x = (np.mgrid[:size, :size] / size)[:, None]  # 1 size size, in image sides
-    angle = (p["angle"] + rng.normal(0, 0.1, n))[:, None, None]
-    cycles = 2 ** (p["scale"] + rng.normal(0, 0.1, n))[:, None, None]
-    phase = rng.random((2, n, 1, 1)) * 2 * math.pi
-    along = 2 * math.pi * cycles * (x * np.cos(angle) + y * np.sin(angle)) + phase[0]
-    across = 2 * math.pi * cycles * (y * np.cos(angle) - x * np.sin(angle)) + phase[1]
-    if family == "gratings":
-        z = np.sin(along) * math.sqrt(2)
-    elif family == "checker":
-        z = np.sign(np.sin(along) * np.sin(across))
-    elif family == "spectrum":
-        fy, fx = np.meshgrid(np.fft.fftfreq(size) * size, np.fft.rfftfreq(size) * size, indexing="ij")
-        # Longer along `angle` than across, by the density.
-        a, b = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
-        radius = np.sqrt(a**2 + (b * (0.5 + p["density"])) ** 2)
-        amplitude = np.where(radius > 0, np.maximum(radius, 1e-9) ** -p["slope"], 0)
-        z = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(n, size, size))) * amplitude, s=(size, size))
-    else:
-        smooth = np.exp(-0.5 * (np.minimum(x, 1 - x) ** 2 + np.minimum(y, 1 - y) ** 2) * (2 * cycles) ** 2)
-        dots = rng.random((n, size, size)) < p["density"] * 4.0 * cycles**2 / size**2
-        z = np.fft.irfft2(np.fft.rfft2(dots) * np.fft.rfft2(smooth), s=(size, size))
-    z = z - z.mean((1, 2), keepdims=True)
-    z = z / np.maximum(z.std((1, 2), keepdims=True), 1e-6)
-    level = p["brightness"] + rng.normal(0, 0.03, n)[:, None, None]
-    grey = level[:, None] + p["contrast"] * z[:, None] * _tint(p["hue"], spec.channels)[None, :, None, None]
-    grey = grey + rng.normal(0, 0.02, (n, spec.channels, size, size))
-    pixels: np.ndarray = np.round(np.clip(grey, 0, 1) * 255).astype(np.uint8)
-    return pixels
-
-
-def _tint(hue: float, channels: int) -> np.ndarray:
-    """How strongly each channel shows the pattern."""
-    if channels == 1:
-        return np.ones(1)
-    return 0.6 + 0.4 * np.cos(2 * math.pi * (hue - np.arange(3) / 3))
+    def _drawn(self, label: int) -> np.ndarray:
+        """(per_class, channels, size, size) uint8 images of one class, each with a place, phase and jitter of its own."""
+        family, p, n, size = FAMILIES[label % 4], self._parameters(label), self.per_class, self.size
+        rng = np.random.default_rng(stream(self.texture_seed, "textures", self.instance, label))
+        y, x = (np.mgrid[:size, :size] / size)[:, None]  # 1 size size, in image sides
+        angle = (p["angle"] + rng.normal(0, 0.1, n))[:, None, None]
+        cycles = 2 ** (p["scale"] + rng.normal(0, 0.1, n))[:, None, None]
+        phase = rng.random((2, n, 1, 1)) * 2 * math.pi
+        along = 2 * math.pi * cycles * (x * np.cos(angle) + y * np.sin(angle)) + phase[0]
+        across = 2 * math.pi * cycles * (y * np.cos(angle) - x * np.sin(angle)) + phase[1]
+        if family == "gratings":
+            z = np.sin(along) * math.sqrt(2)
+        elif family == "checker":
+            z = np.sign(np.sin(along) * np.sin(across))
+        elif family == "spectrum":
+            fy, fx = np.meshgrid(np.fft.fftfreq(size) * size, np.fft.rfftfreq(size) * size, indexing="ij")
+            # Longer along `angle` than across, by the density.
+            a, b = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
+            radius = np.sqrt(a**2 + (b * (0.5 + p["density"])) ** 2)
+            amplitude = np.where(radius > 0, np.maximum(radius, 1e-9) ** -p["slope"], 0)
+            z = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(n, size, size))) * amplitude, s=(size, size))
+        else:
+            smooth = np.exp(-0.5 * (np.minimum(x, 1 - x) ** 2 + np.minimum(y, 1 - y) ** 2) * (2 * cycles) ** 2)
+            dots = rng.random((n, size, size)) < p["density"] * 4.0 * cycles**2 / size**2
+            z = np.fft.irfft2(np.fft.rfft2(dots) * np.fft.rfft2(smooth), s=(size, size))
+        z = z - z.mean((1, 2), keepdims=True)
+        z = z / np.maximum(z.std((1, 2), keepdims=True), 1e-6)
+        level = p["brightness"] + rng.normal(0, 0.03, n)[:, None, None]
+        # How strongly each channel shows the pattern.
+        tint = 0.6 + 0.4 * np.cos(2 * math.pi * (p["hue"] - np.arange(3) / 3)) if self.channels == 3 else np.ones(1)
+        grey = level[:, None] + p["contrast"] * z[:, None] * tint[None, :, None, None]
+        grey = grey + rng.normal(0, 0.02, (n, self.channels, size, size))
+        pixels: np.ndarray = np.round(np.clip(grey, 0, 1) * 255).astype(np.uint8)
+        return pixels

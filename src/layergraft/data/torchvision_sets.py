@@ -14,8 +14,8 @@ import numpy as np
 
 from layergraft.config.registry import chosen, register
 from layergraft.data.decoded import FileSet, open_image
-from layergraft.data.npz import read_npz
-from layergraft.data.sets import TEST, TRAIN, VAL, DataSet, Whole
+from layergraft.data.npz import channels_first, read_npz
+from layergraft.data.sets import PARTS, TEST, TRAIN, VAL, DataSet, Whole
 from layergraft.errors import UserError
 
 # Name -> torchvision's class; what to put where, without a network.
@@ -59,16 +59,14 @@ class TorchvisionArrays(DataSet):
         if packed.is_file():
             return read_npz(packed)
         kind, layout = ARRAYS[self.name]
-        argument = "split" if self.name in ("svhn", "stl10") else "train"
-        halves = [
-            _of_torchvision(kind, self.name, layout, self.root, **{argument: value})
-            for value in (("train", "test") if argument == "split" else (True, False))
-        ]
-        images = [_channels_first(np.asarray(half.data), self.name) for half in halves]
-        labels = [np.asarray(half.labels if argument == "split" else half.targets) for half in halves]
-        part = np.repeat([TRAIN, TEST], [len(x) for x in images])
+        is_split = self.name in ("svhn", "stl10")  # by name, and with the channels first
+        options = [{"split": "train"}, {"split": "test"}] if is_split else [{"train": True}, {"train": False}]
+        halves = [_of_torchvision(kind, self.name, layout, self.root, **option) for option in options]
+        images = np.concatenate([half.data for half in halves])
+        labels = np.concatenate([half.labels if is_split else half.targets for half in halves]).astype(np.int64)
+        part = np.repeat([TRAIN, TEST], [len(half.data) for half in halves])
         names = tuple(map(str, getattr(halves[0], "classes", range(10))))
-        return Whole(np.concatenate(images), np.concatenate(labels).astype(np.int64), names, part)
+        return Whole(images if is_split else channels_first(images), labels, names, part)
 
 
 @register("data", "torchvision_files")
@@ -81,16 +79,14 @@ class TorchvisionFiles(FileSet):
 
     def read(self) -> Whole:
         kind, layout = FILES[self.name]
-        parts = {"train": TRAIN, "test": TEST} if self.name == "food101" else {"train": TRAIN, "val": VAL, "test": TEST}
-        found = {
-            part: _of_torchvision(kind, self.name, layout, self.path, split=split) for split, part in parts.items()
-        }
-        files = [Path(path) for split in found.values() for path in split._image_files]
-        images = self.decoded(files, open_image)
-        labels = np.array([label for split in found.values() for label in split._labels], np.int64)[images.kept]
-        part = np.repeat(list(found), [len(split) for split in found.values()])[images.kept]
-        classes = getattr(found[TRAIN], "classes", None) or [str(label) for label in range(102)]
-        return Whole(images.x_NCHW, labels, tuple(classes), part, pixels=images.pixels, skipped=images.skipped)
+        parts = (TRAIN, TEST) if self.name == "food101" else (TRAIN, VAL, TEST)
+        found = [_of_torchvision(kind, self.name, layout, self.path, split=PARTS[part]) for part in parts]
+        files = [Path(path) for split in found for path in split._image_files]
+        x_NCHW, kept, facts = self.decoded(files, open_image)
+        labels = np.array([label for split in found for label in split._labels], np.int64)[kept]
+        part_N = np.repeat(parts, [len(split) for split in found])[kept]
+        classes = getattr(found[0], "classes", None) or map(str, range(102))
+        return Whole(x_NCHW, labels, tuple(classes), part_N, **facts)
 
 
 def _of_torchvision(kind: str, name: str, layout: str, root: str, **split: Any) -> Any:
@@ -110,10 +106,3 @@ def _of_torchvision(kind: str, name: str, layout: str, root: str, **split: Any) 
         raise UserError(
             f"data={name} is not in {Path(root).resolve()}, and could not be downloaded ({reason}); put {layout} there, or set exec.data=FOLDER"
         ) from error
-
-
-def _channels_first(x: np.ndarray, name: str) -> np.ndarray:
-    """(N, C, H, W) of what torchvision's classes keep."""
-    if name in ("svhn", "stl10"):
-        return x
-    return x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)

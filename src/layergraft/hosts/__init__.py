@@ -1,6 +1,5 @@
-"""Hosts: the networks that receive a donor, and the named places in them. A dataclass a file; `build` makes the network."""
+"""Hosts: the networks that receive a donor, and the named places in them. A dataclass a kind, whose `build` makes one."""
 
-from layergraft.hosts.cifar_resnet import CifarResNet
-from layergraft.hosts.torchvision_resnet import TorchvisionResNet
+from layergraft.hosts.resnets import CifarResNet, TorchvisionResNet
 
 __all__ = ["CifarResNet", "TorchvisionResNet"]

@@ -28,27 +28,23 @@ def group_norm(channels: int) -> nn.GroupNorm:
 NORM_LAYERS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "group": group_norm}
 
 
-class PlainBasicBlock(BasicBlock):
-    """A basic block without its skip (He et al. 2016, the plain networks of section 4.1)."""
+class _Plain:
+    """What makes a block of torchvision's one without its skip (He et al. 2016, the plain networks of section 4.1)."""
 
     def __init__(
         self, inplanes: int, planes: int, stride: int = 1, downsample: Any = None, *rest: Any, **named: Any
     ) -> None:
-        super().__init__(inplanes, planes, stride, None, *rest, **named)
+        block: Any = super()  # one of torchvision's, which have no types
+        block.__init__(inplanes, planes, stride, None, *rest, **named)
 
+
+class PlainBasicBlock(_Plain, BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
         return y
 
 
-class PlainBottleneck(Bottleneck):
-    """A bottleneck without its skip."""
-
-    def __init__(
-        self, inplanes: int, planes: int, stride: int = 1, downsample: Any = None, *rest: Any, **named: Any
-    ) -> None:
-        super().__init__(inplanes, planes, stride, None, *rest, **named)
-
+class PlainBottleneck(_Plain, Bottleneck):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
@@ -101,9 +97,6 @@ def blank(build: Callable[[], nn.Module]) -> nn.Module:
 def require_room(where: str, network: nn.Module) -> None:
     """Raise UserError where the weights of `network` (on any device), a gradient and two moments of each, are more than this
     machine's whole memory."""
-    needed = 4 * sum(4 * parameter.numel() for parameter in network.parameters())
-    there = machine_memory()
-    require(
-        needed <= there,
-        f"{where} takes {needed / 2**30:,.0f} GiB for its weights and their training; this machine has {there / 2**30:,.0f} GiB",
-    )
+    needed, there = 4 * sum(4 * parameter.numel() for parameter in network.parameters()), machine_memory()
+    takes = f"takes {needed / 2**30:,.0f} GiB for its weights and their training"
+    require(needed <= there, f"{where} {takes}; this machine has {there / 2**30:,.0f} GiB")

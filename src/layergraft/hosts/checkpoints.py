@@ -5,10 +5,12 @@ A pickle that wants to run code is refused, never run. Nothing here builds a net
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from layergraft.store.files import digest, require_regular, require_unpacked
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREFIXES = ("module.", "model.", "net.", "network.", "_orig_mod.")  # what wrappers put in front of every name
+PREFIX = re.compile(r"(module|model|net|network|_orig_mod)\.")  # what wrappers put in front of every name
 TYPES = (
     *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128", "bool"),
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -44,12 +46,8 @@ class Checkpoint:
 
     def modules(self) -> list[str]:
         """Paths that have tensors of their own or below them, in the file's order."""
-        found: dict[str, None] = {}
-        for name in self.tensors:
-            parts = name.split(".")[:-1]
-            for end in range(1, len(parts) + 1):
-                found.setdefault(".".join(parts[:end]))
-        return list(found)
+        parts = (name.split(".")[:-1] for name in self.tensors)
+        return list(dict.fromkeys(path for names in parts for path in accumulate(names, "{}.{}".format)))
 
 
 def read(path: str) -> Checkpoint:
@@ -63,9 +61,8 @@ def read(path: str) -> Checkpoint:
     require_regular(path, "a file of weights")
     if not file.is_file():
         near = sorted(str(other) for other in file.parent.glob(f"*{file.suffix}")) if file.parent.is_dir() else []
-        raise UserError(
-            f"there is no file {path}; {f'beside it: {listing(near)}' if near else 'none like it is there'}"
-        )
+        others = f"beside it: {listing(near)}" if near else "none like it is there"
+        raise UserError(f"there is no file {path}; {others}")
     stamp = file.stat()
     return _read(path, stamp.st_mtime_ns, stamp.st_size)
 
@@ -74,13 +71,10 @@ def read(path: str) -> Checkpoint:
 def _read(path: str, modified: int, size: int) -> Checkpoint:
     if not size:
         raise UserError(f"{path} is empty")
-    loaded = _safetensors(path) if path.endswith(".safetensors") else _torch(path)
-    for name in NESTED:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
-            loaded = loaded[name]
-            break
+    loaded: Any = _safetensors(path) if path.endswith(".safetensors") else _torch(path)
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict (a dictionary of tensors)")
+    loaded = next((loaded[name] for name in NESTED if isinstance(loaded.get(name), Mapping)), loaded)
     import torch
 
     tensors = {str(name): tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
@@ -110,12 +104,7 @@ def _safetensors(path: str) -> Mapping[str, Tensor]:
 
     try:
         return load_file(path)
-    except (
-        SafetensorError,
-        AttributeError,
-        KeyError,
-        ValueError,
-    ) as error:  # the others: types that torch does not have
+    except (SafetensorError, AttributeError, KeyError, ValueError) as error:  # others: types that torch does not have
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
 
 
@@ -129,28 +118,25 @@ def _torch(path: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are no checkpoints: the error says it better
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            why = _cause(str(error))
-            raise UserError(
-                f"{path} is refused: reading it would run code ({why}); save the state dict alone, or as safetensors"
-            ) from None
-        raise UserError(f"{path} is no checkpoint, or is cut short{_detail(error)}") from None
     except Exception as error:  # a damaged file can make torch raise nearly anything
-        raise UserError(f"{path} is no checkpoint, or is cut short{_detail(error)}") from None
+        said = str(error)
+        wants = any(sign in said for sign in ("GLOBAL", "Unsupported global", "Unsupported class"))
+        if wants and isinstance(error, pickle.UnpicklingError):
+            raise UserError(
+                f"{path} is refused: reading it would run code ({_cause(said)}); save the state dict alone, or as safetensors"
+            ) from None
+        raise UserError(f"{path} is no checkpoint, or is cut short{_detail(said)}") from None
 
 
 def _cause(message: str) -> str:
     """The line of torch's long message that names what the pickle asks for."""
-    for line in message.splitlines():
-        if "Unsupported" in line or "GLOBAL" in line:
-            return line.strip().removeprefix("WeightsUnpickler error: ").split(" was not an allowed")[0]
-    return message.splitlines()[0]
+    line = next(line for line in message.splitlines() if "Unsupported" in line or "GLOBAL" in line)
+    return line.strip().removeprefix("WeightsUnpickler error: ").split(" was not an allowed")[0]
 
 
-def _detail(error: BaseException) -> str:
+def _detail(message: str) -> str:
     """torch's own words where they say something; never its advice to load the file in the unsafe way."""
-    text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    text = message.partition("WeightsUnpickler error:")[2] or message
     first = text.strip().split("\n")[0].split(". ")[0].split("; ")[0]
     return f" ({first})" if " " in first and "eights only" not in first else ""
 
@@ -160,13 +146,10 @@ def _strip(path: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
     named: dict[str, Tensor] = {}
     stripped: dict[str, None] = {}
     for full, tensor in tensors.items():
-        name, again = full, True
-        while again:
-            again = False
-            for prefix in PREFIXES:
-                if name.startswith(prefix):
-                    name, again = name[len(prefix) :], True
-                    stripped.setdefault(prefix)
+        name = full
+        while found := PREFIX.match(name):
+            stripped.setdefault(found[0])
+            name = name[found.end() :]
         if name in named:
             raise UserError(f"{path} has '{name}' twice once {listing(stripped)} is taken off its names")
         named[name] = tensor
@@ -189,27 +172,24 @@ def require_match(where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str
     A batch norm's count of batches may be missing (old files have none). Raises UserError that lists what is missing,
     what is there beside, and what has another shape.
     """
-    optional = {name for name in wanted if name.endswith("num_batches_tracked")}
-    missing = [name for name in wanted if name not in tensors and name not in optional]
-    extra = [name for name in tensors if name not in wanted and not name.endswith("num_batches_tracked")]
-    shapes = [
-        f"{name} {tuple(tensors[name].shape)} where {tuple(wanted[name].shape)} is needed"
-        for name in wanted
-        if name in tensors and tensors[name].shape != wanted[name].shape
-    ]
-    types = [
-        f"{name} is {tensors[name].dtype}"
-        for name in wanted
-        if name in tensors and wanted[name].is_floating_point() and not tensors[name].is_floating_point()
-    ]
-    said = [f"{what}: {listing(names)}" for what, names in
-            (("missing", missing), ("not part of it", extra), ("of another shape", shapes),
-             ("not floating-point numbers", types)) if names]  # fmt: skip
-    if said:
-        raise UserError(f"{where} does not match: {'; '.join(said)}")
     import torch
 
-    return {
-        name: tensors[name].to(wanted[name].dtype) if name in tensors else torch.zeros((), dtype=torch.int64)
-        for name in wanted
+    def needed(name: str) -> bool:
+        return not name.endswith("num_batches_tracked")
+
+    both = [(name, tensors[name], tensor) for name, tensor in wanted.items() if name in tensors]
+    wrong: dict[str, list[str]] = {
+        "missing": [name for name in wanted if name not in tensors and needed(name)],
+        "not part of it": [name for name in tensors if name not in wanted and needed(name)],
+        "of another shape": [
+            f"{name} {tuple(x.shape)} where {tuple(y.shape)} is needed" for name, x, y in both if x.shape != y.shape
+        ],
+        "not floating-point numbers": [
+            f"{name} is {x.dtype}" for name, x, y in both if y.is_floating_point() and not x.is_floating_point()
+        ],
     }
+    said = "; ".join(f"{what}: {listing(names)}" for what, names in wrong.items() if names)
+    if said:
+        raise UserError(f"{where} does not match: {said}")
+    none = torch.zeros((), dtype=torch.int64)
+    return {name: tensors[name].to(x.dtype) if name in tensors else none.clone() for name, x in wanted.items()}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,16 +24,17 @@ RELATIVE = {
     "late": (1.0, "the last one of the main path"),
 }
 CONV, BLOCK, STAGE = "conv", "block", "stage"
+Image = tuple[int, int, int]  # its channels, height and width
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a host. Shapes are (channels, height, width), measured by a dry forward."""
+    """A place in a host. Shapes are measured by a dry forward."""
 
     path: str
     kind: str
-    in_shape: tuple[int, int, int]
-    out_shape: tuple[int, int, int]
+    in_shape: Image
+    out_shape: Image
     stride: int
     num_parameters: int
     depth: float | None
@@ -43,7 +43,7 @@ class Site:
     """For a convolution: the module path of the norm that takes what it gives."""
 
 
-def survey(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Site]:
+def survey(network: nn.Module, image: Image) -> dict[str, Site]:
     """Every site of `network` by path, in the order in which they act on an image of shape `image`.
 
     The forward is on torch's meta device: it costs next to nothing, and `network` is left as it was.
@@ -56,9 +56,7 @@ def survey(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Site]:
 
     probe = dry(network)
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
-    given: list[
-        tuple[Any, str]
-    ] = []  # what each convolution gave; kept, so that no other tensor can be the same object
+    given: list[tuple[Any, str]] = []  # what each convolution gave; kept, so that no other tensor is the same object
     norms: dict[str, str] = {}
 
     def kind_of(module: nn.Module) -> str | None:
@@ -69,46 +67,36 @@ def survey(network: nn.Module, image: tuple[int, int, int]) -> dict[str, Site]:
         children = list(module.children()) if isinstance(module, nn.Sequential) else []
         return STAGE if children and all(isinstance(child, (BasicBlock, Bottleneck)) for child in children) else None
 
-    def record(path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            shapes[path] = (args[0].shape, output.shape)
-            if isinstance(module, nn.Conv2d):
-                given.append((output, path))
+    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        shapes[paths[module]] = (args[0].shape, output.shape)
+        if isinstance(module, nn.Conv2d):
+            given.append((output, paths[module]))
 
-        return hook
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+        norms.update({conv: paths[module] for output, conv in given if output is args[0]})
 
-    def look(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            norms.update({conv: path for output, conv in given if output is args[0]})
-
-        return hook
-
-    kinds = {path: kind for path, module in probe.named_modules() if (kind := kind_of(module))}
-    for path, module in probe.named_modules():
+    paths = {module: path for path, module in probe.named_modules()}
+    kinds = {path: kind for module, path in paths.items() if (kind := kind_of(module))}
+    for module, path in paths.items():
         if path in kinds:
-            module.register_forward_hook(record(path))
+            module.register_forward_hook(record)
         elif isinstance(module, NORMS):
-            module.register_forward_pre_hook(look(path))
+            module.register_forward_pre_hook(look)
     with torch.no_grad():
         probe(torch.empty(2, *image, device="meta"))
 
     acting = [path for path in kinds if path in shapes]
     depths: dict[str, float] = {}
     for kind in (CONV, BLOCK, STAGE):
-        paths = [path for path in acting if kinds[path] == kind and "downsample" not in path.split(".")]
-        depths |= {path: index / max(1, len(paths) - 1) for index, path in enumerate(paths)}
+        there = [path for path in acting if kinds[path] == kind and "downsample" not in path.split(".")]
+        depths |= {path: index / max(1, len(there) - 1) for index, path in enumerate(there)}
     found = {}
     for path in acting:
-        before, after = (_image(shape) for shape in shapes[path])
-        number = sum(parameter.numel() for parameter in probe.get_submodule(path).parameters())
-        stride = stride_of(probe.get_submodule(path))
-        found[path] = Site(path, kinds[path], before, after, stride, number, depths.get(path), norms.get(path))
+        module, (before, after) = probe.get_submodule(path), (cast(Image, tuple(shape[1:])) for shape in shapes[path])
+        number = sum(parameter.numel() for parameter in module.parameters())
+        stride, depth = stride_of(module), depths.get(path)
+        found[path] = Site(path, kinds[path], before, after, stride, number, depth, norms.get(path))
     return found
-
-
-def _image(shape: torch.Size) -> tuple[int, int, int]:
-    _, channels, height, width = shape
-    return channels, height, width
 
 
 def dry(network: nn.Module) -> nn.Module:
@@ -141,17 +129,12 @@ def resolve(sites: dict[str, Site], wanted: str | float, host: str, kind: str = 
 
     `host` is its name for the message. Raises UserError where the host has no such site.
     """
-    if wanted in RELATIVE:
-        return _at(sites, RELATIVE[wanted][0], kind)
-    if isinstance(wanted, (int, float)):
-        if not 0 <= wanted <= 1:
-            raise UserError(f"site={wanted} is not a relative depth: those are from 0.0, the first, to 1.0, the last")
-        return _at(sites, wanted, kind)
-    if wanted not in sites:
-        raise unknown(f"site in {host}:", wanted, [*RELATIVE, "0.0 to 1.0", *sites])
-    return sites[wanted]
-
-
-def _at(sites: dict[str, Site], depth: float, kind: str) -> Site:
-    there = [site for site in sites.values() if site.kind == kind and site.depth is not None]
-    return there[round(depth * (len(there) - 1))]
+    depth = RELATIVE[wanted][0] if wanted in RELATIVE else wanted
+    if isinstance(depth, (int, float)):
+        if not 0 <= depth <= 1:
+            raise UserError(f"site={depth} is not a relative depth: those are from 0.0, the first, to 1.0, the last")
+        there = [site for site in sites.values() if site.kind == kind and site.depth is not None]
+        return there[round(depth * (len(there) - 1))]
+    if depth not in sites:
+        raise unknown(f"site in {host}:", depth, [*RELATIVE, "0.0 to 1.0", *sites])
+    return sites[depth]

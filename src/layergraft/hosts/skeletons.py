@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 from layergraft.config.registry import Keyed, keyed
 from layergraft.config.specs import HostSpec
 from layergraft.hosts.blocks import blank, require_room
-from layergraft.hosts.sites import Site, survey
+from layergraft.hosts.sites import Image, Site, survey
 from layergraft.hosts.weights import fingerprint, matching
 
 if TYPE_CHECKING:
     from torch import nn
-
-Image = tuple[int, int, int]
 
 
 def skeleton(spec: HostSpec, image: Image, num_classes: int) -> nn.Module:
@@ -27,7 +25,7 @@ def skeleton(spec: HostSpec, image: Image, num_classes: int) -> nn.Module:
 
 def sites_of(spec: HostSpec, image: Image, num_classes: int) -> dict[str, Site]:
     """Every site of the host of `spec` by path."""
-    return _sites(keyed(spec), fingerprint(spec), image, num_classes)
+    return _survey(skeleton(spec, image, num_classes), image)
 
 
 @lru_cache(maxsize=64)
@@ -39,6 +37,4 @@ def _skeleton(keyed: Keyed, weights: str | None, image: Image, num_classes: int)
     return host
 
 
-@lru_cache(maxsize=64)
-def _sites(keyed: Keyed, weights: str | None, image: Image, num_classes: int) -> dict[str, Site]:
-    return survey(_skeleton(keyed, weights, image, num_classes), image)
+_survey = lru_cache(maxsize=64)(survey)

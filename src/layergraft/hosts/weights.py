@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from layergraft.errors import UserError, unknown
+from layergraft.errors import UserError, require, unknown
 from layergraft.hosts import checkpoints
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ def fingerprint(spec: HostSpec) -> str | None:
 def pretrained(spec: HostSpec, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
     """`spec.build`, then its `weights` put in, if it has any. Raises UserError as `matching` does."""
     network: nn.Module = spec.build(image, num_classes, seed)
-    state = matching(spec, network)
-    if state:
+    if state := matching(spec, network):
         network.load_state_dict(state)
     return network
 
@@ -42,13 +41,7 @@ def matching(spec: HostSpec, network: nn.Module) -> dict[str, Tensor] | None:
     checkpoints.require_finite(where, tensors)
     wanted = network.state_dict()
     tensors |= {name: wanted[name] for name in _new_head(spec, tensors, wanted)}
-    first = "conv1.weight"
-    if first in tensors and tensors[first].ndim == 4 and tensors[first].shape[1] != wanted[first].shape[1]:
-        channels = tensors[first].shape[1]
-        raise UserError(
-            f"{where} takes images of {channels} channels and is given {wanted[first].shape[1]}; host.in_channels={channels} repeats or averages the images' channels"
-        )
-    if first in tensors and tensors[first].ndim == 4:
+    if "conv1.weight" in tensors and tensors["conv1.weight"].ndim == 4:
         _require_kind(where, tensors, wanted)
     return checkpoints.require_match(f"{where} in {spec.name}", tensors, wanted)
 
@@ -69,33 +62,20 @@ def _new_head(spec: HostSpec, tensors: Mapping[str, Tensor], wanted: Mapping[str
 
 
 def _require_kind(where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise UserError, with the key that cures it, where host and file differ in width, stem or norm as a whole."""
-    theirs, ours = tensors["conv1.weight"].shape, wanted["conv1.weight"].shape
-    if theirs[0] != ours[0]:
-        raise UserError(
-            f"{where} is of a network of width {theirs[0]}, the host's is {ours[0]}; host.width={theirs[0]}"
-        )
-    if theirs[2] != ours[2]:
-        stem = "imagenet" if theirs[2] == 7 else "small"
-        raise UserError(
-            f"{where} has a stem of {theirs[2]} x {theirs[2]}, the host one of {ours[2]} x {ours[2]}; host.stem={stem}"
-        )
-    if ("bn1.running_mean" in tensors) != ("bn1.running_mean" in wanted):
-        norm = "batch" if "bn1.running_mean" in tensors else "group"
-        raise UserError(f"{where} is of a network with {norm} norm; host.norm={norm}")
-
-
-def _torchvision(spec: HostSpec) -> Any:
-    from torchvision.models import get_model_weights
-
-    known = get_model_weights(spec.name)
-    try:
-        return known[spec.weights]
-    except KeyError:
-        names = ["DEFAULT", *(entry.name for entry in known)]
-        raise unknown(
-            f"weights of {spec.name} in host.weights (nor is there such a file):", spec.weights, names
-        ) from None
+    """Raise UserError, with the key that cures it, where host and file differ in channels, width, stem or norm as a
+    whole."""
+    (width, channels, size, _), ours = tensors["conv1.weight"].shape, wanted["conv1.weight"].shape
+    stem = "imagenet" if size == 7 else "small"
+    norm, our_norm = ("batch" if "bn1.running_mean" in state else "group" for state in (tensors, wanted))
+    advice = f"host.in_channels={channels} repeats or averages the images' channels"
+    wrong = {
+        f"takes images of {channels} channels and is given {ours[1]}; {advice}": channels != ours[1],
+        f"is of a network of width {width}, the host's is {ours[0]}; host.width={width}": width != ours[0],
+        f"has a stem of {size} x {size}, the host one of {ours[2]} x {ours[2]}; host.stem={stem}": size != ours[2],
+        f"is of a network with {norm} norm; host.norm={norm}": norm != our_norm,
+    }
+    for what, differs in wrong.items():
+        require(not differs, f"{where} {what}")
 
 
 def _file(spec: HostSpec) -> checkpoints.Checkpoint:
@@ -104,8 +84,13 @@ def _file(spec: HostSpec) -> checkpoints.Checkpoint:
     if spec.weights_name() is None:
         return checkpoints.read(spec.weights)
     import torch
+    from torchvision.models import get_model_weights
 
-    weights = _torchvision(spec)
+    known = get_model_weights(spec.name).__members__
+    if spec.weights not in known:
+        what = f"weights of {spec.name} in host.weights (nor is there such a file):"
+        raise unknown(what, spec.weights, dict.fromkeys(["DEFAULT", *known]))
+    weights = known[spec.weights]
     path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     if not path.exists():
         try:

@@ -47,13 +47,10 @@ def proxy_a_distance(x_NC: Tensor, y_MC: Tensor, seed: int) -> float:
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    halves: list[list[np.ndarray]] = [[], []]
-    for z in (x_NC.numpy(), y_MC.numpy()):
-        order = rng.permutation(len(z))
-        for half, index in zip(halves, (order[: len(z) // 2], order[len(z) // 2 :]), strict=True):
-            half.append(z[index])
+    x_halves, y_halves = (np.split(z[rng.permutation(len(z))], [len(z) // 2]) for z in (x_NC.numpy(), y_MC.numpy()))
     (fitted, fitted_is), (held, held_is) = (
-        (np.concatenate(pair), np.repeat([0, 1], [len(part) for part in pair])) for pair in halves
+        (np.concatenate(pair), np.repeat([0, 1], [len(part) for part in pair]))
+        for pair in zip(x_halves, y_halves, strict=True)
     )
     error = float((linear_classifier(fitted, fitted_is).predict(held) != held_is).mean())
     return 2 * (1 - 2 * error)
@@ -81,10 +78,10 @@ def leep(theta_NZ: Tensor, y_N: Tensor) -> float:
     Source: Nguyen et al., LEEP, 2020, section 3.
     """
     theta = theta_NZ.double()
-    joint_YZ = torch.stack([theta[y_N == label].sum(0) for label in y_N.unique()]) / len(theta)
+    classes, own_N = y_N.unique(return_inverse=True)
+    joint_YZ = torch.stack([theta[y_N == label].sum(0) for label in classes]) / len(theta)
     given_z = joint_YZ / joint_YZ.sum(0).clamp_min(1e-300)
-    expected_NY = theta @ given_z.T
-    of_own = expected_NY.gather(1, torch.searchsorted(y_N.unique(), y_N)[:, None])
+    of_own = (theta @ given_z.T).gather(1, own_N[:, None])
     return of_own.clamp_min(1e-300).log().mean().item()
 
 
@@ -102,23 +99,20 @@ def logme(f_ND: Tensor, y_NK: Tensor, rounds: int = 100) -> float:
     for t in y.T:
         z2 = (u.T @ t).square()
         beyond = (t @ t - z2.sum()).clamp_min(0)
-        alpha, beta = torch.ones((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-        for _ in range(rounds):
+        alpha, beta = torch.ones(2, dtype=torch.float64)
+        moved = math.inf
+        for done in range(rounds + 1):
             shrink = alpha + beta * s2
-            gamma = (beta * s2 / shrink).sum()
             length = (beta**2 * s2 * z2 / shrink.square()).sum()
             residual = (z2 * (alpha / shrink).square()).sum() + beyond
+            if moved < 1e-6 or done == rounds:
+                break
+            gamma = (beta * s2 / shrink).sum()
             before = torch.stack([alpha, beta]).log()
             alpha = (gamma / length.clamp_min(1e-12)).clamp(1e-9, 1e9)
             beta = ((n - gamma) / residual.clamp_min(1e-12)).clamp(1e-9, 1e9)
-            if (torch.stack([alpha, beta]).log() - before).abs().max() < 1e-6:
-                break
-        shrink = alpha + beta * s2
-        length = (beta**2 * s2 * z2 / shrink.square()).sum()
-        residual = (z2 * (alpha / shrink).square()).sum() + beyond
+            moved = (torch.stack([alpha, beta]).log() - before).abs().max().item()
         log_det = shrink.log().sum() + (d - len(s2)) * alpha.log()
-        evidence = (
-            d * alpha.log() + n * beta.log() - log_det - beta * residual - alpha * length - n * math.log(2 * math.pi)
-        )
-        total += evidence.item() / 2 / n
+        likelihood = d * alpha.log() + n * beta.log() - log_det - beta * residual - alpha * length
+        total += (likelihood - n * math.log(2 * math.pi)).item() / 2 / n
     return total / y.shape[1]

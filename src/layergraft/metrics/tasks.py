@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Of the figures that runs are compared by.
+UNITS = {"acc": "%", "aulc": "%", "auc": "0 to 1", "mae": "classes", "loss": "nats", "drift": "relative"}
+
 
 class Task(Enum):
     """As in MedMNIST, whose losses and figures these are (Yang et al., MedMNIST v2, 2023)."""
@@ -52,3 +55,11 @@ class Task(Enum):
             values = [float(roc_auc_score(labels[:, k], scores[:, k])) for k in mixed]
             return {"auc": sum(values) / len(values) if values else float("nan")}
         return {}
+
+
+def unit_of(metric: str) -> str:
+    """`test/acc` -> `%`; differences of accuracies are in points, `steps_to/...` in steps."""
+    part, _, name = metric.rpartition("/")
+    if part == "steps_to":
+        return "steps"
+    return "points" if metric == "shock/acc" else UNITS[name]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from layergraft.config.specs import RESULT_VERSION, Config
 from layergraft.data.batches import Normalize
 from layergraft.data.duplicates import near_duplicates
-from layergraft.data.features import gabor_features
+from layergraft.data.gabor import gabor_features
 from layergraft.data.images import ImageData, Split
 from layergraft.metrics.distances import frechet_distance, leep, linear_classifier, logme, proxy_a_distance
 from layergraft.metrics.tasks import Task

@@ -29,7 +29,7 @@ from layergraft.data.batches import Batches
 from layergraft.data.manifest import written
 from layergraft.errors import UserError, require
 from layergraft.hosts.sites import STAGE
-from layergraft.metrics.units import unit_of
+from layergraft.metrics.tasks import unit_of
 from layergraft.networks.kept import save
 from layergraft.runs.build import BuiltRun, set_threads
 from layergraft.runs.failures import disk_full, is_full, spoils_its_process, transient

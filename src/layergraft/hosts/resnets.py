@@ -1,7 +1,9 @@
-"""torchvision's residual networks, at any width, with the ImageNet stem or one for small images.
+"""Residual networks: torchvision's, at any width, with the ImageNet stem or one for small images; and those for CIFAR,
+6n + 2 layers in three stages of n basic blocks.
 
-Source: He et al., Deep Residual Learning for Image Recognition, 2016; Zagoruyko & Komodakis, Wide Residual Networks,
-2016; Xie et al., Aggregated Residual Transformations, 2017; torchvision/models/resnet.py.
+Source: He et al., Deep Residual Learning for Image Recognition, 2016, for CIFAR section 4.2, with skips of option A;
+Zagoruyko & Komodakis, Wide Residual Networks, 2016; Xie et al., Aggregated Residual Transformations, 2017;
+torchvision/models/resnet.py.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from typing import TYPE_CHECKING
 from layergraft.config.registry import register
 from layergraft.config.specs import HostSpec
 from layergraft.errors import require, unknown
-from layergraft.seeds import stream
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,8 +28,31 @@ NETWORKS = {
     "wide_resnet50_2": ("bottleneck", (3, 4, 6, 3), 1, 128),
     "resnext50_32x4d": ("bottleneck", (3, 4, 6, 3), 32, 4),
 }
+CIFAR_BLOCKS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet56": 9, "resnet110": 18}
 STEMS = ("auto", "imagenet", "small")
 SMALL = 64  # pixels: images with a shorter side than this have the small stem by default
+
+
+@register("host", "cifar_resnet")
+@dataclass
+class CifarResNet(HostSpec):
+    """At width 16 the networks of the paper: 0.27, 0.46, 0.85 and 1.7 million parameters from resnet20 on."""
+
+    width: int = 16
+    """Channels of the stem and of layer1; layer2 and layer3 have 2 and 4 times as many."""
+
+    def check(self, at: str) -> None:
+        super().check(at)
+        if self.name not in CIFAR_BLOCKS:
+            raise unknown("cifar_resnet host", self.name, CIFAR_BLOCKS)
+        none = f"torchvision has no weights for {self.name}, and there is no such file"
+        require(self.weights_name() is None, f"{at}.weights is '{self.weights}': {none}")
+
+    def build(self, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
+        """As `TorchvisionResNet.build`."""
+        from layergraft.hosts import networks
+
+        return networks.seeded(lambda: networks.CifarResNet(self, image[0], num_classes, CIFAR_BLOCKS[self.name]), seed)
 
 
 @register("host", "torchvision_resnet")
@@ -50,10 +74,8 @@ class TorchvisionResNet(HostSpec):
             raise unknown(f"{at}.stem", self.stem, STEMS)
         _, _, groups, per_group = NETWORKS[self.name]
         step = 64 // per_group if groups > 1 else 1
-        require(
-            self.width % step == 0,
-            f"{at}.width is {self.width}; {self.name} needs a multiple of {step} for its {groups} groups",
-        )
+        need = f"{self.name} needs a multiple of {step} for its {groups} groups"
+        require(self.width % step == 0, f"{at}.width is {self.width}; {need}")
 
     def build(self, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
         """The network on the CPU, initialised as torchvision does, from two streams of `seed`: trunk and head.
@@ -61,19 +83,10 @@ class TorchvisionResNet(HostSpec):
         It takes `x_NCHW` float with images of shape `image` (channels, height, width) and gives logits
         (N, `num_classes`). `weights` are not read here: `layergraft.hosts.weights.pretrained` does.
         """
-        import torch
-
-        from layergraft.hosts.networks import ScaledResNet
+        from layergraft.hosts.networks import ScaledResNet, seeded
 
         auto_small = min(image[1:]) < SMALL and not self.weights_name()
         small_stem = auto_small if self.stem == "auto" else self.stem == "small"
-        block, blocks, groups, width_per_group = NETWORKS[self.name]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(stream(seed, "host"))
-            network = ScaledResNet(
-                block, blocks, self.width, small_stem=small_stem, norm=self.norm, skips=self.skips,
-                in_channels=image[0], num_classes=num_classes, groups=groups, width_per_group=width_per_group,
-            )  # fmt: skip
-            torch.default_generator.manual_seed(stream(seed, "head"))
-            network.fc.reset_parameters()
-        return network
+        return seeded(
+            lambda: ScaledResNet(self, image[0], num_classes, *NETWORKS[self.name], small_stem=small_stem), seed
+        )
