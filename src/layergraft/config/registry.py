@@ -92,8 +92,10 @@ def kind_of(group: str, name: str) -> type[Any]:
 
 
 def name_of(spec: Any) -> str:
-    """The name that the dataclass of `spec` is registered by."""
-    return next(name for (_, name), kind in _KINDS.items() if kind is type(spec))
+    """The name that the dataclass of `spec` is registered by. Raises UserError where it is not."""
+    found = [name for (_, name), kind in _KINDS.items() if kind is type(spec)]
+    require(bool(found), f"the class {type(spec).__name__} is not registered; config.registry.register does it")
+    return found[0]
 
 
 def rebuilt(group: str, name: str, fields: dict[str, Any]) -> Any:

@@ -25,9 +25,10 @@ from layergraft.errors import require
 from layergraft.strategies.plan import Plan
 from layergraft.training.averages import Averages
 from layergraft.training.checkpoints import CHECKPOINT, Checkpoints
-from layergraft.training.module import Diverged, PlannedModule, UnfreezeByPhase
+from layergraft.training.module import Diverged, PlannedModule
 from layergraft.training.optimizers import make
 from layergraft.training.prefix import FrozenPrefix, Kept
+from layergraft.training.unfreeze import UnfreezeByPhase
 
 WIDEST = 512  # channels of a convolution; on a CPU, of it and wider ones, channels-first is faster
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
