@@ -39,7 +39,7 @@ def test_two_workers_side_by_side(on_device, tmp_path, device):
     alone = execute(plan_run(on_device("strategy=freeze", f"exec.outputs={tmp_path / 'alone'}")))
     assert alone.key == jobs[0].key
     close = {"abs": 1e-6} if device == "cpu" else {"rel": 0.05}
-    assert there[0]["metrics"]["train/loss"] == pytest.approx(alone.metrics["train/loss"], **close)
+    assert there[0].metrics["train/loss"] == pytest.approx(alone.metrics["train/loss"], **close)
 
 
 def test_a_killed_worker_loses_no_run(on_device, tmp_path, device):

@@ -49,7 +49,7 @@ def test_runs_share_their_keys_and_the_axes_are_the_first_five(sweep):
 @pytest.mark.parametrize(
     "override",
     ["host.width=8", "host.skips=false", "donor.data.half=A", "data.corrupt.noise=3", "surgery.calibrate=moments", "optim.lr=0.5",
-     "schedule.epochs=9", "strategy.groups.rest=[layer1]", "host.norm=group"],
+     "schedule.epochs=9", "strategy.groups.rest=[head,'.*']", "host.norm=group"],
 )  # fmt: skip
 def test_what_may_be_swept_tells_runs_apart(override, config):
     base = ["data=digits", "donor.data=digits", "strategy=freeze"]
