@@ -24,15 +24,6 @@ def initial(form: Form, seed: int) -> nn.Module:
         return form.build()
 
 
-def chosen_form(kind: str | None, place: Place) -> Form:
-    """The form of a donor of `kind` that fits `place` as it is; of the site's own kind for None."""
-    if kind is None:
-        return place.site
-    if kind == "block":
-        return place.block()
-    return place.conv() if kind == "conv" else Stem(place.conv(), place.norm)
-
-
 @register("donor", "random")
 @dataclass
 class RandomDonor(DonorKind):
@@ -43,7 +34,12 @@ class RandomDonor(DonorKind):
     """Of its weights; conf/donor/random.yaml makes it the run's seed."""
 
     def form(self, place: Place) -> Form:
-        return chosen_form(self.kind, place)
+        """As the site is, where `kind` is None."""
+        if self.kind is None:
+            return place.site
+        if self.kind == "block":
+            return place.block()
+        return place.conv() if self.kind == "conv" else Stem(place.conv(), place.norm)
 
     def source(self) -> str:
         return "untrained"
