@@ -94,8 +94,7 @@ class ExtractedDonor(LearnedDonor):
         if self.layer is None:
             another = f"donor.layer=PATH names another: {listing(modules)}"
             raise UserError(f"{self.path} has no {place.path}, where the donor goes; {another}")
-        if single:
-            raise UserError(f"{self.path} holds a single layer, not {self.layer}; leave donor.layer out")
+        require(not single, f"{self.path} holds a single layer, not {self.layer}; leave donor.layer out")
         raise unknown(f"layer of {self.path} in donor.layer:", self.layer, modules)
 
 

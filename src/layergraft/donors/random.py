@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from layergraft.config.registry import register
 from layergraft.donors.base import DonorKind
 from layergraft.donors.forms import Form, Place, Stem
-from layergraft.errors import UserError
+from layergraft.errors import require
 from layergraft.seeds import stream
 
 if TYPE_CHECKING:
@@ -50,5 +50,4 @@ class RandomDonor(DonorKind):
 
 def require_conv(kind: str | None, name: str) -> None:
     """Raise UserError where a donor that is always a convolution is asked to be something else."""
-    if kind not in (None, "conv"):
-        raise UserError(f"donor.kind is {kind}, but donor={name} is always a convolution")
+    require(kind in (None, "conv"), f"donor.kind is {kind}, but donor={name} is always a convolution")

@@ -76,8 +76,7 @@ class TrainedDonor(LearnedDonor):
                 require(getattr(self, name) is None, f"donor.{name} is set, but a block's convolutions have their own")
             require(not self.bias, "donor.bias is set, but a block's convolutions have none")
             return place.block(self.in_channels, self.out_channels, self.stride)
-        sizes = self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding
-        conv = place.conv(*sizes, self.bias)
+        conv = place.conv(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.bias)
         return conv if kind == Conv.kind else Stem(conv, place.norm)
 
     def source(self) -> str:

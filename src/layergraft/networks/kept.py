@@ -36,8 +36,8 @@ class Learning(Protocol):
 def trained(
     network: nn.Module, how: Learning, images: ImageData, folder: Path, known: dict[str, Any], backend: Backend
 ) -> dict[str, Any]:
-    """Give `network` the weights that training it gives, by the first who asks, in whichever process; the others read them.
-    Returns `network` (its key, which names the `folder`), `num_train` (images) and `metrics`. `known` is what the key is
+    """Give `network` the weights that training it gives, by the first who asks, in whichever process; others read them.
+    Returns `network` (its key, which names `folder`), `num_train` (images) and `metrics`. `known` is what the key is
     the hash of. Raises RunFailed where it diverges."""
     key = folder.name
 

@@ -58,9 +58,9 @@ def export(outputs: Path, key: str, form: str = "safetensors", to: Path | None =
 
 
 def trained_network(outputs: Path, key: str) -> tuple[nn.Module, RunRecord]:
-    """The network of a completed run with its trained weights, in evaluation mode, and the run's record, from which alone
-    it is put together: neither data nor donors need be there. Raises UserError where `key` is neither the run's nor how
-    the key of no other begins."""
+    """The network of a completed run with its trained weights, in evaluation mode, and the run's record.
+    `key` is the run's, or how the key of no other begins. It is put together from the record alone: neither data nor
+    donors need be there. Raises UserError for another key."""
     added()  # the host may be of a plug-in's kind
     runs = outputs / "runs"
     every = sorted(path.parent.name for path in runs.glob(f"*/{RECORD}"))

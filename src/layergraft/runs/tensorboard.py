@@ -15,15 +15,16 @@ from layergraft.training.fit import EventsLogger, Fitted
 
 
 def write_figures(plan: RunPlan, fitted: Fitted, record: RunRecord) -> None:
-    """The plan as a picture, and the figures that runs are compared by, for TensorBoard's HParams tab."""
+    """The plan as a picture, the figures that runs are compared by for the HParams tab, and the strategy's chart."""
     logger = EventsLogger(plan.folder)
     logger.experiment.add_image("plan", picture(json.dumps(record.plan)), dataformats="HWC")
     # Under names of their own: TensorBoard keeps these as scalars too, at step 0, amid a curve of that name.
     # Those that every run has: the tab shows what all runs share.
     figures = {f"final/{name.replace('/', '_')}": value for name, value in fitted.summary().items()}
     logger.log_hyperparams(_hparams(plan), figures)
-    # The validation curve again under the strategy's name, with a layout for the Custom Scalars tab: TensorBoard joins the
-    # layouts of all runs, so that each strategy has a chart there with its runs. It asks for every run in every chart.
+    # The validation curve again under the strategy's name, with a layout for the Custom Scalars tab: TensorBoard joins
+    # the layouts of all runs, so that each strategy has a chart there with its runs. It asks for every run in every
+    # chart, so there is one a strategy.
     strategy = plan.config.strategy.name
     tag = f"strategy/{strategy}/val_acc"
     for point in fitted.curves:
