@@ -32,11 +32,8 @@ EPSILON = 5e-4  # added to the patches' variances before whitening (Jordan 2024,
 @register("donor", "gabor")
 @dataclass
 class GaborDonor(LearnedDonor):
-    """A bank of Gabor filters over orientation, wavelength and phase, the same in every input channel.
-
-    Envelope of one octave, aspect 0.5, zero mean (Petkov & Kruizinga 1997), scaled to the deviation of the usual
-    random start.
-    """
+    """A bank of Gabor filters over orientation, wavelength and phase, the same in every input channel: envelope of one
+    octave, aspect 0.5, zero mean (Petkov & Kruizinga 1997), scaled to the deviation of the usual random start."""
 
     name: str = "gabor"
     kernel_size: int | None = None
@@ -51,10 +48,8 @@ class GaborDonor(LearnedDonor):
 
     def form(self, place: Place) -> Conv:
         conv = place.conv(kernel_size=self.kernel_size)
-        require(
-            conv.kernel_size >= 3,
-            f"a Gabor filter needs a kernel of 3 x 3 or more; {place.path} has {conv.kernel_size}",
-        )
+        size = conv.kernel_size
+        require(size >= 3, f"a Gabor filter needs a kernel of 3 x 3 or more; {place.path} has {size}")
         return conv
 
     def decides(self, place: Place) -> dict[str, Any]:
@@ -65,12 +60,8 @@ class GaborDonor(LearnedDonor):
 
     def make(self, place: Place) -> nn.Module:
         form = self.form(place)
-        return filled(
-            form,
-            gabor_bank(form.out_channels, form.kernel_size)[:, None].expand(
-                -1, form.in_channels // form.groups, -1, -1
-            ),
-        )
+        bank = gabor_bank(form.out_channels, form.kernel_size)[:, None]
+        return filled(form, bank.expand(-1, form.in_channels // form.groups, -1, -1))
 
 
 @register("donor", "patches")
@@ -96,10 +87,9 @@ class PatchDonor(LearnedDonor):
         shape = self.images(place).shape
         conv = place.conv(in_channels=shape[0], kernel_size=self.kernel_size)
         size, most = conv.kernel_size, 2 * shape[0] * conv.kernel_size**2
-        require(
-            conv.out_channels <= most,
-            f"donor={self.name} has {most} filters at most (patches of {size} x {size} pixels in {shape[0]} channels, each with its negative); {place.path} gives {conv.out_channels} channels",
-        )
+        patches = f"patches of {size} x {size} pixels in {shape[0]} channels, each with its negative"
+        gives = f"{place.path} gives {conv.out_channels} channels"
+        require(conv.out_channels <= most, f"donor={self.name} has {most} filters at most ({patches}); {gives}")
         require(size <= min(shape[1:]), f"donor={self.name}: patches of {size} pixels are larger than the images")
         return conv
 
@@ -111,20 +101,17 @@ class PatchDonor(LearnedDonor):
 
     def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module]:
         """The filters of patches stand on the image itself."""
-        from torch import nn
-
-        return nn.Sequential(donor.layer), donor.layer
+        return donor.layer, donor.layer
 
     def make(self, place: Place) -> nn.Module:
         import torch
 
         form = self.form(place)
         patches = patches_of(self.images(place).train, form.kernel_size, self.seed)
-        values, vectors = torch.linalg.eigh(torch.cov(patches.T).reshape(patches.shape[1], patches.shape[1]))
+        values, vectors = torch.linalg.eigh(torch.atleast_2d(torch.cov(patches.T)))
         vectors = vectors.flip(1).T  # the largest first, a row each
-        vectors *= vectors.gather(
-            1, vectors.abs().argmax(1, keepdim=True)
-        ).sign()  # eigenvectors have no sign of their own
+        largest = vectors.abs().argmax(1, keepdim=True)
+        vectors *= vectors.gather(1, largest).sign()  # eigenvectors have no sign of their own
         if self.name == "whitening":
             vectors /= (values.flip(0).clamp_min(0) + EPSILON).sqrt()[:, None]
         count = min(form.out_channels, len(vectors))
@@ -142,12 +129,10 @@ def patches_of(split: Split, size: int, seed: int) -> Tensor:
     normalize = Normalize(split, torch.device("cpu"))
     _, height, width = split.shape
     generator = torch.Generator().manual_seed(stream(seed, "donor", "patches"))
-    image, top, left = (
-        torch.randint(0, high, (NUM_PATCHES,), generator=generator)
-        for high in (len(split), height - size + 1, width - size + 1)
-    )
+    ends = len(split), height - size + 1, width - size + 1  # of images, rows and columns
+    drawn = [torch.randint(0, end, (NUM_PATCHES,), generator=generator) for end in ends]
     patches = []
-    for which, down, right in zip(*(drawn.split(1000) for drawn in (image, top, left)), strict=True):
+    for which, down, right in zip(*(index.split(1000) for index in drawn), strict=True):
         x_NCHW = normalize(torch.from_numpy(split.images(which.numpy()))).double()
         windows = x_NCHW.unfold(2, size, 1).unfold(3, size, 1)  # N C top left size size
         patches.append(windows[torch.arange(len(which)), :, down, right].flatten(1))
@@ -156,12 +141,9 @@ def patches_of(split: Split, size: int, seed: int) -> Tensor:
 
 def filled(form: Conv, filters: Tensor, scaled: bool = True) -> nn.Conv2d:
     """A convolution with these filters; scaled, each has the norm that the usual random start gives it on average."""
-    import torch
-
     layer = form.build()
     if scaled:
         norm = math.sqrt(2 * form.in_channels / form.groups / form.out_channels)  # He's normal, fan out
         filters = filters * (norm / filters.flatten(1).norm(dim=1).clamp_min(1e-12))[:, None, None, None]
-    with torch.no_grad():
-        layer.weight.copy_(filters)
+    layer.weight.data.copy_(filters)
     return layer

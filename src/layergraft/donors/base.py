@@ -60,9 +60,23 @@ class DonorKind(DonorSpec):
         learns from none. Raises UserError where they cannot be had."""
         if self.data is None:
             return None
-        images = loaded(self.data, self.seed)
-        self.require_trainable(images)
+        images = self.loaded()
         return images.with_channels(place.image[0]) if 1 in (images.channels, place.image[0]) else images
+
+    def loaded(self) -> ImageData:
+        """The source's images as they are. Raises UserError, which says whose they are, where they cannot be had, its
+        optimizer is none, or its batches are larger than the training split."""
+        assert self.data is not None
+        try:
+            images: ImageData = self.data.load(self.seed)
+        except UserError as error:
+            raise UserError(f"donor: {error}") from error
+        if self.optim is not None:
+            from layergraft.training.optimizers import class_of
+
+            class_of(self.optim)
+            require_batch("donor.optim", self.optim, images)
+        return images
 
     def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
         """The network that was given `images` when `donor` learned, and what in it was the layer; None where that is not known."""
@@ -72,31 +86,12 @@ class DonorKind(DonorSpec):
         """This donor under its control, if it has one (`donors.controls`)."""
         return self
 
-    def require_trainable(self, images: ImageData) -> None:
-        """Raise UserError where its optimizer is none, or its batches are larger than the training split."""
-        if self.optim is not None:
-            from layergraft.training.optimizers import class_of
-
-            class_of(self.optim)
-            require_batch("donor.optim", self.optim, images)
-
-
-def loaded(data: DataSpec, seed: int) -> ImageData:
-    """The donor's data. Raises UserError that says whose they are."""
-    try:
-        images: ImageData = data.load(seed)
-        return images
-    except UserError as error:
-        raise UserError(f"donor: {error}") from error
-
 
 def require_batch(where: str, optim: OptimSpec, data: ImageData) -> None:
     """Raise UserError where the training split has fewer images than a batch takes."""
     have, times = len(data.train), f" x {where}.accumulate={optim.accumulate}" if optim.accumulate > 1 else ""
-    require(
-        optim.batch_size * optim.accumulate <= have,
-        f"{where}.batch_size is {optim.batch_size}{times}, but there are {have} training images",
-    )
+    said = f"{where}.batch_size is {optim.batch_size}{times}, but there are {have} training images"
+    require(optim.batch_size * optim.accumulate <= have, said)
 
 
 def identity(donor: DonorKind, place: Place, backend: Backend) -> dict[str, Any]:

@@ -37,9 +37,7 @@ class Donor:
 
 def obtain(spec: DonorKind, place: Place, backend: Backend, outputs: Path) -> Donor:
     """The donor of `spec` for this place: made by the first who asks, in whichever process; the others wait and read it.
-
-    Raises RunFailed where its training diverges.
-    """
+    Raises RunFailed where its training diverges."""
     donor, key = spec.controlled(), key_of(spec, place, backend)
 
     def make(unfinished: Path) -> None:
@@ -68,7 +66,7 @@ def forget_donor(outputs: Path, key: str, older_than: float) -> None:
         if "control_of" in known:
             forget_donor(outputs, known["control_of"], older_than)
         if "network" in known:
-            kept.forget_network(outputs, known["network"], older_than)
+            forget(kept.folder_of(outputs, known["network"]), older_than)
     forget(_folder(outputs, key), older_than)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layergraft.donors.base import DonorKind
+from layergraft.donors.cache import Donor, obtain
 from layergraft.donors.forms import Form, Place
 from layergraft.seeds import stream
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
     from layergraft.data.images import ImageData
-    from layergraft.donors.cache import Donor
     from layergraft.training.fit import Backend
 
 
@@ -70,15 +70,11 @@ class Controlled(DonorKind):
         return self.plain.images(place)
 
     def build(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
-        from layergraft.donors.cache import obtain
-
         donor = obtain(self.plain, place, backend, outputs)
         return without(donor.layer, self.spec.control, self.seed), {"control_of": donor.key}
 
     def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
         """What the donor saw whose weights it has lost."""
-        from layergraft.donors.cache import obtain
-
         return self.plain.saw(place, obtain(self.plain, place, backend, outputs), backend, outputs)
 
 
@@ -97,41 +93,31 @@ def without(layer: nn.Module, control: Control, seed: int) -> nn.Module:
 
 def moments(w_OIHW: Tensor, generator: Generator) -> Tensor:
     """Gaussian noise (O, I, H, W) with the mean and deviation of each filter, exactly."""
-    import torch
-
     flat = w_OIHW.flatten(1)
-    noise = torch.randn(flat.shape, generator=generator)
-    if flat.shape[1] > 1:
-        noise = (noise - noise.mean(1, keepdim=True)) / noise.std(
-            1, keepdim=True
-        )  # the moments exactly, not on average
+    noise = flat.new_empty(flat.shape).normal_(generator=generator)
+    if flat.shape[1] > 1:  # the moments exactly, not on average
+        noise = (noise - noise.mean(1, keepdim=True)) / noise.std(1, keepdim=True)
         noise = noise * flat.std(1, keepdim=True)
     return (noise * (flat.shape[1] > 1) + flat.mean(1, keepdim=True)).view_as(w_OIHW)
 
 
 def permuted(w_OIHW: Tensor, generator: Generator) -> Tensor:
     """The weights of each filter (I, H, W), shuffled: its values stay, their places do not."""
-    import torch
-
     flat = w_OIHW.flatten(1)
-    order = torch.rand(flat.shape, generator=generator).argsort(1)
+    order = flat.new_empty(flat.shape).uniform_(generator=generator).argsort(1)
     return flat.gather(1, order).view_as(w_OIHW)
 
 
 def covariance(w_OIHW: Tensor, generator: Generator) -> Tensor:
     """Kernels (H, W) drawn from the Gaussian with the mean and covariance of all of the layer's.
-
-    Source: Trockman, Willmott & Kolter, Understanding the Covariance Structure of Convolutional Filters, 2023.
-    """
+    Source: Trockman, Willmott & Kolter, Understanding the Covariance Structure of Convolutional Filters, 2023."""
     import torch
 
     kernels = w_OIHW.flatten(2).flatten(0, 1).double()  # a row for each k x k kernel
-    mean = kernels.mean(0)
-    spread = torch.cov(kernels.T, correction=0).reshape(kernels.shape[1], kernels.shape[1])
-    values, vectors = torch.linalg.eigh(spread)
+    values, vectors = torch.linalg.eigh(torch.atleast_2d(torch.cov(kernels.T, correction=0)))
     root = vectors * values.clamp_min(0).sqrt()
     noise = torch.randn(kernels.shape, generator=generator, dtype=torch.float64)
-    drawn: Tensor = mean + noise @ root.T
+    drawn: Tensor = kernels.mean(0) + noise @ root.T
     return drawn.to(w_OIHW.dtype).view_as(w_OIHW)
 
 

@@ -16,7 +16,7 @@ from omegaconf import MISSING
 from layergraft.config.recipes import OptimSpec, ScheduleSpec
 from layergraft.config.registry import register
 from layergraft.config.specs import RESULT_VERSION, DataSpec, HostSpec
-from layergraft.donors.base import DonorKind, loaded
+from layergraft.donors.base import DonorKind
 from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.donors.forms import Conv, Form, Place, Stem, form_of
 from layergraft.errors import UserError, unknown
@@ -59,9 +59,7 @@ class EndToEndDonor(LearnedDonor):
 
     def images(self, place: Place) -> ImageData:
         """With the channels that its network takes, whatever the host does."""
-        images = loaded(self.data, self.seed)
-        self.require_trainable(images)
-        return images.with_channels(self.host.in_channels)
+        return self.loaded().with_channels(self.host.in_channels)
 
     def decides(self, place: Place) -> dict[str, Any]:
         fields = super().decides(place)
@@ -75,7 +73,15 @@ class EndToEndDonor(LearnedDonor):
     def build(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
         """Every site cuts from the same network, which is kept under a key of its own."""
         network, facts = self._trained(place, backend, outputs)
-        return self.cut(network, self.images(place), place), facts
+        site = self.site(self.images(place), place)
+        layer = network.get_submodule(site.path)
+        if self.kind != Stem.kind:
+            return layer, facts
+        stem = self.form(place).build()
+        stem.get_submodule("conv").load_state_dict(layer.state_dict())
+        assert site.norm is not None  # else `form` would have refused
+        stem.get_submodule("norm").load_state_dict(network.get_submodule(site.norm).state_dict())
+        return stem, facts
 
     def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module]:
         network, _ = self._trained(place, backend, outputs)
@@ -92,7 +98,7 @@ class EndToEndDonor(LearnedDonor):
         fields["host"]["weights"] = weights.fingerprint(self.host)
         known = {"version": RESULT_VERSION, "spec": fields, "data": images.fingerprint, "precision": backend.precision}
         key = label("network", self.source(), f"seed{self.seed}", digest(known))
-        return network, kept.trained(network, self, images, key, known, backend, outputs)
+        return network, kept.trained(network, self, images, kept.folder_of(outputs, key), known, backend)
 
     def network(self, image: tuple[int, int, int], num_classes: int) -> nn.Module:
         """The network before it is trained, or with the weights it comes with."""
@@ -103,9 +109,8 @@ class EndToEndDonor(LearnedDonor):
         from layergraft.hosts.skeletons import skeleton
 
         data = self.images(place)
-        network = skeleton(self.host, data.shape, data.num_classes)
         site = self.site(data, place)
-        own = form_of(network.get_submodule(site.path))
+        own = form_of(skeleton(self.host, data.shape, data.num_classes).get_submodule(site.path))
         if self.kind == Stem.kind:
             if not isinstance(own, Conv) or site.norm is None:
                 raise UserError(f"{site.path} of {self.host.name} is no convolution with a norm after it: no stem")
@@ -123,15 +128,3 @@ class EndToEndDonor(LearnedDonor):
         if wanted not in sites:
             raise unknown(f"layer of {self.host.name} in donor.layer:", wanted, sites)
         return sites[wanted]
-
-    def cut(self, network: nn.Module, data: ImageData, place: Place) -> nn.Module:
-        """The layer out of the trained `network`."""
-        site = self.site(data, place)
-        layer = network.get_submodule(site.path)
-        if self.kind != Stem.kind:
-            return layer
-        stem = self.form(place).build()
-        stem.get_submodule("conv").load_state_dict(layer.state_dict())
-        assert site.norm is not None  # else `form` would have refused
-        stem.get_submodule("norm").load_state_dict(network.get_submodule(site.norm).state_dict())
-        return stem

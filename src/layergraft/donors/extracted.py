@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from layergraft.config.registry import register
 from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem
-from layergraft.errors import UserError, listing, unknown
+from layergraft.errors import UserError, listing, require, unknown
 from layergraft.hosts import checkpoints
 
 if TYPE_CHECKING:
@@ -67,55 +67,46 @@ class ExtractedDonor(LearnedDonor):
             "stripped": list(file.stripped),
         }
 
-    def _where(self, layer: str) -> str:
-        return f"donor.path={self.path}, {f'layer {layer}' if layer else 'its only layer'}"
-
     def _cut(self, place: Place) -> tuple[str, Form, dict[str, Tensor]]:
-        file = checkpoints.read(self.path)
-        layer = self._layer(file, place)
-        tensors = file.under(layer)
-        if self.kind == Stem.kind and "conv.weight" not in tensors:
-            tensors = self._with_norm(file, layer, tensors)
-        checkpoints.require_finite(self._where(layer), tensors)
-        weights = [tensor for tensor in tensors.values() if tensor.ndim == 4]
-        if weights and not any(weight.any() for weight in weights):
-            raise UserError(f"{self._where(layer)} is empty: all weights of its convolutions are zero")
-        form = infer(self._where(layer), tensors, place)
-        if self.kind not in (None, form.kind):
-            raise UserError(f"{self._where(layer)} is a {form.kind}, but donor.kind={self.kind}")
         from layergraft.hosts.blocks import blank
 
-        where = f"{self._where(layer)} ({form.kind})"
-        return layer, form, checkpoints.require_match(where, tensors, blank(form.build).state_dict())
+        file = checkpoints.read(self.path)
+        layer = self._layer(file, place)
+        where, tensors = f"donor.path={self.path}, {f'layer {layer}' if layer else 'its only layer'}", file.under(layer)
+        if self.kind == Stem.kind and "conv.weight" not in tensors:
+            tensors = _with_norm(where, file, layer, tensors)
+        checkpoints.require_finite(where, tensors)
+        weights = [tensor for tensor in tensors.values() if tensor.ndim == 4]
+        empty = bool(weights) and not any(weight.any() for weight in weights)
+        require(not empty, f"{where} is empty: all weights of its convolutions are zero")
+        form = infer(where, tensors, place)
+        require(self.kind in (None, form.kind), f"{where} is a {form.kind}, but donor.kind={self.kind}")
+        wanted = blank(form.build).state_dict()
+        return layer, form, checkpoints.require_match(f"{where} ({form.kind})", tensors, wanted)
 
     def _layer(self, file: checkpoints.Checkpoint, place: Place) -> str:
-        modules = file.modules()
-        if self.layer is not None:
-            if self.layer not in modules and is_layer(file.tensors):
-                raise UserError(f"{self.path} holds a single layer, not {self.layer}; leave donor.layer out")
-            if self.layer not in modules:
-                raise unknown(f"layer of {self.path} in donor.layer:", self.layer, modules)
-            return self.layer
-        if is_layer(file.tensors):
+        modules, single = file.modules(), is_layer(file.tensors)
+        if self.layer is None and single:
             return ""
-        if place.path in modules:
-            return place.path
-        raise UserError(
-            f"{self.path} has no {place.path}, where the donor goes; donor.layer=PATH names another: {listing(modules)}"
-        )
+        layer = place.path if self.layer is None else self.layer
+        if layer in modules:
+            return layer
+        if self.layer is None:
+            another = f"donor.layer=PATH names another: {listing(modules)}"
+            raise UserError(f"{self.path} has no {place.path}, where the donor goes; {another}")
+        require(not single, f"{self.path} holds a single layer, not {self.layer}; leave donor.layer out")
+        raise unknown(f"layer of {self.path} in donor.layer:", self.layer, modules)
 
-    def _with_norm(self, file: checkpoints.Checkpoint, layer: str, conv: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The convolution and the norm that stands beside it by torchvision's names (conv1, bn1; 0, 1)."""
-        name = re.sub(r"conv(\d*)$", r"bn\1", layer)
-        name = re.sub(r"(^|\.)0$", r"\g<1>1", layer) if name == layer else name
-        norm = file.under(name)
-        if name == layer or "weight" not in norm:
-            raise UserError(
-                f"{self._where(layer)} has no norm beside it that a stem needs (bn1 beside conv1, 1 beside 0); donor.kind=conv takes the convolution alone"
-            )
-        return {
-            f"{part}.{key}": tensor for part, under in (("conv", conv), ("norm", norm)) for key, tensor in under.items()
-        }
+
+def _with_norm(where: str, file: checkpoints.Checkpoint, layer: str, conv: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The convolution and the norm that stands beside it by torchvision's names (conv1, bn1; 0, 1)."""
+    name = re.sub(r"conv(\d*)$", r"bn\1", layer)
+    name = re.sub(r"(^|\.)0$", r"\g<1>1", layer) if name == layer else name
+    norm = file.under(name)
+    lacks = "has no norm beside it that a stem needs (bn1 beside conv1, 1 beside 0)"
+    require(name != layer and "weight" in norm, f"{where} {lacks}; donor.kind=conv takes the convolution alone")
+    parts = {"conv": conv, "norm": norm}
+    return {f"{part}.{key}": tensor for part, under in parts.items() for key, tensor in under.items()}
 
 
 def is_layer(tensors: Mapping[str, Tensor]) -> bool:
@@ -125,34 +116,34 @@ def is_layer(tensors: Mapping[str, Tensor]) -> bool:
 
 def infer(where: str, tensors: Mapping[str, Tensor], place: Place) -> Form:
     """The form of a layer with these tensors; what they do not tell (stride, padding, groups) is the place's.
-
-    Raises UserError where they are no convolution, stem, block or stage.
-    """
+    Raises UserError where they are no convolution, stem, block or stage."""
     if "weight" in tensors:
         return _conv(where, tensors, place)
     if "conv.weight" in tensors:
-        parts = {name.removeprefix("conv."): t for name, t in tensors.items() if name.startswith("conv.")}
-        return Stem(_conv(where, parts, place), _norm("norm", tensors, place))
+        return Stem(_conv(where, _under("conv", tensors), place), _norm("norm", tensors, place))
     if {"conv1.weight", "conv2.weight"} <= tensors.keys():
         return _block(tensors, place.site.stride, place)
     if "0.conv1.weight" in tensors:
         number = 1 + max(int(name.split(".")[0]) for name in tensors if name.split(".")[0].isdigit())
-        blocks = [
-            {name[len(f"{i}.") :]: t for name, t in tensors.items() if name.startswith(f"{i}.")} for i in range(number)
-        ]
+        blocks = [_under(str(i), tensors) for i in range(number)]
         if all({"conv1.weight", "conv2.weight"} <= block.keys() for block in blocks):
             return Stage(tuple(_block(block, 1 if i else place.site.stride, place) for i, block in enumerate(blocks)))
     raise UserError(f"{where} is no convolution, stem, block or stage of blocks; its tensors: {listing(tensors)}")
 
 
+def _under(module: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{module}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
 def _conv(where: str, tensors: Mapping[str, Tensor], place: Place) -> Conv:
     shape = tuple(tensors["weight"].shape)
-    if len(shape) != 4 or shape[2] != shape[3]:
-        raise UserError(f"{where} is no square 2-D convolution: its weight has the shape {shape}")
+    square = len(shape) == 4 and shape[2] == shape[3]
+    require(square, f"{where} is no square 2-D convolution: its weight has the shape {shape}")
     site = place.site
     groups = site.groups if isinstance(site, Conv) and shape[1] * site.groups == site.in_channels else 1
     conv = place.conv(shape[1] * groups, shape[0], shape[2], bias="bias" in tensors)
-    return Conv(**{**vars(conv), "groups": groups})
+    return replace(conv, groups=groups)
 
 
 def _norm(name: str, tensors: Mapping[str, Tensor], place: Place) -> str:
@@ -161,21 +152,15 @@ def _norm(name: str, tensors: Mapping[str, Tensor], place: Place) -> str:
 
 
 def _block(tensors: Mapping[str, Tensor], stride: int, place: Place) -> Block:
-    bottleneck = "conv3.weight" in tensors
-    first, second = tensors["conv1.weight"], tensors["conv2.weight"]
-    ins, width, outs = (
-        first.shape[1],
-        first.shape[0],
-        tensors["conv3.weight" if bottleneck else "conv2.weight"].shape[0],
-    )
+    first, second = tensors["conv1.weight"].shape, tensors["conv2.weight"].shape
+    which, last = ("bottleneck", tensors["conv3.weight"].shape) if "conv3.weight" in tensors else ("basic", second)
+    ins, width, outs = first[1], first[0], last[0]
     own = place.site.blocks[0] if isinstance(place.site, Stage) else place.site
-    if isinstance(own, Block) and own.shortcut == "none" and "downsample.0.weight" not in tensors:
-        shortcut = "none"  # a file cannot tell: as the host has it
-    elif "downsample.0.weight" in tensors:
+    if "downsample.0.weight" in tensors:
         shortcut = "conv"
+    elif isinstance(own, Block) and own.shortcut == "none":
+        shortcut = "none"  # a file cannot tell: as the host has it
     else:
         shortcut = "identity" if (ins, stride) == (outs, 1) else "pad"
-    return Block(
-        "bottleneck" if bottleneck else "basic", ins, width, outs, stride,
-        _norm("bn1", tensors, place), shortcut, max(1, width // max(1, second.shape[1])),
-    )  # fmt: skip
+    groups = max(1, width // max(1, second[1]))
+    return Block(which, ins, width, outs, stride, _norm("bn1", tensors, place), shortcut, groups)

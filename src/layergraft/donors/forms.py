@@ -1,15 +1,13 @@
-"""Forms: the shapes of layers, without weights. What a donor is, and what a place in a host takes.
-
-A form is plain data: it is written into a donor's provenance and builds the layer again.
-"""
+"""Forms: the shapes of layers, without weights: what a donor is, and what a place in a host takes. They are plain data:
+a donor's is written into its provenance, and builds the layer again."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from layergraft.errors import UserError
+from layergraft.errors import UserError, require
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,20 +28,15 @@ class Conv:
 
     @classmethod
     def of(cls, layer: nn.Conv2d) -> Conv:
-        return cls(
-            layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0],
-            cast(int, layer.padding[0]),  # no layer here pads by a name ("same")
-            layer.bias is not None, layer.groups,
-        )  # fmt: skip
+        padding = cast(int, layer.padding[0])  # no layer here pads by a name ("same")
+        sizes = layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0], padding
+        return cls(*sizes, layer.bias is not None, layer.groups)
 
     def build(self) -> nn.Conv2d:
         """A convolution of this form with torchvision's initial weights (normal, fan out) from torch's own generator."""
         from torch import nn
 
-        layer = nn.Conv2d(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, groups=self.groups,
-            bias=self.bias,
-        )  # fmt: skip
+        layer = nn.Conv2d(**vars(self))
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         return layer
 
@@ -58,18 +51,9 @@ class Stem:
     kind: ClassVar[str] = "stem"
     conv: Conv
     norm: str
-
-    @property
-    def in_channels(self) -> int:
-        return self.conv.in_channels
-
-    @property
-    def out_channels(self) -> int:
-        return self.conv.out_channels
-
-    @property
-    def stride(self) -> int:
-        return self.conv.stride
+    in_channels = property(lambda self: self.conv.in_channels)
+    out_channels = property(lambda self: self.conv.out_channels)
+    stride = property(lambda self: self.conv.stride)
 
     def build(self) -> nn.Sequential:
         from collections import OrderedDict
@@ -78,9 +62,8 @@ class Stem:
 
         from layergraft.hosts.blocks import NORM_LAYERS
 
-        parts: dict[str, nn.Module]
-        parts = {"conv": self.conv.build(), "norm": NORM_LAYERS[self.norm](self.out_channels), "relu": nn.ReLU()}
-        return nn.Sequential(OrderedDict(parts))
+        norm = NORM_LAYERS[self.norm](self.out_channels)
+        return nn.Sequential(OrderedDict(conv=self.conv.build(), norm=norm, relu=nn.ReLU()))
 
     def shape(self) -> str:
         return f"{self.conv.shape()}, {self.norm} norm, ReLU"
@@ -106,22 +89,17 @@ class Block:
     @classmethod
     def of(cls, block: Any) -> Block:
         """The form of one of the hosts' blocks: torchvision's classes, which have no types."""
-        from torch import nn
-
         from layergraft.hosts.blocks import PadShortcut, PlainBasicBlock, PlainBottleneck
 
-        bottleneck = hasattr(block, "conv3")
+        which, last = ("bottleneck", block.conv3) if hasattr(block, "conv3") else ("basic", block.conv2)
         shortcut = "identity"
         if isinstance(block, (PlainBasicBlock, PlainBottleneck)):
             shortcut = "none"
         elif block.downsample is not None:
             shortcut = "pad" if isinstance(block.downsample, PadShortcut) else "conv"
-        last = block.conv3 if bottleneck else block.conv2
-        return cls(
-            "bottleneck" if bottleneck else "basic", block.conv1.in_channels, block.conv1.out_channels,
-            last.out_channels, block.stride, "batch" if isinstance(block.bn1, nn.BatchNorm2d) else "group", shortcut,
-            block.conv2.groups,
-        )  # fmt: skip
+        first, norm = block.conv1, norm_name(block.bn1)
+        channels = first.in_channels, first.out_channels, last.out_channels
+        return cls(which, *channels, block.stride, norm, shortcut, block.conv2.groups)
 
     def build(self) -> nn.Module:
         from layergraft.hosts.blocks import BLOCKS, NORM_LAYERS, PadShortcut, conv_shortcut, initialise
@@ -135,9 +113,8 @@ class Block:
         planes = self.out_channels // block.expansion
         # torchvision has int(planes * (base_width / 64)) * groups channels inside; the half keeps int() from rounding down
         per_group = (self.width // self.groups + 0.5) * 64 / planes if self.type == "bottleneck" else 64
-        built: nn.Module = block(
-            self.in_channels, planes, self.stride, shortcut, self.groups, per_group, 1, NORM_LAYERS[self.norm]
-        )
+        norm = NORM_LAYERS[self.norm]
+        built: nn.Module = block(self.in_channels, planes, self.stride, shortcut, self.groups, per_group, 1, norm)
         initialise(built)
         return built
 
@@ -152,20 +129,9 @@ class Stage:
 
     kind: ClassVar[str] = "stage"
     blocks: tuple[Block, ...]
-
-    @property
-    def in_channels(self) -> int:
-        return self.blocks[0].in_channels
-
-    @property
-    def out_channels(self) -> int:
-        return self.blocks[-1].out_channels
-
-    @property
-    def stride(self) -> int:
-        import math
-
-        return math.prod(block.stride for block in self.blocks)
+    in_channels = property(lambda self: self.blocks[0].in_channels)
+    out_channels = property(lambda self: self.blocks[-1].out_channels)
+    stride = property(lambda self: math.prod(block.stride for block in self.blocks))
 
     def build(self) -> nn.Module:
         from torch import nn
@@ -184,11 +150,15 @@ def describe(form: Form) -> str:
     return f"{form.kind}, {form.in_channels} -> {form.out_channels} channels, stride {form.stride}, {form.shape()}"
 
 
-def form_of(module: nn.Module) -> Form:
-    """The form of a convolution, block or stage of blocks, or of a stem that `Stem.build` made.
+def norm_name(module: nn.Module) -> str:
+    """batch or group."""
+    from torch import nn
 
-    Raises UserError for any other module.
-    """
+    return "batch" if isinstance(module, nn.BatchNorm2d) else "group"
+
+
+def form_of(module: nn.Module) -> Form:
+    """The form of a convolution, stem (as `Stem.build` makes it), block or stage. Raises UserError for another."""
     from torch import nn
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -198,39 +168,36 @@ def form_of(module: nn.Module) -> Form:
         return Block.of(module)
     parts = list(module) if isinstance(module, nn.Sequential) else []
     if len(parts) > 1 and isinstance(parts[0], nn.Conv2d):
-        return Stem(Conv.of(parts[0]), "batch" if isinstance(parts[1], nn.BatchNorm2d) else "group")
+        return Stem(Conv.of(parts[0]), norm_name(parts[1]))
     if not parts or not all(isinstance(part, (BasicBlock, Bottleneck)) for part in parts):
-        raise UserError(
-            f"a donor that is a {type(module).__name__}: it must be a convolution, stem (convolution, norm, ReLU), block or stage of blocks"
-        )
+        what = "a convolution, stem (convolution, norm, ReLU), block or stage of blocks"
+        raise UserError(f"a donor that is a {type(module).__name__}: it must be {what}")
     return Stage(tuple(Block.of(block) for block in parts))
 
 
 def to_json(form: Form) -> dict[str, Any]:
-    return {"kind": form.kind, **dataclasses.asdict(form)}
+    return {"kind": form.kind, **asdict(form)}
 
 
 def from_json(fields: dict[str, Any]) -> Form:
-    fields = dict(fields)
-    kind = fields.pop("kind")
-    if kind == "stem":
-        return Stem(Conv(**fields["conv"]), fields["norm"])
-    if kind == "stage":
-        return Stage(tuple(Block(**block) for block in fields["blocks"]))
-    return Conv(**fields) if kind == Conv.kind else Block(**fields)
+    match fields:
+        case {"conv": conv, "norm": norm}:
+            return Stem(Conv(**conv), norm)
+        case {"blocks": blocks}:
+            return Stage(tuple(Block(**block) for block in blocks))
+    plain = Conv if fields["kind"] == Conv.kind else Block
+    return plain(**{name: value for name, value in fields.items() if name != "kind"})
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a donor finds where it goes: the form that the site has there, and the image at the network's start.
-
-    `site` is the form of the host's own layer; for an insert it is a convolution of kernel 3 and stride 1 that keeps
-    the channels.
-    """
+    """What a donor finds where it goes."""
 
     path: str
     site: Form
+    """Of the host's own layer; for an insert, a convolution of kernel 3 and stride 1 that keeps the channels."""
     image: tuple[int, int, int]
+    """At the network's start: channels, height, width."""
     norm: str = "batch"
     """What the host normalises with: batch or group."""
     shortcut: str = "conv"
@@ -242,19 +209,16 @@ class Place:
         own = self.site.conv if isinstance(self.site, Stem) else self.site
         if not isinstance(own, Conv):
             own = Conv(own.in_channels, own.out_channels, 3, own.stride, 1)
-        in_channels = own.in_channels if in_channels is None else in_channels
-        out_channels = own.out_channels if out_channels is None else out_channels
-        same = (in_channels, out_channels) == (own.in_channels, own.out_channels)
-        kernel_size = own.kernel_size if kernel_size is None else kernel_size
-        padding = matched_padding(kernel_size, own)[0] if padding is None else padding
-        stride = own.stride if stride is None else stride
-        return Conv(in_channels, out_channels, kernel_size, stride, padding, bias, own.groups if same else 1)
+        given = dict(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
+        conv = replace(own, bias=bias, **{name: size for name, size in given.items() if size is not None})
+        padding = matched_padding(conv.kernel_size, own)[0] if padding is None else padding
+        same = (conv.in_channels, conv.out_channels) == (own.in_channels, own.out_channels)
+        return replace(conv, padding=padding, groups=own.groups if same else 1)
 
     def block(
         self, in_channels: int | None = None, out_channels: int | None = None, stride: int | None = None
     ) -> Block:
-        """A block for this place, of the site's type where the site has blocks, else a basic one, with the host's norm
-        and skips."""
+        """A block for this place, of the type of the site's blocks or basic, with the host's norm and skips."""
         own = self.site.blocks[0] if isinstance(self.site, Stage) else self.site
         ins = self.site.in_channels if in_channels is None else in_channels
         outs = self.site.out_channels if out_channels is None else out_channels
@@ -265,19 +229,13 @@ class Place:
         width = outs if model.type == "basic" else max(1, model.width * outs // own.out_channels)
         changes = "conv" if self.shortcut == "pad" and outs < ins else self.shortcut
         shortcut = "identity" if (ins, step) == (outs, 1) and changes != "none" else changes
-        return dataclasses.replace(
-            model, in_channels=ins, width=width, out_channels=outs, stride=step, shortcut=shortcut
-        )
+        return replace(model, in_channels=ins, width=width, out_channels=outs, stride=step, shortcut=shortcut)
 
 
 def matched_padding(kernel_size: int, own: Conv) -> tuple[int, int]:
     """The pixels of padding (top and left, bottom and right) by which a kernel of this size gives as many as `own` does.
-
-    Raises UserError where it would take less than none.
-    """
+    Raises UserError where it would take less than none."""
     total = 2 * own.padding + kernel_size - own.kernel_size
-    if total < 0:
-        raise UserError(
-            f"a kernel of {kernel_size} x {kernel_size} gives more pixels than the site's {own.kernel_size} x {own.kernel_size} with padding {own.padding}, even without any"
-        )
+    site = f"the site's {own.kernel_size} x {own.kernel_size} with padding {own.padding}"
+    require(total >= 0, f"a kernel of {kernel_size} x {kernel_size} gives more pixels than {site}, even without any")
     return total // 2, total - total // 2

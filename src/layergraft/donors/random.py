@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from layergraft.config.registry import register
 from layergraft.donors.base import DonorKind
 from layergraft.donors.forms import Form, Place, Stem
-from layergraft.errors import UserError
+from layergraft.errors import require
 from layergraft.seeds import stream
 
 if TYPE_CHECKING:
@@ -24,15 +24,6 @@ def initial(form: Form, seed: int) -> nn.Module:
         return form.build()
 
 
-def chosen_form(kind: str | None, place: Place) -> Form:
-    """The form of a donor of `kind` that fits `place` as it is; of the site's own kind for None."""
-    if kind is None:
-        return place.site
-    if kind == "block":
-        return place.block()
-    return place.conv() if kind == "conv" else Stem(place.conv(), place.norm)
-
-
 @register("donor", "random")
 @dataclass
 class RandomDonor(DonorKind):
@@ -43,7 +34,12 @@ class RandomDonor(DonorKind):
     """Of its weights; conf/donor/random.yaml makes it the run's seed."""
 
     def form(self, place: Place) -> Form:
-        return chosen_form(self.kind, place)
+        """As the site is, where `kind` is None."""
+        if self.kind is None:
+            return place.site
+        if self.kind == "block":
+            return place.block()
+        return place.conv() if self.kind == "conv" else Stem(place.conv(), place.norm)
 
     def source(self) -> str:
         return "untrained"
@@ -54,5 +50,4 @@ class RandomDonor(DonorKind):
 
 def require_conv(kind: str | None, name: str) -> None:
     """Raise UserError where a donor that is always a convolution is asked to be something else."""
-    if kind not in (None, "conv"):
-        raise UserError(f"donor.kind is {kind}, but donor={name} is always a convolution")
+    require(kind in (None, "conv"), f"donor.kind is {kind}, but donor={name} is always a convolution")

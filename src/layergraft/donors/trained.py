@@ -20,10 +20,10 @@ from omegaconf import MISSING
 from layergraft.config.recipes import OptimSpec, ScheduleSpec
 from layergraft.config.registry import limited, register
 from layergraft.config.specs import DataSpec
-from layergraft.donors.base import identity, key_of, loaded
+from layergraft.donors.base import identity, key_of
 from layergraft.donors.controls import LearnedDonor
 from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem, describe
-from layergraft.donors.random import chosen_form, initial
+from layergraft.donors.random import initial
 from layergraft.errors import UserError, require
 from layergraft.networks import kept
 from layergraft.seeds import stream
@@ -69,19 +69,14 @@ class TrainedDonor(LearnedDonor):
         """Raises UserError for a stage, which is not one functional layer."""
         kind = self.kind or place.site.kind
         if kind == Stage.kind:
-            raise UserError(
-                f"{place.path} is a stage, and donor={self.name} trains a single layer; donor.kind=block or conv puts one in its place"
-            )
+            instead = "donor.kind=block or conv puts one in its place"
+            raise UserError(f"{place.path} is a stage, and donor={self.name} trains a single layer; {instead}")
         if kind == Block.kind:
             for name in ("kernel_size", "padding"):
                 require(getattr(self, name) is None, f"donor.{name} is set, but a block's convolutions have their own")
             require(not self.bias, "donor.bias is set, but a block's convolutions have none")
-            if (self.in_channels, self.out_channels, self.stride) == (None, None, None):
-                return chosen_form(kind, place)
             return place.block(self.in_channels, self.out_channels, self.stride)
-        conv = place.conv(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, bias=self.bias
-        )
+        conv = place.conv(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.bias)
         return conv if kind == Conv.kind else Stem(conv, place.norm)
 
     def source(self) -> str:
@@ -89,11 +84,7 @@ class TrainedDonor(LearnedDonor):
 
     def images(self, place: Place) -> ImageData:
         """As they are where it names channels of its own."""
-        if self.in_channels is None:
-            return cast("ImageData", super().images(place))  # it has a source
-        images = loaded(self.data, self.seed)
-        self.require_trainable(images)
-        return images
+        return cast("ImageData", super().images(place)) if self.in_channels is None else self.loaded()
 
     def decides(self, place: Place) -> dict[str, Any]:
         images, fields = self.images(place), super().decides(place)
@@ -103,19 +94,16 @@ class TrainedDonor(LearnedDonor):
         return fields
 
     def build(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
-        _, layer, facts = self._trained(place, backend, outputs)
-        return layer, facts
+        return self._trained(place, backend, outputs)[1:]
 
     def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module]:
-        network, layer, _ = self._trained(place, backend, outputs)
-        return network, layer
+        return self._trained(place, backend, outputs)[:2]
 
     def _trained(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
         """The single-layer network after its training, its layer, and what is known of it."""
-        images, key = self.images(place), key_of(self, place, backend)
+        images, key, known = self.images(place), key_of(self, place, backend), identity(self, place, backend)
         network, layer = self.network(self.form(place), images.channels, images.num_classes)
-        known = identity(self, place, backend)
-        return network, layer, kept.trained(network, self, images, key, known, backend, outputs)
+        return network, layer, kept.trained(network, self, images, kept.folder_of(outputs, key), known, backend)
 
     def network(self, form: Form, image_channels: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
         """The single-layer network, and its layer: (N, `image_channels`, H, W) to logits (N, `num_classes`)."""
@@ -128,10 +116,8 @@ class TrainedDonor(LearnedDonor):
         layer = initial(form, self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(stream(self.seed, "donor", "rest"))
-            lift: list[nn.Module] = []
-            body = [layer]
-            if form.in_channels != image_channels or isinstance(form, Block):
-                lift = conv_bn_relu(image_channels, form.in_channels)
+            lifted = form.in_channels != image_channels or isinstance(form, Block)
+            body = [*(conv_bn_relu(image_channels, form.in_channels) if lifted else []), layer]
             if isinstance(form, Conv):
                 body += [nn.BatchNorm2d(form.out_channels), nn.ReLU()]
             width = form.out_channels
@@ -139,7 +125,7 @@ class TrainedDonor(LearnedDonor):
                 body += conv_bn_relu(width, HEAD_WIDTH)
                 width = HEAD_WIDTH
             head = [nn.AdaptiveAvgPool2d(2), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(4 * width, num_classes)]
-            return nn.Sequential(*lift, *body, *head), layer
+            return nn.Sequential(*body, *head), layer
 
 
 @lru_cache(maxsize=256)
@@ -154,6 +140,5 @@ def _require_trained_on(form: Form, k: int, image: tuple[int, int, int], num_cla
     try:
         network(torch.empty(2, *image, device="meta"))
     except RuntimeError as error:
-        raise UserError(
-            f"donor: a {describe(form)} cannot be trained on images of {image[1]} x {image[2]} pixels: {str(error).splitlines()[0]}"
-        ) from None
+        why = f"images of {image[1]} x {image[2]} pixels: {str(error).splitlines()[0]}"
+        raise UserError(f"donor: a {describe(form)} cannot be trained on {why}") from None

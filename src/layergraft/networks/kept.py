@@ -12,7 +12,7 @@ from layergraft.config.specs import DataSpec
 from layergraft.errors import RunFailed
 from layergraft.hosts import checkpoints
 from layergraft.seeds import stream
-from layergraft.store.files import forget, once, write_atomic, write_json
+from layergraft.store.files import once, write_atomic, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,20 +34,12 @@ class Learning(Protocol):
 
 
 def trained(
-    network: nn.Module,
-    how: Learning,
-    images: ImageData,
-    key: str,
-    known: dict[str, Any],
-    backend: Backend,
-    outputs: Path,
+    network: nn.Module, how: Learning, images: ImageData, folder: Path, known: dict[str, Any], backend: Backend
 ) -> dict[str, Any]:
-    """Give `network` the weights that training it gives, by the first who asks, in whichever process; the others read them.
-
-    Returns `network` (its key), `num_train` (images) and `metrics`. `known` is what the key is the hash of. Raises
-    RunFailed where it diverges.
-    """
-    folder = folder_of(outputs, key)
+    """Give `network` the weights that training it gives, by the first who asks, in whichever process; others read them.
+    Returns `network` (its key, which names `folder`), `num_train` (images) and `metrics`. `known` is what the key is
+    the hash of. Raises RunFailed where it diverges."""
+    key = folder.name
 
     def make(unfinished: Path) -> None:
         metrics = _fit(network, images, how, backend, unfinished, key)
@@ -58,11 +50,6 @@ def trained(
     load(network, folder / WEIGHTS)
     facts = json.loads((folder / FACTS).read_text())
     return {"network": key, "num_train": facts["num_train"], "metrics": facts["metrics"]}
-
-
-def forget_network(outputs: Path, key: str, older_than: float) -> None:
-    """Remove a network that was trained before `older_than` (of the disk's clock)."""
-    forget(folder_of(outputs, key), older_than)
 
 
 def folder_of(outputs: Path, key: str) -> Path:

@@ -32,10 +32,8 @@ CHECKED = 5  # images, a number that no format was traced with
 
 def export(outputs: Path, key: str, form: str = "safetensors", to: Path | None = None) -> Path:
     """Write the network of a completed run; the file's path, `KEY.SUFFIX` in the current folder by default.
-
     The file takes images (N, C, H, W) float32, N free, normalised by the mean and deviation that the record names, and
-    gives logits (N, classes). Raises UserError for an unknown run or format, RunFailed where the logits differ.
-    """
+    gives logits (N, classes). Raises UserError for an unknown run or format, RunFailed where the logits differ."""
     if form not in SUFFIXES:
         raise unknown("format", form, SUFFIXES)
     if form == "onnx":
@@ -52,9 +50,8 @@ def export(outputs: Path, key: str, form: str = "safetensors", to: Path | None =
         wanted, given = network(x_NCHW), _WRITERS[form](network, record, image, written)(x_NCHW)
         worst = float((given - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
         if not worst <= TOLERANCE:
-            raise RunFailed(
-                f"as {form} it gives other logits than the run's network, by {worst:.1g} of the largest; {path} was not written"
-            )
+            by = f"by {worst:.1g} of the largest; {path} was not written"
+            raise RunFailed(f"as {form} it gives other logits than the run's network, {by}")
         written.chmod(0o644)  # safetensors makes 0600, which shuts colleagues on a shared disk out
         written.replace(path)
     return path
@@ -62,19 +59,17 @@ def export(outputs: Path, key: str, form: str = "safetensors", to: Path | None =
 
 def trained_network(outputs: Path, key: str) -> tuple[nn.Module, RunRecord]:
     """The network of a completed run with its trained weights, in evaluation mode, and the run's record.
-
-    `key` is the run's, or how the key of no other begins. It is put together from the record alone: neither data nor donors
-    need be there. Raises UserError for another key.
-    """
+    `key` is the run's, or how the key of no other begins. It is put together from the record alone: neither data nor
+    donors need be there. Raises UserError for another key."""
     added()  # the host may be of a plug-in's kind
-    every = sorted(path.parent.name for path in (outputs / "runs").glob(f"*/{RECORD}"))
+    runs = outputs / "runs"
+    every = sorted(path.parent.name for path in runs.glob(f"*/{RECORD}"))
     near = [name for name in every if name.startswith(key)]
     if not near:
-        raise unknown(f"run in {outputs / 'runs'}:", key, every)
-    require(
-        key in near or len(near) == 1, f"{len(near)} runs in {outputs / 'runs'} begin with '{key}': {listing(near)}"
-    )
-    folder = run_folder(outputs, key if key in near else near[0])
+        raise unknown(f"run in {runs}:", key, every)
+    name = key if key in near else near[0]
+    require(name == key or len(near) == 1, f"{len(near)} runs in {runs} begin with '{key}': {listing(near)}")
+    folder = run_folder(outputs, name)
     record = read_record(folder)
     assert record is not None
     require(record.status == "completed", f"the run {key} is {record.status}; only a completed one has its network")

@@ -28,13 +28,11 @@ class DiskFull(RunFailed):
 def transient(error: BaseException) -> str | None:
     """MEMORY or MACHINE for what may pass; None for what would happen again."""
     for cause in _chain(error):
-        if isinstance(cause, (MemoryError, torch.OutOfMemoryError)) or (
-            isinstance(cause, RuntimeError) and OUT_OF_MEMORY.search(str(cause))
-        ):
+        told = isinstance(cause, RuntimeError) and OUT_OF_MEMORY.search(str(cause))
+        if told or isinstance(cause, (MemoryError, torch.OutOfMemoryError)):
             return MEMORY
-        if isinstance(cause, (ConnectionError, TimeoutError, torch.AcceleratorError)):
-            return MACHINE
-        if isinstance(cause, OSError) and cause.errno in PASSING:
+        passes = isinstance(cause, OSError) and cause.errno in PASSING
+        if passes or isinstance(cause, (ConnectionError, TimeoutError, torch.AcceleratorError)):
             return MACHINE
     return None
 
@@ -50,10 +48,8 @@ def disk_full(outputs: Path) -> DiskFull:
 
 def spoils_its_process(error: BaseException) -> bool:
     """Whether the process is of no further use: after some errors CUDA answers nothing but errors."""
-    return any(
-        isinstance(cause, torch.AcceleratorError) and not isinstance(cause, torch.OutOfMemoryError)
-        for cause in _chain(error)
-    )
+    of_gpu = [cause for cause in _chain(error) if isinstance(cause, torch.AcceleratorError)]
+    return any(not isinstance(cause, torch.OutOfMemoryError) for cause in of_gpu)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

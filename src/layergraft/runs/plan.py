@@ -112,43 +112,34 @@ class RunPlan:
         backend, images = backend_of(self.config), images_of(self.config)
         donors = [key_of(self.donor, graft.place, backend) for graft in self.grafts]
         found = weights.fingerprint(self.config.host)
-        known = identity(self.config, backend.precision, images.fingerprint, found, donors)
-        key = key_by(self.axes, known)
-        require(
-            key == self.key,
-            f"it was planned as {self.key} and is {key} here: its data or files have changed, or precision=auto resolves differently here; set precision=float32 or bf16_mixed",
-        )
+        key = key_by(self.axes, identity(self.config, backend.precision, images.fingerprint, found, donors))
+        why = "its data or files have changed, or precision=auto resolves differently here"
+        mend = "set precision=float32 or bf16_mixed"
+        require(key == self.key, f"it was planned as {self.key} and is {key} here: {why}; {mend}")
         return replace(self, backend=backend)
 
 
 def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
-    """Check a run without making anything, so that a large sweep is checked fast.
-
-    Raises UserError for whatever in the config cannot be: this is all the checking there is.
-    """
-    backend, images = backend_of(config), images_of(config)
+    """Check a run without making anything, so that a large sweep is checked fast. Raises UserError for whatever in the
+    config cannot be: this is all the checking there is."""
+    backend, images, last = backend_of(config), images_of(config), config.schedule.epochs
     there = skeletons.sites_of(config.host, images.shape, images.num_classes)
     grafts = _grafts(config, images, there, backend) if config.donor.is_layer else ()
-    of = _Network(
-        keyed(config.host), weights.fingerprint(config.host), images.shape, images.num_classes,
-        tuple(graft.site for graft in grafts), tuple(graft.form for graft in grafts), keyed(config.surgery),
-    )  # fmt: skip
-    outline = _outline(of)
-    strategy = _strategy(of, keyed(config.strategy), config.schedule.epochs)
-    check(outline.network, strategy, Recipe(config.optim, ScheduleSpec(epochs=config.schedule.epochs)), backend)
+    found = weights.fingerprint(config.host)
+    where, forms = tuple(graft.site for graft in grafts), tuple(graft.form for graft in grafts)
+    of = keyed(config.host), found, images.shape, images.num_classes, where, forms, keyed(config.surgery)
+    outline = _outline(*of)
+    strategy = _strategy(of, keyed(config.strategy), last)
+    check(outline.network, strategy, Recipe(config.optim, ScheduleSpec(epochs=last)), backend)
     for epoch in config.exec.probe.epochs:
-        require(
-            epoch <= config.schedule.epochs,
-            f"exec.probe.epochs has {epoch}, but training ends after {config.schedule.epochs} epochs",
-        )
+        require(epoch <= last, f"exec.probe.epochs has {epoch}, but training ends after {last} epochs")
     optim, data = config.optim, config.data
     batches = BatchSpec(optim.batch_size, optim.accumulate, data.shift, data.flip, config.regularizer.mixup)
     steps = batches.steps_per_epoch(len(images.train))
-    keys = [graft.key for graft in grafts]
-    named = axes(config)
-    key = key_by(named, identity(config, backend.precision, images.fingerprint, of.weights, keys))
+    keys, named = [graft.key for graft in grafts], axes(config)
+    key = key_by(named, identity(config, backend.precision, images.fingerprint, found, keys))
     return RunPlan(
-        config, key, named, backend, of.weights, images.facts, there, grafts, outline.parameters, strategy, batches, steps,
+        config, key, named, backend, found, images.facts, there, grafts, outline.parameters, strategy, batches, steps,
         tuple(overrides),
     )  # fmt: skip
 
@@ -209,8 +200,7 @@ def identity(
     operation = body["surgery"]
     looks = operation["calibrate"] != "none" or (operation["fit"], operation["start"]) == ("project", "least_squares")
     acts = {"where": operation["name"] == "insert", "start": operation["fit"] == "project", "images": looks}
-    for name in (name for name, does in acts.items() if not does):
-        del operation[name]
+    body["surgery"] = {name: value for name, value in operation.items() if acts.get(name, True)}
     if not config.donor.is_layer:
         body["site"] = body["surgery"] = None  # nothing goes anywhere: the arm is the same for every site
     return {"version": RESULT_VERSION, "config": body, "data": fingerprint}
@@ -227,25 +217,9 @@ def _grafts(config: Config, images: ImageData, there: Mapping[str, Site], backen
     where = [sites.resolve(dict(there), site, config.host.name, kind) for site in config.sites]
     surgery.require_apart(where)
     skeleton = skeletons.skeleton(config.host, images.shape, images.num_classes)
-    places = [surgery.place_of(skeleton, site, config.surgery, images.shape) for site in where]
+    places = [(site, surgery.place_of(skeleton, site, config.surgery, images.shape)) for site in where]
     donor = cast(DonorKind, config.donor).controlled()
-    return tuple(
-        PlannedGraft(site, place, donor.form(place), key_of(donor, place, backend))
-        for site, place in zip(where, places, strict=True)
-    )
-
-
-@dataclass(frozen=True)
-class _Network:
-    """All that decides the shape of a network with its donors: what outlines are kept by."""
-
-    host: Keyed
-    weights: str | None
-    image: tuple[int, int, int]
-    num_classes: int
-    where: tuple[Site, ...]
-    forms: tuple[Form, ...]
-    surgery: Keyed
+    return tuple(PlannedGraft(site, at, donor.form(at), key_of(donor, at, backend)) for site, at in places)
 
 
 @dataclass(frozen=True)
@@ -259,22 +233,27 @@ class _Outline:
 
 
 @lru_cache(maxsize=256)
-def _outline(of: _Network) -> _Outline:
-    spec: HostSpec = of.host.spec
-    host = skeletons.skeleton(spec, of.image, of.num_classes)
-    donors = [(site, blank(form.build)) for site, form in zip(of.where, of.forms, strict=True)]
-    grafted = surgery.graft(host, donors, of.surgery.spec, of.image, spec.roles["head"])
+def _outline(
+    host: Keyed, weights: str | None, image: tuple[int, int, int], num_classes: int,
+    where: tuple[Site, ...], forms: tuple[Form, ...], operation: Keyed,
+) -> _Outline:  # fmt: skip
+    """The outline of a network with its donors; the arguments are all that decides its shape."""
+    spec: HostSpec = host.spec
+    donors = [(site, blank(form.build)) for site, form in zip(where, forms, strict=True)]
+    skeleton = skeletons.skeleton(spec, image, num_classes)
+    grafted = surgery.graft(skeleton, donors, operation.spec, image, spec.roles["head"])
     require_room("the network with its donors", grafted.network)
     before, after = (grafted.parts["host before"], grafted.parts["host after"]) if donors else ((), ())
     roles = {**spec.roles, **grafted.roles, "before": before, "after": after, "norm": norm_paths(grafted.network)}
-    there = skeletons.sites_of(spec, of.image, of.num_classes)
+    there = skeletons.sites_of(spec, image, num_classes)
     sizes = {name: parameter.numel() for name, parameter in grafted.network.named_parameters()}
     blocks = tuple(path for path, site in there.items() if site.kind == sites.BLOCK)
     return _Outline(grafted.network, sizes, roles, blocks)
 
 
 @lru_cache(maxsize=1024)
-def _strategy(of: _Network, strategy: Keyed, epochs: int) -> Plan:
-    outline = _outline(of)
+def _strategy(of: tuple[Any, ...], strategy: Keyed, epochs: int) -> Plan:
+    """The strategy's plan for the network whose `_outline` the arguments `of` give."""
+    outline = _outline(*of)
     norms = statistics_paths(outline.network)
     return make_plan(strategy.spec, list(outline.parameters), norms, outline.roles, epochs, outline.blocks)

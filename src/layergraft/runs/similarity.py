@@ -38,9 +38,7 @@ NOT_OF_THE_SITE = ("strategy", "optim", "schedule", "regularizer", "precision")
 
 def similarity(run: BuiltRun) -> dict[str, Any] | None:
     """Of a run whose donors are at hand: `fixed` and, by the site's path, `site`; None where no donor learnt from images.
-
-    What was measured before is read: the site's is the same for every strategy.
-    """
+    What was measured before is read: the site's is the same for every strategy."""
     config, plan = run.config, run.plan
     if not plan.grafts or not config.exec.similarity.resamples:
         return None
@@ -73,7 +71,7 @@ def _fixed(source: ImageData, target: ImageData, config: Config) -> dict[str, An
     parts = [_some(data.train, config) for data in (source, target)]
     features = [gabor_features(part.images()) for part in parts]
     return {
-        "fixed": _measured(features, [part.y_N for part in parts], (source.task, target.task), config, None),
+        "fixed": _measured(features, [part.y_N for part in parts], (source.task, target.task), config, features),
         "images": [len(part) for part in parts],
         "target test images in source train": near_duplicates(source.train, target.test),
     }
@@ -108,45 +106,29 @@ def _at_sites(run: BuiltRun, source: ImageData) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _inputs(
-    network: nn.Module,
-    at: nn.Module,
-    layer: nn.Module,
-    data: ImageData,
-    config: Config,
-    device: torch.device,
-    mode: Any,
-) -> tuple[Tensor, Tensor]:
-    """Of some training images of `data`: what reaches the module `at` in `network`, and what `layer` makes of it, both
-    pooled over the image."""
+def _inputs(network: nn.Module, at: nn.Module, layer: nn.Module, data: ImageData, config: Config, device: torch.device,
+            mode: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Of some training images of `data`: what reaches the module `at` in `network`, and what `layer` makes of it (the
+    same again where it cannot take so many channels), both pooled over the image."""
     reaches: list[Tensor] = []
-    pooled: list[tuple[Tensor, Tensor | None]] = []
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
     normalize, images = Normalize(data.train, device), torch.from_numpy(_some(data.train, config).images())
     before = next(network.parameters()).device
     network.to(device)
     alone = copy.deepcopy(layer).to(device)  # it may stand in the network, with the hook
+    takes = next(part.in_channels for part in alone.modules() if isinstance(part, nn.Conv2d))
     handle = at.register_forward_pre_hook(lambda module, args: reaches.append(args[0].float()))
-    with mode(network):
-        for x in images.split(BATCH):
-            network(normalize(x.to(device)))
-            pooled.append(_pooled(alone, reaches.pop()))  # a batch at a time: feature maps are large
+    with mode(network), evaluating(alone):
+        for batch in images.split(BATCH):  # pooled a batch at a time: feature maps are large
+            network(normalize(batch.to(device)))
+            x_NCHW = reaches.pop()
+            inputs.append(pooled_statistics(x_NCHW))
+            if x_NCHW.shape[1] == takes:
+                outputs.append(pooled_statistics(alone(x_NCHW)))
     handle.remove()
     network.to(before)
-    inputs, outputs = [given for given, _ in pooled], [made for _, made in pooled if made is not None]
     return torch.cat(inputs), torch.cat(outputs or inputs)
-
-
-def _pooled(layer: nn.Module, x_NCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Of what reaches the layer and of what it gives; None where it cannot take so many channels."""
-    if x_NCHW.shape[1] != channels_of(layer):
-        return pooled_statistics(x_NCHW), None
-    with evaluating(layer):
-        return pooled_statistics(x_NCHW), pooled_statistics(layer(x_NCHW))
-
-
-def channels_of(layer: nn.Module) -> int:
-    """That a donor takes."""
-    return next(module.in_channels for module in layer.modules() if isinstance(module, nn.Conv2d))
 
 
 def pooled_statistics(x_NCHW: Tensor) -> Tensor:
@@ -160,16 +142,11 @@ def pooled_statistics(x_NCHW: Tensor) -> Tensor:
 
 
 def _measured(
-    compared: list[Tensor],
-    labels: list[np.ndarray],
-    tasks: tuple[Task, Task],
-    config: Config,
-    evidence: list[Tensor] | None,
+    compared: list[Tensor], labels: list[np.ndarray], tasks: tuple[Task, Task], config: Config, evidence: list[Tensor]
 ) -> dict[str, Any]:
     """Each of MEASURES with mean, deviation and number of resamples. Distances are between the features `compared`; what
-    the source knows of the target's labels is read off the features `evidence`, or off `compared`."""
-    compared = principal(compared)
-    evidence = compared if evidence is None else principal(evidence)
+    the source knows of the target's labels is read off the features `evidence`."""
+    compared, evidence = principal(compared), principal(evidence)
     count = min(map(len, compared)) // 2
     if count < 4:
         return {}  # too few to measure anything
@@ -177,10 +154,9 @@ def _measured(
     for resample in range(config.exec.similarity.resamples):
         rng = np.random.default_rng(stream(0, "similarity", resample))
         s, t = (rng.choice(len(x), count, replace=False) for x in compared)
-        values["frechet"].append(frechet_distance(compared[0][s], compared[1][t]))
-        values["a_distance"].append(
-            proxy_a_distance(compared[0][s], compared[1][t], stream(0, "similarity", "halves", resample))
-        )
+        x_s, x_t, halves = compared[0][s], compared[1][t], stream(0, "similarity", "halves", resample)
+        values["frechet"].append(frechet_distance(x_s, x_t))
+        values["a_distance"].append(proxy_a_distance(x_s, x_t, halves))
         y_s, y_t = labels[0][s], labels[1][t]
         if tasks[0] is Task.multi_label or len(np.unique(y_s)) < 2:
             continue  # no classes, no classifier

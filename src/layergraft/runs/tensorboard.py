@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
 
 from layergraft.runs.plan import RunPlan
 from layergraft.store.records import RunRecord
@@ -17,25 +15,23 @@ from layergraft.training.fit import EventsLogger, Fitted
 
 
 def write_figures(plan: RunPlan, fitted: Fitted, record: RunRecord) -> None:
-    """The plan as a picture, and the figures that runs are compared by, for TensorBoard's HParams tab."""
+    """The plan as a picture, the figures that runs are compared by for the HParams tab, and the strategy's chart."""
     logger = EventsLogger(plan.folder)
     logger.experiment.add_image("plan", picture(json.dumps(record.plan)), dataformats="HWC")
     # Under names of their own: TensorBoard keeps these as scalars too, at step 0, amid a curve of that name.
     # Those that every run has: the tab shows what all runs share.
     figures = {f"final/{name.replace('/', '_')}": value for name, value in fitted.summary().items()}
     logger.log_hyperparams(_hparams(plan), figures)
-    _by_strategy(logger.experiment, plan.config.strategy.name, fitted.curves)
-    logger.close()
-
-
-def _by_strategy(writer: SummaryWriter, strategy: str, curves: Sequence[dict[str, float]]) -> None:
-    """The validation curve again under the strategy's name, with a layout for the Custom Scalars tab: TensorBoard joins the
-    layouts of all runs, so that each strategy has a chart there with its runs. It asks for every run in every chart, so
-    there is one a strategy."""
+    # The validation curve again under the strategy's name, with a layout for the Custom Scalars tab: TensorBoard joins
+    # the layouts of all runs, so that each strategy has a chart there with its runs. It asks for every run in every
+    # chart, so there is one a strategy.
+    strategy = plan.config.strategy.name
     tag = f"strategy/{strategy}/val_acc"
-    for point in curves:
-        writer.add_scalar(tag, point["val/acc"], int(point["epoch"]))
-    writer.add_custom_scalars({"validation accuracy, %": {strategy: ["Multiline", [f"^{re.escape(tag)}$"]]}})
+    for point in fitted.curves:
+        logger.experiment.add_scalar(tag, point["val/acc"], int(point["epoch"]))
+    layout = {"validation accuracy, %": {strategy: ["Multiline", [f"^{re.escape(tag)}$"]]}}
+    logger.experiment.add_custom_scalars(layout)
+    logger.close()
 
 
 def _hparams(plan: RunPlan) -> dict[str, str | int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import math
 import platform
@@ -39,29 +38,21 @@ from layergraft.runs.tensorboard import write_figures
 from layergraft.seeds import stream
 from layergraft.store.files import write_atomic
 from layergraft.store.leases import Claimed, claim
-from layergraft.store.records import (
-    RECORD,
-    GraftRecord,
-    RunRecord,
-    claim_of,
-    is_done,
-    read_record,
-    write_record,
-)
+from layergraft.store.records import RECORD, GraftRecord, RunRecord, claim_of, is_done, read_record, write_record
 from layergraft.training import ranks
 from layergraft.training.checkpoints import CHECKPOINT, facts_of, require_same
 from layergraft.training.fit import Backend, Fitted, Recipe, Saving, fit
 from layergraft.training.module import Diverged
 from layergraft.training.probes import Probes, Subject
 
+Callbacks = Sequence[pl.Callback]
+
 
 class Pruned(Exception):
     """A search has seen enough of the run; its checkpoint stays, for whoever wants it whole."""
 
 
-def execute(
-    plan: RunPlan, callbacks: Sequence[pl.Callback] = (), *, wait: bool = True, newer_than: float = 0.0
-) -> RunRecord:
+def execute(plan: RunPlan, callbacks: Callbacks = (), *, wait: bool = True, newer_than: float = 0.0) -> RunRecord:
     """Do the run, unless the store has it, and return its record. One that was interrupted goes on from its checkpoint.
 
     Where another process does it, that is waited for, and the run done if the other dies; without `wait`, Claimed is
@@ -74,10 +65,8 @@ def execute(
     since = math.inf if settings.rerun else newer_than
     with claim(claim_of(plan.outputs, plan.key), wait) as ours:
         if is_done(folder, since):
-            require(
-                settings.resume is None,
-                f"exec.resume: the run {plan.key} is in the store already; exec.rerun=true does it again from the checkpoint",
-            )
+            again = "exec.rerun=true does it again from the checkpoint"
+            require(settings.resume is None, f"exec.resume: the run {plan.key} is in the store already; {again}")
             return cast(RunRecord, read_record(folder))  # it is done, so it is there
         resume = _checkpoint(plan, since)
         if resume is None:
@@ -87,11 +76,14 @@ def execute(
             with suppress(OSError):
                 left.unlink()
         (folder / RECORD).unlink(missing_ok=True)
-        record = _begun(plan, resume)
+        record = planned_record(plan, "completed")
+        record.started = datetime.now(UTC).isoformat(timespec="seconds")
+        record.environment = environment(plan.backend)
+        record.resumed = resume is not None
         start = time.perf_counter()
         try:
             write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record.config)))
-            interrupted = _outcome(plan, record, resume, callbacks)
+            _outcome(plan, record, resume, callbacks)
             record.timings["total_seconds"] = time.perf_counter() - start
             if not ours():  # it was stopped for so long that another has taken it over
                 raise Claimed(f"another process has taken {plan.key} over")
@@ -102,54 +94,39 @@ def execute(
             raise
         if record.status == "completed" and ours():
             (folder / CHECKPOINT).unlink(missing_ok=True)
-        if interrupted:
+        if record.status == "interrupted":
             raise KeyboardInterrupt
         return record
-
-
-def _begun(plan: RunPlan, resume: Path | None) -> RunRecord:
-    """The record of a run before its training."""
-    record = planned_record(plan, "completed")
-    record.started = datetime.now(UTC).isoformat(timespec="seconds")
-    record.environment = environment(plan.backend)
-    record.resumed = resume is not None
-    return record
 
 
 def planned_record(plan: RunPlan, status: str) -> RunRecord:
     """What is known of a run before it is done."""
     config = plan.config
     kinds = {group: name_of(getattr(config, group)) for group in ("host", "donor", "data")}
-    steps = plan.steps_per_epoch
-    return RunRecord(plan.key, status, plan.axes, canonical(config), kinds, steps_per_epoch=steps)
+    return RunRecord(plan.key, status, plan.axes, canonical(config), kinds, steps_per_epoch=plan.steps_per_epoch)
 
 
-def _outcome(plan: RunPlan, record: RunRecord, resume: Path | None, callbacks: Sequence[pl.Callback]) -> bool:
-    """Build and train, and note in `record` what came of it; whether it was interrupted. Raises OSError where the disk is
-    full."""
+def _outcome(plan: RunPlan, record: RunRecord, resume: Path | None, callbacks: Callbacks) -> None:
+    """Build and train, and note in `record` what came of it. Raises DiskFull."""
     try:
         train(plan.build(), record, resume, callbacks)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         record.status = "interrupted"
-        return True
     except Pruned as error:
         record.status, record.error = "pruned", str(error)
     except Diverged as error:
         record.status, record.error, record.traceback = "diverged", str(error), traceback.format_exc()
     except Exception as error:
         if is_full(error):
-            raise OSError(errno.ENOSPC, "the disk is full") from error
+            raise disk_full(plan.outputs) from error
         record.status, record.error = "failed", f"{type(error).__name__}: {error}"
         record.traceback = traceback.format_exc()
         record.transient, record.process_spoilt = transient(error), spoils_its_process(error)
-    return False
 
 
 def _checkpoint(plan: RunPlan, since: float) -> Path | None:
     """The checkpoint to go on from: the one that is asked for, or what this run left when it was interrupted.
-
-    Raises UserError where the one asked for is another run's.
-    """
+    Raises UserError where the one asked for is another run's."""
     if plan.config.exec.resume is not None:
         require_same(Path(plan.config.exec.resume), plan.identity)
         return Path(plan.config.exec.resume)
@@ -166,9 +143,7 @@ def _checkpoint(plan: RunPlan, since: float) -> Path | None:
     return left
 
 
-def train(
-    run: BuiltRun, record: RunRecord, resume: Path | None = None, callbacks: Sequence[pl.Callback] = ()
-) -> RunRecord:
+def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callbacks: Callbacks = ()) -> RunRecord:
     """Train a run that is built, into its folder; `record`, with what came of it. Raises Diverged."""
     plan, config, folder = run.plan, run.config, run.plan.folder
     record.donors = [donor.provenance for donor in run.donors]
@@ -178,18 +153,12 @@ def train(
     ]  # fmt: skip
     record.data = written(config.data, run.images, plan.outputs)
     record.similarity = similarity(run)
-    batches = Batches.of(
-        run.images,
-        plan.batches,
-        stream(config.seed, "data"),
-        plan.backend.device,
-        config.exec.data_gib,
-        config.exec.readers,
-    )
+    settings, order = config.exec, stream(config.seed, "data")
+    batches = Batches.of(run.images, plan.batches, order, plan.backend.device, settings.data_gib, settings.readers)
     scale = batches.train.normalize
     record.normalization = {"mean": scale.mean.flatten().tolist(), "std": scale.std.flatten().tolist()}
     probes = probes_of(run, batches)
-    saving = Saving(folder, config.exec.checkpoint_seconds, plan.identity, resume)
+    saving = Saving(folder, settings.checkpoint_seconds, plan.identity, resume)
     recipe = Recipe(config.optim, config.schedule, config.regularizer)
     seed = stream(config.seed, "training")
     options: dict[str, Any] = {"folder": folder, "probe": probes, "saving": saving}
@@ -225,14 +194,10 @@ def probes_of(run: BuiltRun, batches: Batches) -> Probes:
         # As `fit` will have the network, so that what is alike gives the same bits.
         plan.backend.lay_out(run.grafted.host)
         donors = [n for n, p in run.network.named_parameters() if surgery.under(n, run.grafted.roles["graft"])]
-        subject = Subject(
-            run.grafted.watched(plan.sites),
-            {graft.site.path: (graft.site.path, graft.replaced[-1]) for graft in grafts},
-            run.grafted.host,
-            donors,
-            [path for graft in grafts for path in graft.adapter_paths if path.endswith(".gate")],
-            [name for name in donors if run.network.get_parameter(name).ndim == 4],
-        )
+        beside = {graft.site.path: (graft.site.path, graft.replaced[-1]) for graft in grafts}
+        gates = [path for graft in grafts for path in graft.adapter_paths if path.endswith(".gate")]
+        kernels = [name for name in donors if run.network.get_parameter(name).ndim == 4]
+        subject = Subject(run.grafted.watched(plan.sites), beside, run.grafted.host, donors, gates, kernels)
     images = batches.val.first(config.exec.probe.images)
     with plan.backend.arithmetic():
         return Probes(config.exec.probe, run.network, subject, images, batches.val, config.schedule.epochs)
