@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 
 
 class Choice:
-    """A choice from a group of the config, and values for its keys; a part with a dot or within a dictionary for what lies deeper."""
+    """A choice from a group of the config, and values for its keys; deeper ones have a dot or are in a dictionary."""
 
     group: ClassVar[str]
+
+    def __init_subclass__(cls, group: str | None = None) -> None:
+        cls.group = group or cls.group
 
     def __init__(self, name: str, **keys: Any) -> None:
         self.name, self.keys = name, keys
@@ -45,36 +48,26 @@ class Choice:
         return [f"{at}={self.name}", *_values(at, self.keys)]
 
 
-class Host(Choice):
+class Host(Choice, group="host"):
     """The network that receives the donor: `Host("resnet50", weights="IMAGENET1K_V2")`."""
 
-    group = "host"
 
-
-class Data(Choice):
+class Data(Choice, group="data"):
     """A data set: `Data("folder", path="my_images")`."""
 
-    group = "data"
 
-
-class Surgery(Choice):
+class Surgery(Choice, group="surgery"):
     """How the donor goes in: `Surgery("parallel", gate=0.0)`."""
 
-    group = "surgery"
 
-
-class Strategy(Choice):
+class Strategy(Choice, group="strategy"):
     """What learns when, and how fast: `Strategy("hybrid", phases={"thaw": {"epoch": 3}})`."""
 
-    group = "strategy"
 
-
-class Donor(Choice):
+class Donor(Choice, group="donor"):
     """The layer that goes in: `Donor("trained", data="digits_5_to_9")`, `Donor(path="my.pt", layer="conv1")`, or a module of
     torch's: a convolution, or a residual block with torchvision's names. What weights do not tell (stride, padding) is the
     site's."""
-
-    group = "donor"
 
     def __init__(self, layer_or_name: str | nn.Module | None = None, **keys: Any) -> None:
         self.module = None if layer_or_name is None or isinstance(layer_or_name, str) else layer_or_name
@@ -136,11 +129,11 @@ class Run:
 
 
 def graft(host: Host | str, donor: Donor | str | nn.Module, **options: Any) -> Grafted:
-    """Put the donor, which is made where the store does not have it, into the host; trains no host.
+    """Put the donor, which is made where the store does not have it, into the host; trains no host. Options: those of
+    `fit`.
 
-    Options are those of `fit`. `grafted.network` is a torch module that takes x_NCHW and gives logits, for a training
-    loop of one's own; `grafted.host` is the host before; `print` says what was done. Raises UserError, in one line, for what
-    cannot be.
+    `grafted.network` is a torch module that takes x_NCHW and gives logits, for a training loop of one's own;
+    `grafted.host` is the host before; `print` says what was done. Raises UserError, in one line, for what cannot be.
     """
     config = _config(host=host, donor=donor, **options)
     from layergraft.runs.build import set_threads
@@ -192,8 +185,7 @@ def _config(
     settings = given.get("exec")
     outputs = Path((settings if isinstance(settings, Mapping) else {}).get("outputs", "outputs"))
     given["donor"] = (donor if isinstance(donor, Donor) else Donor(donor)).written(outputs)
-    asked = [line for name, value in given.items() for line in _overrides(name, value)]
-    asked += overrides
+    asked = [*_values("", given), *overrides]
     if config_dir is not None:
         require(Path(config_dir).is_dir(), f"config_dir is {config_dir}; there is no such folder")
         asked.append(f"hydra.searchpath=[{_text(f'file://{Path(config_dir).resolve()}')}]")
@@ -208,12 +200,6 @@ def _config(
         if line is None:
             raise
         raise UserError(line) from None
-
-
-def _overrides(key: str, value: Any) -> list[str]:
-    if isinstance(value, Choice):
-        return value.overrides()
-    return list(_values("", {key: value}))
 
 
 def _values(at: str, keys: Mapping[str, Any]) -> Iterator[str]:
@@ -237,8 +223,9 @@ def _text(value: Any) -> str:
         return f"[{','.join(map(_text, value))}]"
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{key}:{_text(item)}' for key, item in value.items())}}}"
+    from hydra.core.override_parser.types import Quote, QuotedString
+
     text = str(value)
     if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
         return text
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
-    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+    return QuotedString(text, Quote.single).with_quotes()

@@ -1,10 +1,8 @@
-"""The command line: `layergraft train | plan | donate | surgery | similarity | advise | sites | status | report | compare | export`.
-
-Arguments only; what they do is in `runs` and `report`.
-"""
+"""The commands: their arguments and help. What they do is in `show`, `sweeps`, `runs` and `report`."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import layergraft
-from layergraft.errors import RunFailed, UserError, unknown
+from layergraft.errors import RunFailed, require, unknown
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,6 +32,7 @@ USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet
   layergraft COMMAND --help             what a command takes
   layergraft --version                  which this is
 """
+SWEEP = {"-m", "--multirun"}  # ask for one
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -58,13 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"layergraft {layergraft.__version__}")
         return
     command, *rest = arguments
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1" or any(
-        re.fullmatch(r"exec\.traceback=(true|yes|on|1)", a, re.IGNORECASE) for a in rest
-    )
+    asks_for_all = re.compile(r"exec\.traceback=(true|yes|on|1)", re.IGNORECASE)
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1" or any(map(asks_for_all.fullmatch, rest))
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
-        if _asks_for_help(rest):
+        if "--help" in rest or "-h" in rest:
             print(_help(command, rest), end="")
         else:
             COMMANDS[command](rest)
@@ -72,11 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `layergraft sites | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
-    except KeyboardInterrupt:
-        _end_interrupted()
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if _of_an_interrupt(error):
-            _end_interrupted()
+            print("interrupted; the same command goes on with the runs that are left", file=sys.stderr)
+            sys.exit(INTERRUPTED)
         from layergraft.config.error_messages import explain
 
         line = explain(error)
@@ -86,13 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(FAILED if isinstance(error, RunFailed) else BAD_INPUT)
 
 
-def _end_interrupted() -> None:
-    print("interrupted; the same command goes on with the runs that are left", file=sys.stderr)
-    sys.exit(INTERRUPTED)
-
-
 def _of_an_interrupt(error: BaseException | None) -> bool:
-    """Whether it was raised while Ctrl-C was on its way up, by what a library cleans up half done."""
+    """Whether it is Ctrl-C, or was raised while Ctrl-C was on its way up, by what a library cleans up half done."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -101,49 +93,62 @@ def _of_an_interrupt(error: BaseException | None) -> bool:
 def _on_one_run(command: str) -> Callable[[list[str]], None]:
     """A command that takes the keys of a run and hands its config to a function of `show`."""
 
+    def show_one(composed: DictConfig) -> Any:
+        from layergraft.config.compose import to_config
+
+        config = to_config(composed)
+        import layergraft.runs.imports  # noqa: F401
+        from layergraft.cli import show
+
+        return getattr(show, SINGLE[command][0])(config)
+
     def run(arguments: list[str]) -> None:
-        if command != "train" and _asks_for_sweep(arguments):
-            raise UserError(f"{command} takes one run and no -m; `layergraft train -m` sweeps over many")
-        _hydra(arguments, lambda composed: _on_config(composed, SINGLE[command]))
+        one = f"{command} takes one run and no -m; `layergraft train -m` sweeps over many"
+        require(command == "train" or not SWEEP.intersection(arguments), one)
+        _hydra(arguments, show_one)
 
     return run
 
 
 def advise(arguments: list[str]) -> None:
-    if _asks_for_sweep(arguments):
-        raise UserError("advise takes no -m; lists of values are what it chooses from")
-    numbers = {f"--{name}": f"hydra.sweeper.{name}" for name in ("epochs", "seeds", "finalists")}
-    rest, chosen, left = [], [], list(arguments)
-    while left:
-        argument = left.pop(0)
-        name, equals, value = argument.partition("=")
-        if name not in numbers:
-            rest.append(argument)  # Hydra's affair
-            continue
-        value = value if equals else left.pop(0) if left else ""
-        if not value.isdecimal():
-            raise UserError(f"advise: {name} takes a number{f', not {value}' if value else ''}")
-        chosen.append(f"{numbers[name]}={value}")
+    """layergraft advise [KEY=VALUE ...] [--epochs N] [--seeds 5] [--finalists 3]
+
+    At which site and by which strategy to load this donor into this host for these data: all of them run briefly, the better third
+    is trained anew for longer, and the finalists on seeds that the choice has not seen, beside the host without a donor. Ends with the
+    advice, how sure it is, and the command for the whole run. It takes what `layergraft train` takes; lists of values
+    (site=layer1.0,layer3.0 surgery=replace,parallel) are what it chooses from, in place of three sites and six strategies.
+    --epochs: of the longest runs, by default half of schedule.epochs, or what the strategies take where that is more; --seeds: of
+    the finalists. The runs are in the store like any other: the same command goes on where it was.
+    """
+    require(not SWEEP.intersection(arguments), "advise takes no -m; lists of values are what it chooses from")
+    rest, options = _options("advise", arguments, ("--epochs", "--seeds", "--finalists"), others=True)
+    for name, value in options.items():
+        require(value.isdecimal(), f"advise: {name} takes a number{f', not {value}' if value else ''}")
+    chosen = [f"hydra.sweeper.{name[2:]}={value}" for name, value in options.items()]
     _hydra(["-m", "hydra/sweeper=advise", *chosen, *rest], lambda composed: None)
 
 
 def status(arguments: list[str]) -> None:
-    folders, _ = _options("status", [a for a in arguments if a != "--watch"], (), ("--watch",))
-    if len(folders) != 1:
-        raise UserError(
-            f"status takes one folder of a sweep, such as outputs/sweeps/quickstart; given: {' '.join(folders) or 'none'}"
-        )
+    """layergraft status DIR [--watch]
+
+    How far the sweep in DIR (outputs/sweeps/NAME) is, whoever runs it, on whichever machine: done, running, failed and waiting runs, runs a minute, time left. --watch: again every 2 seconds, until it is done.
+    """
+    folders, _ = _options("status", [a for a in arguments if a != "--watch"], flags=("--watch",))
+    _require(len(folders) == 1, "status takes one folder of a sweep, such as outputs/sweeps/quickstart", folders)
     from layergraft.sweeps.status import show
 
     show(Path(folders[0]), watch="--watch" in arguments)
 
 
 def report(arguments: list[str]) -> None:
+    """layergraft report DIR ... [--where CONDITION] [--to FOLDER]
+
+    Writes report.html, report.md, runs.csv, runs.parquet and figures/ from the records of sweeps (outputs/sweeps/NAME) or of a
+    folder of runs (outputs/runs): into the sweep's own folder, or for several, or with --where, below outputs/reports.
+    """
     folders, options = _options("report", arguments, ("--where", "--to"))
-    if not folders:
-        raise UserError(
-            "report takes folders of sweeps, such as outputs/sweeps/quickstart, or outputs/runs; given: none"
-        )
+    takes = "report takes folders of sweeps, such as outputs/sweeps/quickstart, or outputs/runs"
+    _require(bool(folders), takes, folders)
     from layergraft import report as pages
 
     to = options.get("--to")
@@ -151,13 +156,16 @@ def report(arguments: list[str]) -> None:
 
 
 def compare(arguments: list[str]) -> None:
+    """layergraft compare A B [DIR ...] [--metric test/acc] [--where CONDITION]
+
+    The mean difference of the runs that meet the condition A to those that meet B, paired by seed, over the cells that both
+    have, with its 95% interval. DIR: sweeps, or a folder of runs; left out: outputs/runs.
+    """
     given, options = _options("compare", arguments, ("--metric", "--where"))
     conditions = [a for a in given if re.search("[=<>]", a)]
     folders = [a for a in given if a not in conditions]
-    if len(conditions) != 2:
-        raise UserError(
-            f"compare takes two conditions, such as strategy=freeze,site=early and strategy=scratch; given: {' '.join(given) or 'none'}"
-        )
+    takes = "compare takes two conditions, such as strategy=freeze,site=early and strategy=scratch"
+    _require(len(conditions) == 2, takes, given)
     from layergraft import report as pages
 
     (one, other), metric = conditions, options.get("--metric", "test/acc")
@@ -165,9 +173,14 @@ def compare(arguments: list[str]) -> None:
 
 
 def export(arguments: list[str]) -> None:
+    """layergraft export KEY [--format safetensors|torch.export|onnx] [--to FILE] [--outputs outputs]
+
+    Writes the trained network of a run of outputs/runs, donor included, and checks that what was written gives the same logits
+    as the run's own. safetensors: the weights, with the config; torch.export: a .pt2 that needs no layergraft; onnx: needs
+    layergraft[export]. Images go in as (N, C, H, W) float32, normalised as the run's record says.
+    """
     keys, options = _options("export", arguments, ("--format", "--to", "--outputs"))
-    if len(keys) != 1:
-        raise UserError(f"export takes the key of one run, a folder in outputs/runs; given: {' '.join(keys) or 'none'}")
+    _require(len(keys) == 1, "export takes the key of one run, a folder in outputs/runs", keys)
     from layergraft.runs.export import export as write
 
     to = options.get("--to")
@@ -175,111 +188,56 @@ def export(arguments: list[str]) -> None:
     print(write(outputs, keys[0], form, Path(to) if to else None))
 
 
+def _require(holds: bool, takes: str, given: Sequence[str]) -> None:
+    require(holds, f"{takes}; given: {' '.join(given) or 'none'}")
+
+
 def _options(
-    command: str, arguments: Sequence[str], names: Sequence[str], flags: Sequence[str] = ()
+    command: str, arguments: Sequence[str], names: Sequence[str] = (), flags: Sequence[str] = (), others: bool = False
 ) -> tuple[list[str], dict[str, str]]:
-    """What is no option, and option -> its value, given as `--to DIR` or `--to=DIR`. Raises UserError for others."""
+    """What is no option, and option -> its value, given as `--to DIR` or `--to=DIR`. Raises UserError for other options
+    and for a missing value, unless `others` are Hydra's affair: then a missing value is empty."""
     rest, found, left = [], {}, list(arguments)
     while left:
         argument = left.pop(0)
         name, equals, value = argument.partition("=")
-        if not argument.startswith("-"):
-            rest.append(argument)
-        elif name not in names:
+        if name in names:
+            require(bool(equals or left or others), f"{command}: {name} needs a value")
+            found[name] = value if equals or not left else left.pop(0)
+        elif argument.startswith("-") and not others:
             raise unknown(f"option of {command}", name, [*names, *flags])
-        elif not equals and not left:
-            raise UserError(f"{command}: {name} needs a value")
         else:
-            found[name] = value if equals else left.pop(0)
+            rest.append(argument)
     return rest, found
 
 
-# Commands on one run's config -> the function of `show`.
+# Commands on one run's config -> the function of `show`, and what it does.
 SINGLE = {
-    "train": "train_one",
-    "plan": "print_plan",
-    "donate": "donate_one",
-    "surgery": "print_surgery",
-    "similarity": "print_similarity",
-    "sites": "print_sites",
+    "train": ("train_one", "does the run"),
+    "plan": ("print_plan", "prints every group with its tensors, when it is frozen, its learning rate by epoch"),
+    "donate": ("donate_one", "trains or cuts the donors alone, or finds them, and prints their keys"),
+    "surgery": ("print_surgery", "prints what the surgery does, step-0 activations and loss; trains no host"),
+    "similarity": ("print_similarity", "prints how alike source and target are, on fixed features and at the site"),
+    "sites": ("print_sites", "prints every site of the host; only host and data matter"),
 }
-COMMANDS: dict[str, Callable[[list[str]], None]] = {command: _on_one_run(command) for command in SINGLE} | {
-    "advise": advise,
-    "status": status,
-    "report": report,
-    "compare": compare,
-    "export": export,
-}
-FOLDERS = ("status", "report", "compare", "export")  # take no keys of a run
-ADVISE_HELP = """layergraft advise [KEY=VALUE ...] [--epochs N] [--seeds 5] [--finalists 3]
-
-At which site and by which strategy to load this donor into this host for these data: all of them run briefly, the better third
-is trained anew for longer, and the finalists on seeds that the choice has not seen, beside the host without a donor. Ends with the
-advice, how sure it is, and the command for the whole run. It takes what `layergraft train` takes; lists of values
-(site=layer1.0,layer3.0 surgery=replace,parallel) are what it chooses from, in place of three sites and six strategies.
---epochs: of the longest runs, by default half of schedule.epochs, or what the strategies take where that is more; --seeds: of
-the finalists. The runs are in the store like any other: the same command goes on where it was.
-"""
-STATUS_HELP = """layergraft status DIR [--watch]
-
-How far the sweep in DIR (outputs/sweeps/NAME) is, whoever runs it, on whichever machine: done, running, failed and waiting runs, runs a minute, time left. --watch: again every 2 seconds, until it is done.
-"""
+FOLDERS = {"status": status, "report": report, "compare": compare, "export": export}  # take no keys of a run
+COMMANDS = {command: _on_one_run(command) for command in SINGLE} | {"advise": advise} | FOLDERS
 CONDITIONS = """
 A condition is AXIS=VALUE, several joined by commas: strategy=freeze,site=early|late,seed<3. Axes are strategy, site, host,
 donor, data, seed and whatever else was swept, by its key (host.width=8); with = and != a value or several (a|b), with <, >,
 <=, >= a number.
 """
-REPORT_HELP = f"""layergraft report DIR ... [--where CONDITION] [--to FOLDER]
-
-Writes report.html, report.md, runs.csv, runs.parquet and figures/ from the records of sweeps (outputs/sweeps/NAME) or of a
-folder of runs (outputs/runs): into the sweep's own folder, or for several, or with --where, below outputs/reports.
-{CONDITIONS}"""
-COMPARE_HELP = f"""layergraft compare A B [DIR ...] [--metric test/acc] [--where CONDITION]
-
-The mean difference of the runs that meet the condition A to those that meet B, paired by seed, over the cells that both
-have, with its 95% interval. DIR: sweeps, or a folder of runs; left out: outputs/runs.
-{CONDITIONS}"""
-EXPORT_HELP = """layergraft export KEY [--format safetensors|torch.export|onnx] [--to FILE] [--outputs outputs]
-
-Writes the trained network of a run of outputs/runs, donor included, and checks that what was written gives the same logits
-as the run's own. safetensors: the weights, with the config; torch.export: a .pt2 that needs no layergraft; onnx: needs
-layergraft[export]. Images go in as (N, C, H, W) float32, normalised as the run's record says.
-"""
-
-
-AS_TRAIN = {
-    "plan": "prints every group with its tensors, when it is frozen, its learning rate by epoch",
-    "donate": "trains or cuts the donors alone, or finds them, and prints their keys",
-    "surgery": "prints what the surgery does, step-0 activations and loss; trains no host",
-    "similarity": "prints how alike source and target are, on fixed features and at the site",
-    "sites": "prints every site of the host; only host and data matter",
-}
-HELP = {
-    command: f"layergraft {command} [KEY=VALUE ...]\n\nTakes what `layergraft train` takes; {what}.\n"
-    for command, what in AS_TRAIN.items()
-} | {
-    "advise": ADVISE_HELP,
-    "status": STATUS_HELP,
-    "report": REPORT_HELP,
-    "compare": COMPARE_HELP,
-    "export": EXPORT_HELP,
-}
 
 
 def _help(command: str, arguments: Sequence[str]) -> str:
-    if command in HELP:
-        return HELP[command]
-    from layergraft.cli.help import train_help
+    if command == "train":
+        from layergraft.cli.help import train_help
 
-    return train_help(arguments)
-
-
-def _asks_for_help(arguments: Sequence[str]) -> bool:
-    return "--help" in arguments or "-h" in arguments
-
-
-def _asks_for_sweep(arguments: Sequence[str]) -> bool:
-    return "-m" in arguments or "--multirun" in arguments
+        return train_help(arguments)
+    if command in SINGLE:
+        does = SINGLE[command][1]
+        return f"layergraft {command} [KEY=VALUE ...]\n\nTakes what `layergraft train` takes; {does}.\n"
+    return f"{inspect.getdoc(COMMANDS[command])}\n{CONDITIONS if command in ('report', 'compare') else ''}"
 
 
 def _hydra(arguments: list[str], task: Callable[[DictConfig], object]) -> None:
@@ -311,13 +269,3 @@ def _hydra(arguments: list[str], task: Callable[[DictConfig], object]) -> None:
             os.environ["HYDRA_FULL_ERROR"] = before
     if raised:
         raise raised[0]
-
-
-def _on_config(composed: DictConfig, function: str) -> Any:
-    from layergraft.config.compose import to_config
-
-    config = to_config(composed)
-    import layergraft.runs.imports  # noqa: F401
-    from layergraft.cli import show
-
-    return getattr(show, function)(config)

@@ -1,5 +1,4 @@
-"""What there is to choose from and to set: choices read off conf/, whose first comments are their lines, keys off the dataclasses.
-Imports nothing heavy."""
+"""What there is to choose from, read off conf/, and to set, read off the dataclasses. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
@@ -60,7 +60,7 @@ def _naturally(path: Path) -> list[str | int]:
 
 
 def line_of(path: Path) -> str:
-    """The first comment of a YAML that is no directive to Hydra."""
+    """What a YAML says it is: its first comment that is no directive to Hydra."""
     for line in path.read_text().splitlines():
         if line.startswith("#") and "@package" not in line:
             return line.lstrip("# ").strip()
@@ -73,9 +73,7 @@ def train_help(arguments: Sequence[str]) -> str:
     from layergraft.config.plugins import added
     from layergraft.hosts.sites import RELATIVE
 
-    given = [
-        Path(after) for name, after in zip(arguments, arguments[1:], strict=False) if name in ("--config-dir", "-cd")
-    ]
+    given = [Path(after) for name, after in pairwise(arguments) if name in ("--config-dir", "-cd")]
     given += [Path(name.partition("=")[2]) for name in arguments if name.startswith("--config-dir=")]
     sections = groups([conf_dir(), *filter(None, added().values()), *given])
     experiments, sizes = sections.pop("experiment", {}), sections.pop("size", {})
@@ -111,18 +109,15 @@ NAMED = {"phases": "PHASE", "split": "GROUP"}  # keys of dictionaries whose valu
 
 def keys() -> dict[str, list[Key]]:
     """Kind of spec, such as `donor: trained` -> its keys, read off the dataclasses and the docstrings of their fields.
-
-    What kinds of one group share stands once, under the group's name.
-    """
+    What kinds of one group share stands once, under the group's name."""
     from hydra.core.config_store import ConfigStore
 
     from layergraft.config import specs
     from layergraft.config.compose import conf_dir  # noqa: F401  which has registered every kind
 
     bases: dict[str, type] = {"data": specs.DataSpec, "host": specs.HostSpec, "donor": specs.DonorSpec}
-    found = {"": _keys_of(specs.Config, "", tuple(bases))} | {
-        group: _keys_of(base, group) for group, base in bases.items()
-    }
+    found = {"": _keys_of(specs.Config, "", tuple(bases))}
+    found |= {group: _keys_of(base, group) for group, base in bases.items()}
     for group, kinds in ConfigStore.instance().repo["schema"].items():
         shared = {key.path: key for key in found[group]}
         for file, kind in kinds.items():
@@ -144,11 +139,10 @@ def _keys_of(spec: typing.Any, at: str, left_out: Sequence[str] = ()) -> list[Ke
         path = f"{at}.{field.name}" if at else field.name
         hint = typing.get_type_hints(spec)[field.name]
         inner = next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+        is_said_elsewhere = field.default is MISSING or (at == "donor" and field.name in ("optim", "schedule"))
         if inner is None:
             found.append(Key(path, _default(field), meanings.get(field.name, "")))
-        elif not (
-            field.default is MISSING or (at == "donor" and field.name in ("optim", "schedule"))
-        ):  # said elsewhere
+        elif not is_said_elsewhere:
             found += _keys_of(inner, f"{path}.{NAMED[field.name]}" if field.name in NAMED else path)
     return found
 
@@ -159,7 +153,7 @@ def _field_docstrings(kind: typing.Any) -> dict[str, str]:
     assert isinstance(spec, ast.ClassDef)
     return {
         line.target.id: " ".join(inspect.cleandoc(after.value.value).split())
-        for line, after in zip(spec.body, spec.body[1:], strict=False)
+        for line, after in pairwise(spec.body)
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
         and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
     }  # fmt: skip

@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from layergraft.config.specs import Config
-from layergraft.data.images import ImageData
 from layergraft.donors.cache import Donor
 from layergraft.donors.forms import describe
 from layergraft.errors import RunFailed, UserError, require
@@ -60,10 +59,7 @@ class _EpochBar(pl.Callback):
 
 
 def train_one(config: Config) -> float | None:
-    """Do the run and say what came of it; the validation accuracy in percent, None where there is none.
-
-    Raises RunFailed where the run failed.
-    """
+    """Do the run, say what came of it, return the validation accuracy in percent, or None. Raises RunFailed."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     plan = plan_run(config)
     if note := precision_note(plan):
@@ -102,22 +98,19 @@ def about(donor: Donor) -> list[str]:
     if "matched" in known:
         matched = ", ".join(f"{name} {tuple(shape)}" for name, shape in known["matched"].items())
         prefixes = f"; prefixes taken off: {', '.join(known['stripped'])}" if known["stripped"] else ""
-        lines.append(
-            f"layer {known['layer'] or '(the whole file)'} of {known['file']}; stride and padding are the site's"
-        )
+        layer = known["layer"] or "(the whole file)"
+        lines.append(f"layer {layer} of {known['file']}; stride and padding are the site's")
         lines.append(f"matched: {matched}; {known['num_others']} other tensors left{prefixes}")
     return lines
 
 
 def print_sites(config: Config) -> None:
     """Every site of the host for the data's images, a line each."""
-    data: ImageData = config.data.load(config.seed).with_channels(config.host.in_channels)
-    found = sites_of(config.host, data.shape, data.num_classes)
-    total = sum(p.numel() for p in skeleton(config.host, data.shape, data.num_classes).parameters())
-    relative = [f"{name} {sites.resolve(found, name, config.host.name).path}" for name in sites.RELATIVE]
-    print(
-        f"{config.host.name}, width {config.host.width}: {total:,} parameters; shapes for images of {_shape(data.shape)}"
-    )
+    host, data = config.host, config.images()
+    found = sites_of(host, data.shape, data.num_classes)
+    total = sum(p.numel() for p in skeleton(host, data.shape, data.num_classes).parameters())
+    relative = [f"{name} {sites.resolve(found, name, host.name).path}" for name in sites.RELATIVE]
+    print(f"{host.name}, width {host.width}: {total:,} parameters; shapes for images of {_shape(data.shape)}")
     print(f"for convolutions: {', '.join(relative)}\n")
     rows = [
         (site.path, site.kind, _shape(site.in_shape), _shape(site.out_shape), str(site.stride), f"{site.num_parameters:,}",
@@ -133,9 +126,8 @@ def print_plan(config: Config) -> None:
     line = plan.timeline()
     axes_of = {name: value for name, value in plan.axes.items() if name in ("host", "site", "donor") and value != "-"}
     print(", ".join(f"{name} {value}" for name, value in axes_of.items()))
-    print(
-        f"strategy {config.strategy.name}: {line['epochs']} epochs of {plan.steps_per_epoch} steps, {sum(plan.parameters.values()):,} parameters\n"
-    )
+    length = f"{line['epochs']} epochs of {plan.steps_per_epoch} steps"
+    print(f"strategy {config.strategy.name}: {length}, {sum(plan.parameters.values()):,} parameters\n")
     every = [name for group in line["groups"].values() for name in group["tensors"]]
     rows: list[tuple[str, ...]] = []
     for name, group in line["groups"].items():
@@ -156,9 +148,8 @@ def print_plan(config: Config) -> None:
     print()
     for phase in line["phases"]:
         waits = f", {phase['plateau']}" if phase["plateau"] else ""
-        print(
-            f"phase {phase['name']} starts at epoch {phase['epoch']}{waits}; norm statistics move in: {', '.join(phase['statistics']) or 'none'}"
-        )
+        moving = ", ".join(phase["statistics"]) or "none"
+        print(f"phase {phase['name']} starts at epoch {phase['epoch']}{waits}; norm statistics move in: {moving}")
 
 
 def _rate(first: float, last: float) -> str:
@@ -197,9 +188,8 @@ def print_surgery(config: Config) -> None:
             left = reconstruction_error(grafted, graft, images)
             print(f"{graft.chain} differs from the intact host by {100 * left:.2g}% of its output's power")
     paths = grafted.watched(plan.sites)
-    before, after = (
-        see(network, paths, images, labels, task=run.images.task) for network in (grafted.host, grafted.network)
-    )
+    networks = (grafted.host, grafted.network)
+    before, after = (see(network, paths, images, labels, task=run.images.task) for network in networks)
     print(f"\nstep 0 on {len(labels)} training images, in evaluation mode (norms without statistics take the batch's)")
     changed = {path for graft in grafted.grafts for path in graft.replaced}
     rows = []
@@ -218,13 +208,11 @@ def print_similarity(config: Config) -> None:
     require(config.exec.similarity.resamples > 0, "exec.similarity.resamples is 0, so there is nothing to measure")
     source = plan.donor.data if plan.grafts else None
     if source is None:
-        raise UserError(
-            f"donor={config.donor.name} learns from no images; donor=trained and others do, from donor.data"
-        )
+        why = "learns from no images; donor=trained and others do, from donor.data"
+        raise UserError(f"donor={config.donor.name} {why}")
     found = cast(dict[str, Any], similarity(plan.build()))  # it has a source and resamples
-    print(
-        f"source {source.name}, target {config.data.name}: {found['images'][0]} and {found['images'][1]} training images"
-    )
+    numbers = " and ".join(map(str, found["images"]))
+    print(f"source {source.name}, target {config.data.name}: {numbers} training images")
     rows = []
     for name, (what, more) in MEANINGS.items():
         cells = [_spread(part.get(name)) for part in (found["fixed"], *found["site"].values())]
@@ -240,7 +228,7 @@ def _spread(value: dict[str, float] | None) -> str:
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(size) for size in shape)
+    return " x ".join(map(str, shape))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -49,16 +49,15 @@ def as_typed(override: str) -> str:
 def understood(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra spells them. A donor's file without a choice of donor means the one that is cut from a file."""
     named = any(re.match(r"[+~]*donor=", argument) for argument in arguments)
-    from_file = any(re.match(r"\+*donor\.path=", argument) for argument in arguments)
-    if from_file and not named:  # beside it: what stands at the end may be an option of Hydra's
-        at = next(number for number, argument in enumerate(arguments) if re.match(r"\+*donor\.path=", argument))
-        arguments = [*arguments[:at], "donor=extracted", *arguments[at:]]
+    files = [number for number, argument in enumerate(arguments) if re.match(r"\+*donor\.path=", argument)]
+    if files and not named:  # beside it: what stands at the end may be an option of Hydra's
+        arguments = [*arguments[: files[0]], "donor=extracted", *arguments[files[0] :]]
     return [_of_its_choice(spelled(argument), arguments) for argument in arguments]
 
 
 def _of_its_choice(override: str, arguments: Sequence[str]) -> str:
-    """`donor.path=my.pt` beside `donor=extracted,random` as a choice of one. Before it makes the runs of a sweep, Hydra
-    sets what is fixed in a config with the default donor, which has no such key; a choice it leaves to the runs."""
+    """`donor.path=my.pt` beside `donor=extracted,random` as a choice of one, which Hydra leaves to the runs of a sweep:
+    what is fixed it sets in a config with the default donor, which has no such key."""
     found = re.match(r"(donor|strategy)\.[\w.]+=(?=.)", override)
     if found is None or not any(re.match(rf"{found[1]}=.*,", argument) for argument in arguments):
         return override
@@ -71,13 +70,13 @@ def _of_its_choice(override: str, arguments: Sequence[str]) -> str:
 
 def to_config(composed: DictConfig) -> Config:
     """The run that a composed config describes. Raises UserError for values that no run can have."""
-    if "hydra" not in composed:  # Hydra has taken it out, and set it itself
-        return _checked(_converted(composed))
-    HydraConfig.instance().set_config(composed)  # for values that are taken from there
-    return _checked(_converted(_without_hydra(composed)))
+    if "hydra" in composed:  # else Hydra has taken it out, and set it itself
+        composed = _without_hydra(composed)
+    return _checked(_converted(composed))
 
 
 def _without_hydra(composed: DictConfig) -> DictConfig:
+    HydraConfig.instance().set_config(composed)  # for values that are taken from there
     composed = composed.copy()
     with open_dict(composed):
         del composed["hydra"]
@@ -90,11 +89,9 @@ def _checked(config: Config) -> Config:
 
 
 def _converted(composed: DictConfig) -> Config:
-    """The dataclasses with the values of `composed`, whatever these are. What the donor leaves unset is filled in there."""
+    """The dataclasses with the values of `composed`, whatever these are. What the donor leaves unset is the run's."""
     _refuse_added(composed, "")
-    for name in _unset(composed):
-        # What a donor leaves unset is the run's own: a copy, since an interpolation would let an override of the
-        # donor's key change the run's.
+    for name in _unset(composed):  # copied: by an interpolation, an override of the donor's key would change the run's
         composed.donor[name] = copy.deepcopy(composed[name])
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
@@ -191,12 +188,9 @@ class _Pattern:
 
 
 class Composer:
-    """Composes the runs of a sweep. Two that choose the same groups differ by values alone.
-
-    What comes out is what comes of Hydra's `load_sweep_config` (a test compares them), at a hundredth of the time:
-    Hydra takes 0.2 s for each run (hydra issue 1324), and a copy of its config with the way to dataclasses 0.015 s. Runs
-    share the parts in which they do not differ.
-    """
+    """Composes the runs of a sweep. Two that choose the same groups differ by values alone. The result is that of
+    Hydra's `load_sweep_config` (a test compares them), in a hundredth of the time: Hydra takes 0.2 s a run (hydra issue
+    1324), a copy of its config and the dataclasses 0.015 s. Runs share the parts that do not differ."""
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         self.loader, self.master = loader, master
@@ -239,20 +233,16 @@ class Composer:
 
     def without_foreign(self, cells: Sequence[Sequence[str]]) -> list[list[str]]:
         """`cells` less the values of donor and strategy that the one chosen in a cell does not have and another's has.
-
         `donor=trained,random donor.k=3` is about the trained donors, `strategy=freeze,hybrid
-        strategy.phases.thaw.epoch=3` about hybrid. What no cell has stays, to be refused.
-        """
-
+        strategy.phases.thaw.epoch=3` about hybrid. What no cell has stays, to be refused."""
         cells = self._without_sources(cells)
 
         @lru_cache(100_000)
         def lacks(groups: tuple[str, ...], key: str) -> bool:
             parent, _, last = key.rpartition(".")
             node = OmegaConf.select(self.composed[groups], parent)
-            return key.startswith(("donor.", "strategy.")) and (
-                node is None or last not in node.keys()
-            )  # a key that is ??? is not "in" it
+            is_there = node is not None and last in node.keys()  # a key that is ??? is not "in" the node itself
+            return key.startswith(("donor.", "strategy.")) and not is_there
 
         foreign: list[dict[str, str]] = []  # of each cell: override -> its key
         had: set[str] = set()
@@ -264,8 +254,8 @@ class Composer:
         return [[o for o in cell if gone.get(o) not in had] for cell, gone in zip(cells, foreign, strict=True)]
 
     def _without_sources(self, cells: Sequence[Sequence[str]]) -> list[list[str]]:
-        """`cells` less the choice of a source for a donor that learns from none of its own: the random one is the same
-        whatever the source. Where no donor of the sweep does, the choice stays, to be refused."""
+        """`cells` less the choice of a source for a donor that learns from none, such as the random one. Where no donor
+        of the sweep learns from one, the choice stays, to be refused."""
 
         def has_source(cell: Sequence[str]) -> bool:
             try:
@@ -276,13 +266,12 @@ class Composer:
                 raise
             return True
 
-        chooses = [any(o.startswith(f"{SOURCE}=") for o in cell) for cell in cells]
-        fits = [has_source(cell) if chosen else True for cell, chosen in zip(cells, chooses, strict=True)]
-        if not any(fit and chosen for fit, chosen in zip(fits, chooses, strict=True)):
+        less = [[o for o in cell if not o.startswith(f"{SOURCE}=")] for cell in cells]
+        choosing = [number for number, cell in enumerate(cells) if len(less[number]) < len(cell)]
+        lost = {number for number in choosing if not has_source(cells[number])}
+        if len(lost) == len(choosing):
             return list(map(list, cells))
-        return [
-            [o for o in cell if fit or not o.startswith(f"{SOURCE}=")] for cell, fit in zip(cells, fits, strict=True)
-        ]
+        return [less[number] if number in lost else list(cell) for number, cell in enumerate(cells)]
 
     def _chosen(self, overrides: Sequence[str]) -> tuple[tuple[str, ...], list[Override]]:
         """The groups that `overrides` choose, which are composed then, and the overrides that are to set values."""
@@ -290,9 +279,7 @@ class Composer:
         values = [override for override, is_group in parsed if not is_group]
         groups = tuple(str(override.input_line) for override, is_group in parsed if is_group)
         if groups not in self.composed:
-            whole = self.loader.load_sweep_config(self.master, list(groups))
-            HydraConfig.instance().set_config(whole)
-            self.composed[groups] = _without_hydra(whole)
+            self.composed[groups] = _without_hydra(self.loader.load_sweep_config(self.master, list(groups)))
         return groups, values
 
     def _parse(self, override: str) -> tuple[Override, bool]:

@@ -7,19 +7,24 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from layergraft.errors import DISK_FULL, RunFailed, UserError, unknown
 
 MAX_LINE = 4000
-UNKNOWN_KEY = (ConfigAttributeError, ConfigKeyError)
+# What Hydra says of a config that it cannot compose -> what to say instead.
+COMPOSITION = {
+    "override 'data@donor.data'": "donor.data: this donor learns from no data of its own; donor=trained and others do",
+    r"^In '([^']+)'.*Key '\w+' not in '(?:OptunaConf|BasicSweeperConf)'": (
+        r"\1 names controls and contrasts, which only hydra/sweeper=layergraft has (the default); "
+        r"leave the experiment out and give another sweeper the keys themselves"
+    ),
+    r"^Could not override 'experiment'": "an experiment is added with a +: +experiment=quickstart",
+    r"^Could not override 'size'": "a size goes with an experiment: +experiment=location size=digits",
+    r"Ambiguous value for argument '(.+?)'": r"\1: several values are a sweep and need -m (layergraft train -m \1 ...)",
+}
 
 
 def explain(error: BaseException) -> str | None:
@@ -39,13 +44,18 @@ def _said(error: BaseException) -> str | None:
     if isinstance(error, (UserError, RunFailed)):
         return str(error)
     if isinstance(error, MissingConfigException):
-        return _missing_choice(error)
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return str(unknown(group, name, error.options or [])) if group else _first_line(error)
     if isinstance(error, OverrideParseException):
         if re.match(r"site=.*depth=", str(error.override)):
             return f"cannot read the override '{error.override}'; a relative depth is a number: site=0.5"
         return f"cannot read the override '{error.override}'; overrides are written KEY=VALUE, such as optim.lr=0.01; a text with '=' or ',' in it is quoted"
     if isinstance(error, ConfigCompositionException):
-        return _composition(error)
+        for said, instead in COMPOSITION.items():
+            if found := re.search(said, str(error), re.DOTALL):
+                return found.expand(instead)
+        cause = error.__cause__
+        return _omegaconf(cause) if isinstance(cause, OmegaConfBaseException) else _first_line(error)
     if isinstance(error, OmegaConfBaseException):
         return _omegaconf(error)
     if isinstance(error, HydraException):
@@ -57,7 +67,8 @@ def _said(error: BaseException) -> str | None:
         is_null = isinstance(error, AttributeError) and "'NoneType'" in str(error)
         return f"{key}: {'it is null, and cannot be set as a whole' if is_null else _first_line(error)}"
     if isinstance(error, MarkedYAMLError):
-        return _yaml(error)
+        mark = error.problem_mark
+        return f"{f'{mark.name}, line {mark.line + 1}: ' if mark else ''}{error.problem}"
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"the disk is full: {error}; what is in the store stays, the same command goes on"
     if isinstance(error, OSError) and error.filename:
@@ -83,49 +94,11 @@ def _first_line(error: BaseException) -> str:
     return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
-def _missing_choice(error: MissingConfigException) -> str:
-    group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    if not group:
-        return _first_line(error)
-    return str(unknown(group, name, error.options or []))
-
-
-def _composition(error: ConfigCompositionException) -> str:
-    cause = error.__cause__
-    if "Could not override 'data@donor.data'" in str(error):
-        return "donor.data: this donor learns from no data of its own; donor=trained and others do"
-    experiment = re.match(r"In '([^']+)'.*Key '\w+' not in '(\w+Conf)'", _first_line(error), re.DOTALL)
-    if experiment and experiment[2] in ("OptunaConf", "BasicSweeperConf"):
-        return (
-            f"{experiment[1]} names controls and contrasts, which only hydra/sweeper=layergraft has (the default); "
-            "leave the experiment out and give another sweeper the keys themselves"
-        )
-    added = re.match(r"Could not override '(experiment|size)'", str(error))
-    if added:
-        return (
-            "an experiment is added with a +: +experiment=quickstart"
-            if added[1] == "experiment"
-            else "a size goes with an experiment: +experiment=location size=digits"
-        )
-    several = re.match(r"Ambiguous value for argument '([^']+)'", str(error))
-    if several:
-        return f"{several[1]}: several values are a sweep and need -m (layergraft train -m {several[1]} ...)"
-    if isinstance(cause, UNKNOWN_KEY):
-        return _unknown_key(cause)
-    if isinstance(cause, OmegaConfBaseException):
-        return _omegaconf(cause)
-    return _first_line(error)
-
-
-def _yaml(error: MarkedYAMLError) -> str:
-    mark = error.problem_mark
-    where = f"{mark.name}, line {mark.line + 1}: " if mark else ""
-    return f"{where}{error.problem}"
-
-
 def _omegaconf(error: OmegaConfBaseException) -> str:
-    if isinstance(error, UNKNOWN_KEY):
-        return _unknown_key(error)
+    if isinstance(error, (ConfigAttributeError, ConfigKeyError)):
+        parent, _, key = (error.full_key or str(error.key)).rpartition(".")
+        known = _keys_of(error) if parent else [*_keys_of(error), "hydra/launcher", "hydra/sweeper"]
+        return str(unknown(f"key{f' in {parent}:' if parent else ''}", key, known))
     if isinstance(error, MissingMandatoryValue):
         if error.full_key in ("donor.host", "donor.data"):
             return f"{error.full_key} is not set whole; +{error.full_key[6:]}@{error.full_key}=NAME chooses one"
@@ -142,12 +115,6 @@ def _omegaconf(error: OmegaConfBaseException) -> str:
         return f"{error.full_key} is a group of keys, not a name; {kind}@{error.full_key}={group[2]} chooses one"
     where = f"{error.full_key}: " if error.full_key and error.full_key not in message else ""
     return f"{where}{message}"
-
-
-def _unknown_key(error: OmegaConfBaseException) -> str:
-    parent, _, key = (error.full_key or str(error.key)).rpartition(".")
-    known = _keys_of(error) if parent else [*_keys_of(error), "hydra/launcher", "hydra/sweeper"]
-    return str(unknown(f"key{f' in {parent}:' if parent else ''}", key, known))
 
 
 def _keys_of(error: OmegaConfBaseException) -> list[str]:

@@ -1,8 +1,8 @@
 """What Hydra is not to do, whoever's config asks for it.
 
-Hydra makes an object of any class that a `_target_` below its own keys names, logging of any that its settings name, and
-both write where a key says. So a config of others, in a folder given by `--config-dir`, could run code and write anywhere.
-Here every config that Hydra composes is checked before it acts on it; the keys of a run make nothing of names.
+Hydra makes an object of any class that a `_target_` below its own keys names, logging of any that its settings name,
+and both write where a key says: a config of others, in a folder given by `--config-dir`, could run code and write
+anywhere. Here every config is checked before Hydra acts on it; the keys of a run make nothing of names.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ PLUGINS = {"launcher": Launcher, "sweeper": Sweeper}
 FOREIGN = "command-line"  # what Hydra says a config comes from, where it is a folder given by --config-dir
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 WRITTEN = ("exec.outputs", "exec.data", "data.cache", "data.root", "donor.data.cache", "donor.data.root")
-
 DOWNLOADED = ("food101", "flowers102")  # whose path is where they are downloaded to
 
 
@@ -62,12 +61,10 @@ def require_readable(arguments: Sequence[str]) -> None:
     parser.__class__ = _Parser
     given = parser.parse_args(list(arguments))
     for name in ("config_path", "config_name", "experimental_rerun"):
-        require(
-            getattr(given, name) is None,
-            f"--{name.replace('_', '-')} is not for layergraft; --config-dir=FOLDER adds choices",
-        )
-    what = [given.run, given.multirun, given.cfg, given.info, given.shell_completion]
-    require(sum(map(bool, what)) <= 1, "--run, --multirun, --cfg, --info and --shell-completion exclude each other")
+        option = name.replace("_", "-")
+        require(getattr(given, name) is None, f"--{option} is not for layergraft; --config-dir=FOLDER adds choices")
+    actions = (given.run, given.multirun, given.cfg, given.info, given.shell_completion)
+    require(sum(map(bool, actions)) <= 1, "--run, --multirun, --cfg, --info and --shell-completion exclude each other")
     require(bool(given.cfg) or not (given.resolve or given.package), "--resolve and --package go with --cfg")
     require(given.info is None or given.info in INFO, f"--info is {given.info}; there are: {', '.join(INFO)}")
     if given.shell_completion:
@@ -96,10 +93,9 @@ def configs_checked() -> Iterator[None]:
             require_below(composed, plain["overrides"]["task"])
             if plain["launcher"] != {"_target_": "hydra_plugins.layergraft.launcher.LayergraftLauncher"}:
                 asked = load(self, "config", own, RunMode.RUN).hydra.launcher
-                require(
-                    _plain(asked) == plain["launcher"],
-                    "hydra.launcher is set by a config; which jobs are started is for the command line to say: hydra/launcher=NAME, hydra.launcher.KEY=VALUE",
-                )
+                says = "is for the command line to say: hydra/launcher=NAME, hydra.launcher.KEY=VALUE"
+                is_asked = _plain(asked) == plain["launcher"]
+                require(is_asked, f"hydra.launcher is set by a config; which jobs are started {says}")
         return composed
 
     setattr(ConfigLoaderImpl, "load_configuration", checked)  # noqa: B010  mypy takes no method to be set
@@ -129,29 +125,23 @@ def _require_plugins(hydra: DictConfig) -> None:
         target = plain.pop("_target_", None)
         known = Plugins.instance().class_name_to_class.get(target) if isinstance(target, str) else None
         require(known is not None and issubclass(known, kind), f"hydra.{name} is no installed {name}: {target}")
-        require(
-            not _makes_objects(plain), f"hydra.{name} has a value with the key _target_, which would run other code"
-        )
+        require(not _has_target(plain), f"hydra.{name} has a value with the key _target_, which would run other code")
 
 
-def _makes_objects(value: Any) -> bool:
+def _has_target(value: Any) -> bool:
     if isinstance(value, dict):
-        return "_target_" in value or any(map(_makes_objects, value.values()))
-    return isinstance(value, list) and any(map(_makes_objects, value))
+        return "_target_" in value or any(map(_has_target, value.values()))
+    return isinstance(value, list) and any(map(_has_target, value))
 
 
 def require_below(composed: DictConfig, overrides: Sequence[str]) -> None:
     """What is written goes below this folder, or one that the command line names: another's config cannot say where."""
-    named = [
-        override.partition("=")[2].strip("'\"")
-        for override in overrides
-        if override.partition("=")[0].lstrip("+") in WRITTEN
-    ]
+    parts = [override.lstrip("+").partition("=") for override in overrides]
+    named = [folder.strip("'\"") for key, _, folder in parts if key in WRITTEN]
     allowed = [Path(os.path.abspath(folder)) for folder in ("", *named)]
     downloads = [at for at in ("data", "donor.data") if OmegaConf.select(composed, f"{at}.name") in DOWNLOADED]
     for key in (*WRITTEN, *(f"{at}.path" for at in downloads)):
         value = OmegaConf.select(composed, key, throw_on_missing=False)
-        require(
-            not isinstance(value, str) or any(Path(os.path.abspath(value)).is_relative_to(at) for at in allowed),
-            f"{key} is {value}, by a config in a folder that was given; to write outside of this folder the command line has to name it: {key}=FOLDER",
-        )
+        inside = not isinstance(value, str) or any(Path(os.path.abspath(value)).is_relative_to(at) for at in allowed)
+        why = "by a config in a folder that was given; to write outside of this folder the command line has to name it"
+        require(inside, f"{key} is {value}, {why}: {key}=FOLDER")

@@ -16,10 +16,7 @@ OWN = ("layergraft.data", "layergraft.hosts", "layergraft.donors")  # whose modu
 
 @cache
 def added() -> dict[str, Path | None]:
-    """Each such package, imported, after layergraft's own kinds: its name -> its folder of choices, None where it has none.
-
-    Raises UserError.
-    """
+    """Each such package, imported after layergraft's own kinds: name -> folder of choices or None. Raises UserError."""
     for name in OWN:
         import_module(name)
     folders = {}
@@ -28,9 +25,8 @@ def added() -> dict[str, Path | None]:
         try:
             file = point.load().__file__
         except Exception as error:
-            raise UserError(
-                f"the package {name}, which adds to layergraft, cannot be imported: {type(error).__name__}: {error}"
-            ) from error
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"the package {name}, which adds to layergraft, cannot be imported: {why}") from error
         conf = Path(file).parent / "conf" if file else None
         folders[name] = conf if conf and conf.is_dir() else None
     return folders

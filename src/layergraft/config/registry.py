@@ -31,10 +31,8 @@ _KINDS: dict[tuple[str, str], type[Any]] = {}
 
 
 def limited(default: Any, interval: str, said: str = "") -> Any:
-    """A dataclass's field for a number in `interval`, such as [0, 1); `said` ends the message for others.
-
-    Where `default` is a function, which makes it, the field is a list or a dictionary of such numbers.
-    """
+    """A dataclass's field for a number in `interval`, such as [0, 1); where `default` is a function, which makes it,
+    for a list or a dictionary of such numbers. `said` ends the message for others."""
     low, high = map(float, interval[1:-1].split(","))
     said = said or f"it must be {f'{low:g} or more' if high == math.inf else f'in {interval}'}"
 
@@ -99,8 +97,7 @@ def name_of(spec: Any) -> str:
 
 
 def rebuilt(group: str, name: str, fields: dict[str, Any]) -> Any:
-    """The inverse of `canonical`, for a spec without specs in it. Raises UserError where the kind is not there, or has
-    other fields now."""
+    """The inverse of `canonical`, for a spec without specs in it. Raises UserError if the kind is gone, or changed."""
     kind = kind_of(group, name)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), fields))
@@ -122,10 +119,8 @@ def validate(spec: Any, at: str = "") -> None:
             require(abs(value) <= most, f"{path} is {value}; {most} is the most that is taken")
         if key not in PATHS:
             for text in value if isinstance(value, (list, dict)) else [value]:
-                require(
-                    not isinstance(text, str) or text.isprintable(),
-                    f"{path} has a character that cannot be shown: {text!r}",
-                )
+                is_shown = not isinstance(text, str) or text.isprintable()
+                require(is_shown, f"{path} has a character that cannot be shown: {text!r}")
         for name, part in value.items() if isinstance(value, dict) else [(None, value)]:
             if dataclasses.is_dataclass(part):
                 validate(part, path if name is None else f"{path}.{name}")
@@ -136,10 +131,8 @@ def validate(spec: Any, at: str = "") -> None:
 
 
 def canonical(spec: Any) -> Any:
-    """A spec as plain JSON data: dataclass fields in order, enums by name, numbers of the fields' own types.
-
-    The kind of a spec is kept in its `name`, dictionaries keep their order (groups and phases are ordered).
-    """
+    """A spec as plain JSON data: dataclass fields in order, enums by name, numbers of the fields' own types. The kind
+    of a spec is kept in its `name`, dictionaries keep their order (groups and phases are ordered)."""
     kind: type = type(spec)
     if kind in PLAIN:
         return spec
@@ -170,9 +163,8 @@ def _shapes(kind: type) -> dict[str, type | None]:
 @cache
 def _checks(kind: type) -> dict[str, Callable[[str, Any], None]]:
     """Field -> what checks its value. A subclass that gives a field another default keeps the check."""
-    fields = [
-        item for base in reversed(kind.__mro__) if dataclasses.is_dataclass(base) for item in dataclasses.fields(base)
-    ]
+    bases = [base for base in reversed(kind.__mro__) if dataclasses.is_dataclass(base)]
+    fields = [item for base in bases for item in dataclasses.fields(base)]
     return {item.name: item.metadata["check"] for item in fields if "check" in item.metadata}
 
 

@@ -312,6 +312,10 @@ class Config:
         """What `site` names, one by one."""
         return self.site if isinstance(self.site, list) else [self.site]
 
+    def images(self) -> Any:
+        """The run's `ImageData`, with the channels that the host takes."""
+        return self.data.load(self.seed).with_channels(self.host.in_channels)
+
     def check(self, at: str) -> None:
         require(len(self.sites) > 0, "site is an empty list; it names one place or more")
         for site in self.sites:

@@ -60,8 +60,8 @@ class Design:
         return runs[runs.arm == name]
 
     def like(self, control: pd.DataFrame, arm: pd.Series) -> pd.DataFrame:
-        """The runs of `control` with the arm's own level of whatever tells arms apart, where the control has that level
-        among others; of surgery it must have it. A control that has no such levels is that of every arm."""
+        """The runs of `control` with the arm's own level of whatever tells arms apart, where it has that level among
+        others; of surgery it must. A control without such levels is that of every arm."""
         for name in self.of_arm:
             levels, own = set(control[name]) - {NONE}, arm[name]
             if own in levels and len(levels) > 1 or levels and own != NONE and name.startswith("surgery."):
@@ -70,11 +70,9 @@ class Design:
 
 
 def design(runs: Runs) -> Design:
-    """The completed runs, with the columns `arm` and `setting`.
-
-    An arm is a strategy with a donor, and whatever of either was swept but the donor's source; a setting is the host,
-    the data, the source and whatever else was swept but the site and the seed. A host without a donor that learns in
-    full is `scratch`."""
+    """The completed runs, with the columns `arm` and `setting`. An arm is a strategy with a donor, and whatever of
+    either was swept but the donor's source; a setting is the host, data, source and what else was swept but site and
+    seed. A host without a donor that learns in full is `scratch`."""
     table, swept = runs.completed, runs.swept
     of_arm = [name for name in swept if name.startswith(("strategy.", "donor.", "surgery.")) and not of_source(name)]
     of_setting = ["host", *(["data"] if table.data.nunique() > 1 else []), *(n for n in swept if n not in of_arm)]
@@ -104,8 +102,8 @@ def _labels(table: pd.DataFrame, columns: list[str], label: Any) -> pd.Series:
 
 def paired(design: Design, baseline: str, metric: str) -> pd.DataFrame:
     """The runs of all other arms with a column more, `gain`: `metric` less that of `baseline` with the same seed in the
-    same setting, at the same site, with the same surgery; nan without such a partner. What does not apply to the baseline
-    (the site of scratch, the source of a random donor) is no part of where it is."""
+    same setting, at the same site, with the same surgery; nan without such a partner. What does not apply to the
+    baseline (the site of scratch, the source of a random donor) is no part of where it is."""
     base = design.arm(baseline)
     others = design.runs[~design.runs.key.isin(base.key)]
     gains = [pd.Series(np.nan, index=others.index)]
@@ -152,10 +150,8 @@ class Contrast:
 
 
 def contrast(design: Design, name: str, of: Sequence[str], metric: str = "test/acc") -> Contrast:
-    """`of` are conditions with a sign: ["+strategy=freeze,site=early", "-strategy=scratch"].
-
-    Raises UserError for a condition that no run meets and for a metric that is none.
-    """
+    """`of` are conditions with a sign: ["+strategy=freeze,site=early", "-strategy=scratch"]. Raises UserError for one
+    that no run meets and for a metric that is none."""
     require_sound(name, of, metric)
     conditions = [term[1:] for term in of]
     parts = [design.runs[chosen(design.runs, condition, design.axes)] for condition in conditions]
@@ -216,8 +212,7 @@ def _values(level: pd.DataFrame, columns: list[str], cells: pd.DataFrame, seeds:
     """Seeds x cells; nan where it has no run with the metric. A number of steps to what was never reached is all of them."""
     known = level[metric].where(level[metric] != math.inf, level.get("steps"))
     mean_SC = known.groupby([level.seed, _cell(level, columns)]).mean().unstack().reindex(seeds)
-    values: np.ndarray = mean_SC[list(_cell(cells, columns))].to_numpy(float)
-    return values
+    return np.asarray(mean_SC[list(_cell(cells, columns))], float)
 
 
 def _is_nowhere(column: pd.Series) -> pd.Series:
@@ -262,9 +257,7 @@ def corrected(contrasts: Sequence[Contrast]) -> list[Contrast]:
 
 def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[Contrast], list[str]]:
     """The contrasts that an experiment names, corrected together, and a line for each that these runs do not have.
-
-    Without any: every arm against scratch; where there is none, every pair of arms.
-    """
+    Without any: every arm against scratch, or where there is none every pair of arms."""
     found, lacking = [], []
     for name, spec in specs.items():
         runs = design.runs[design.runs.key.isin(spec["runs"])] if "runs" in spec else design.runs

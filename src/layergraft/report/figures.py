@@ -1,7 +1,6 @@
 """The report's figures, with Altair (Vega-Lite): one definition each for the page, the PNG and the SVG.
 
-Rows of a figure carry the axes of their runs as `filter_0`, `filter_1`, ...; a parameter of the same name in each figure
-hides what the page's filters leave out.
+Rows carry the axes of their runs as `filter_0`, `filter_1`, ...; a parameter so named hides what a filter leaves out.
 """
 
 from __future__ import annotations
@@ -29,16 +28,10 @@ ROW = 26
 HEADER = alt.Header(labelFontSize=12, labelFontWeight="bold", labelLimit=600)
 
 
-def _order(column: pd.Series) -> list[Any]:
-    """The values of a column, as they come."""
-    return list(dict.fromkeys(column))
-
-
 def _filtered(rows: pd.DataFrame, axes: Sequence[str], panel: str | None = None) -> pd.DataFrame:
-    """`rows` with each of `axes` under the name that figures filter by, NONE where a row has no such axis; those of the
-    first PANELS values of `panel` alone."""
+    """Those `rows` that have one of the first PANELS values of `panel`, with each of `axes`, or NONE, to filter by."""
     if panel is not None:
-        rows = rows[rows[panel].isin(_order(rows[panel])[:PANELS])]
+        rows = rows[rows[panel].isin(rows[panel].unique()[:PANELS])]
     found = rows.reindex(columns=list(axes)).astype(object)
     found = found.where(found.notna(), NONE).astype(str)
     return rows.assign(**{f"filter_{i}": found[name] for i, name in enumerate(axes)})
@@ -62,7 +55,7 @@ def _panels(
     panel: Any, rows: pd.DataFrame, axes: Sequence[str], columns: int, by: str, exact: Sequence[str] = (), **shown: Any
 ) -> alt.TopLevelMixin:
     """A panel for each value of `by`, in the order of `rows`; `shown` is of their headers."""
-    facet = alt.Facet(f"{by}:N", title=None, sort=_order(rows[by]), **shown)
+    facet = alt.Facet(f"{by}:N", title=None, sort=list(rows[by].unique()), **shown)
     return _with_params(_finish(panel, axes, exact).facet(facet=facet, columns=columns), axes)
 
 
@@ -90,13 +83,11 @@ def _by_arm(arms: Sequence[str], **shown: Any) -> alt.Color:
 
 
 def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.TopLevelMixin:
-    """A panel a setting: arms x sites, the mean paired difference by colour, with its interval as text.
-
-    A cell whose interval holds 0 is pale: these seeds do not resolve it.
-    """
+    """A panel a setting: arms x sites, the mean paired difference by colour, with its interval as text; pale where that
+    holds 0, so that these seeds do not resolve it."""
     rows = _filtered(estimates(cells), axes, "setting")
     limit = max(float(rows["mean"].abs().max()), 0.1)
-    sites, arms = _order(rows.site), _order(rows.arm)
+    sites, arms = list(rows.site.unique()), list(rows.arm.unique())
     few = len(sites) <= FEW_SITES
     names = alt.Axis(labelAngle=0, labelLimit=84) if few else alt.Axis(labelAngle=-60)
     base = alt.Chart().encode(
@@ -111,7 +102,7 @@ def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.TopLeve
     color = alt.Color("mean:Q", title=unit, scale=scale, legend=legend)
     tiles = base.mark_rect(stroke="white").encode(color=color, opacity=pale)
     numbers = base.mark_text(fontSize=11).encode(text="text:N", color=dark)
-    layered = alt.layer(*([tiles, numbers] if few else [tiles]), data=rows)
+    layered = alt.layer(tiles, *([numbers] if few else []), data=rows)
     layered = layered.properties(width=max(150, (92 if few else 26) * len(sites)), height=ROW * len(arms))
     return _panels(layered, rows, axes, 2 if len(sites) <= 4 else 1, "setting", header=HEADER)
 
@@ -124,12 +115,10 @@ def forest(
     shared: dict[str, Any] = {}
     if color is not None:
         legend = alt.Legend(orient="bottom", labelLimit=300)
-        shared = {
-            "color": alt.Color(f"{color}:N", legend=legend, sort=None),
-            "yOffset": alt.YOffset(f"{color}:N", sort=None),
-        }
+        colors = alt.Color(f"{color}:N", legend=legend, sort=None)
+        shared = {"color": colors, "yOffset": alt.YOffset(f"{color}:N", sort=None)}
     base = alt.Chart().encode(
-        y=alt.Y(f"{y}:N", sort=_order(rows[y]), title=None, axis=alt.Axis(labelLimit=420)),
+        y=alt.Y(f"{y}:N", sort=list(rows[y].unique()), title=None, axis=alt.Axis(labelLimit=420)),
         tooltip=[f"{y}:N", *([f"{color}:N"] if color else []), *TOOLTIP],
         **shared,
     )
@@ -138,9 +127,8 @@ def forest(
     zero = alt.Chart().mark_rule(color="#888", strokeDash=[4, 3]).encode(x=alt.datum(0))
     sized = {"width": 360, "height": alt.Step(ROW if color is None else 12)}  # a line
     if unit is not None:
-        return _panels(
-            alt.layer(zero, bars, points, data=rows).properties(**sized), rows, axes, 2, panel, header=HEADER
-        )
+        layered = alt.layer(zero, bars, points, data=rows).properties(**sized)
+        return _panels(layered, rows, axes, 2, panel, header=HEADER)
     parts = [alt.layer(zero, bars, points, data=there).properties(**sized, title=str(name))
              for name, there in rows.groupby(panel, sort=False)]  # fmt: skip
     return _with_params(alt.vconcat(*[_finish(part, axes) for part in parts]), axes)

@@ -69,8 +69,7 @@ def write_report(runs: Runs, folder: Path) -> Path:
         "rows": figures.in_page(_rows(table)),
         "levels": {name: sorted(map(str, found.design.runs[name].unique()), key=_naturally) for name in axes},
     }  # fmt: skip
-    page = environment.get_template("report.html.j2").render(told)
-    write_atomic(folder / "report.html", page)
+    write_atomic(folder / "report.html", environment.get_template("report.html.j2").render(told))
     return folder / "report.html"
 
 
@@ -114,8 +113,8 @@ def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path)
     """Name -> specification; PNG and SVG are written into `folder`."""
     over = {SCRATCH: "over scratch", RANDOM: "over a random frozen layer"}.get(found.baseline or "", "")
     units = {metric: f"{unit}, {over}" for metric, unit in UNITS.items()}
-    drawn: dict[str, Any] = {}
     arms = list(found.design.runs.arm.unique())
+    drawn: dict[str, Any] = {}
     compared = [{"contrast": c.name, "metric": UNITS.get(c.metric, c.metric), "difference": c.difference}
                 for c in found.contrasts if c.difference is not None]  # fmt: skip
     if compared:

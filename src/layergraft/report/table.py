@@ -1,8 +1,5 @@
-"""The tidy table: one row a run, whatever became of it. Imports no torch.
-
-Records are read one after the other and only what the table has of them is kept, so that a report of ten thousand runs
-fits in memory.
-"""
+"""The tidy table: one row a run, whatever became of it. Of a record no more than that is kept, so that a report of ten
+thousand runs fits in memory. Imports no torch."""
 
 from __future__ import annotations
 
@@ -53,16 +50,12 @@ class Runs:
 
     @property
     def completed(self) -> pd.DataFrame:
-        done = self.table[self.table.status == "completed"].reset_index(drop=True)
-        return done.astype({"seed": int})
+        return self.table[self.table.status == "completed"].reset_index(drop=True).astype({"seed": int})
 
 
 def read(folders: Iterable[Path], where: str | None = None) -> Runs:
-    """The runs of these sweeps, or of folders of runs such as outputs/runs; a run of several sweeps counts once.
-
-    A run without a record has `status: missing`; only those that meet `where` are kept. Raises UserError for a folder that
-    is neither, and where no run is left.
-    """
+    """The runs that meet `where` of these sweeps, or of folders of runs such as outputs/runs, each once. One without a
+    record has `status: missing`. Raises UserError for a folder that is neither, and where no run is left."""
     found: dict[str, Path] = {}
     commands, contrasts, names = [], {}, []
     for at, folder in {path.resolve(): path for path in folders}.items():  # each once
@@ -225,5 +218,4 @@ def _environment(e: dict[str, Any]) -> str:
 
 def require_completed(runs: Runs) -> None:
     """Raise UserError where no run was completed."""
-    some = bool((runs.table.status == "completed").any())
-    require(some, f"no run of {runs.name} was completed, so there is nothing to report")
+    require(len(runs.completed) > 0, f"no run of {runs.name} was completed, so there is nothing to report")

@@ -179,7 +179,7 @@ def for_gpus(config: Config) -> Config:
 
 def images_of(config: Config) -> ImageData:
     """The run's images, with the channels that the host takes. Raises UserError where they are too few for a batch."""
-    images: ImageData = config.data.load(config.seed).with_channels(config.host.in_channels)
+    images: ImageData = config.images()
     require_batch("optim", config.optim, images)
     return images
 

@@ -18,11 +18,8 @@ from layergraft.store.leases import claim
 
 
 def digest(value: Any) -> str:
-    """Twelve hex digits of SHA-256 over `value`: bytes as they are, anything else as JSON.
-
-    JSON keeps the order of dictionaries (the groups of a strategy are ordered) and writes floats so that
-    they read back the same.
-    """
+    """Twelve hex digits of SHA-256 over `value`: bytes as they are, anything else as JSON. JSON keeps the order of
+    dictionaries (the groups of a strategy are ordered) and writes floats so that they read back the same."""
     data = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
     return hashlib.sha256(data).hexdigest()[:12]
 
@@ -54,8 +51,7 @@ def require_regular(path: str | Path, what: str) -> None:
 
 
 def unpacked(path: str | Path) -> int | None:
-    """Bytes that the ZIP archive at `path` says it unpacks to, which nothing that reads it goes beyond; None for another
-    file."""
+    """Bytes that the ZIP archive at `path` says it unpacks to, and no reader goes beyond; None for another file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return sum(member.file_size for member in archive.infolist())

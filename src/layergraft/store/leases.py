@@ -32,8 +32,7 @@ def claim(marker: Path, wait: bool = True) -> Iterator[Callable[[], bool]]:
 
     A claim whose owner has died is taken over, at once on the same machine, after `LEASE_SECONDS` without a renewal on
     another. An owner that was stopped for longer loses its claim, and must not commit what it has done. Raises Claimed
-    where another has it, unless it is to be waited for.
-    """
+    where another has it, unless it is to be waited for."""
     marker.parent.mkdir(parents=True, exist_ok=True)
     watched: dict[tuple[str, str, int], float] = {}
     content = f"{_machine()} {os.getpid()} {_started(os.getpid())} {uuid.uuid4().hex}"

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from layergraft.errors import UserError
+from layergraft.errors import UserError, require
 from layergraft.store.files import write_json
 
 RECORD_VERSION = 8  # raise it when a field is added, goes, or means something else
@@ -104,8 +104,7 @@ def write_record(folder: Path, record: RunRecord) -> None:
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """The record in a run's folder; None where there is none yet. Raises UserError for one that is not whole, or of another
-    version."""
+    """The record in a run's folder, or None. Raises UserError for one that is not whole, or of another version."""
     path = folder / RECORD
     if not path.exists():
         return None
@@ -113,9 +112,9 @@ def read_record(folder: Path) -> RunRecord | None:
     written = plain.get("version")
     if written != RECORD_VERSION:
         by = plain.get("environment", {}).get("packages", {}).get("layergraft", "another version")
-        raise UserError(
-            f"{path} is a record of version {written or 'unknown'}, and this layergraft reads version {RECORD_VERSION}: read it with the layergraft that wrote it ({by}), or do the run again with exec.rerun=true"
-        )
+        is_not = f"of version {written or 'unknown'}, and this layergraft reads version {RECORD_VERSION}"
+        instead = f"read it with the layergraft that wrote it ({by}), or do the run again with exec.rerun=true"
+        raise UserError(f"{path} is a record {is_not}: {instead}")
     try:
         grafts = [GraftRecord(**graft) for graft in plain.pop("grafts", [])]
         return RunRecord(grafts=grafts, **plain)
@@ -126,11 +125,10 @@ def read_record(folder: Path) -> RunRecord | None:
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file; raises UserError where it is not whole."""
     try:
-        content: Any = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds a {type(content).__name__}")
+    require(isinstance(content, dict), f"{path} is damaged: it holds a {type(content).__name__}")
     return content
 
 
@@ -146,8 +144,7 @@ def status_of(folder: Path, newer_than: float = 0.0) -> str | None:
 
 @lru_cache(maxsize=100_000)
 def _status(folder: Path, modified: int, inode: int) -> str | None:
-    record = read_record(folder)
-    return None if record is None else record.status
+    return record.status if (record := read_record(folder)) else None
 
 
 def is_done(folder: Path, newer_than: float = 0.0) -> bool:

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from layergraft.errors import RunFailed, UserError, counted, require
 from layergraft.store.files import write_json
+from layergraft.store.records import read_record
+from layergraft.sweeps import pool
 from layergraft.sweeps.grid import GridSweeper, finish, key_of, say
 from layergraft.sweeps.launchers import LocalLauncher
+from layergraft.sweeps.manifest import write_plan
 
 if TYPE_CHECKING:
     from layergraft.report.advice import Advice
@@ -33,8 +36,6 @@ class AdviseSweeper(GridSweeper):
         self.epochs, self.seeds, self.finalists = epochs, seeds, finalists
 
     def sweep(self, arguments: list[str]) -> Any:
-        from layergraft.sweeps import pool
-
         self._require()
         pool.warm()
         from layergraft.report import advice
@@ -123,9 +124,9 @@ class AdviseSweeper(GridSweeper):
         from layergraft.hosts.skeletons import sites_of
 
         config = self.composer(self.own)
-        data = config.data.load(config.seed).with_channels(config.host.in_channels)
+        images = config.images()
         kind = sites.BLOCK if config.donor.kind == "block" else sites.CONV
-        there = sites_of(config.host, data.shape, data.num_classes)
+        there = sites_of(config.host, images.shape, images.num_classes)
         return [site.path for site in there.values() if site.kind == kind]
 
     def _require(self) -> None:
@@ -155,9 +156,7 @@ class AdviseSweeper(GridSweeper):
         """Do the runs of a round, and note them. Return validation and test accuracies, (A, S), nan for what failed."""
         import numpy as np
 
-        from layergraft.store.records import read_record
         from layergraft.sweeps import sweep
-        from layergraft.sweeps.manifest import write_plan
 
         plans = self._plans(cells, at)
         different = sweep.distinct(plans)
@@ -165,10 +164,8 @@ class AdviseSweeper(GridSweeper):
         self.launcher.newer_than = 0.0
         self.launcher.work(different)
         metrics = [record.metrics if (record := read_record(plan.folder)) else {} for plan in plans]
-        val_AS, test_AS = (
-            np.array([m.get(name, np.nan) for m in metrics], float).reshape(len(cells), -1)
-            for name in ("val/acc", "test/acc")
-        )
+        both = ([m.get(name, np.nan) for m in metrics] for name in ("val/acc", "test/acc"))
+        val_AS, test_AS = (np.array(values, float).reshape(len(cells), -1) for values in both)
         keys_AS = np.array([plan.key for plan in plans]).reshape(len(cells), -1)
         plain = [[None if np.isnan(val) else val for val in row] for row in val_AS.tolist()]
         known = zip(names, plain, keys_AS.tolist(), strict=True)
@@ -179,10 +176,8 @@ class AdviseSweeper(GridSweeper):
     def _conclude(
         self, arguments: list[str], arms: dict[str, list[str]], val_AS: Any, test_AS: Any
     ) -> tuple[Advice, list[str], list[str]]:
-        """Return what the last round shows, the overrides that are advised, and the commands for whole runs of them.
-
-        The last arm in `val_AS` and `test_AS` is the host without a donor. Raises RunFailed where no arm is complete.
-        """
+        """Return what the last round shows, the overrides that are advised, and the commands for whole runs of them. Of
+        `val_AS` and `test_AS` the last arm is the host without a donor. Raises RunFailed where no arm is complete."""
         import numpy as np
 
         from layergraft.config.compose import as_typed

@@ -21,7 +21,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from layergraft.errors import UserError, counted, unknown
+from layergraft.store.files import digest, label, write_atomic
+from layergraft.store.manifests import RERUN, SWEEP, read_sweep
+from layergraft.store.records import DONE, RECORD, read_record, run_folder, status_of
+from layergraft.sweeps import pool
 from layergraft.sweeps.launchers import LocalLauncher
+from layergraft.sweeps.manifest import finished, signature, write_plan
 
 if TYPE_CHECKING:
     from layergraft.config.compose import Composer
@@ -113,8 +118,6 @@ class GridSweeper(BasicSweeper):
     def folder(self, arguments: list[str]) -> Path:
         """Where the sweep is: under its name, or one that is the same for the same overrides: that of the experiment, and of
         the size that was asked for, where there are no others."""
-        from layergraft.store.files import digest, label
-
         settings = self.config.exec
         asked = {key_of(a): a.partition("=")[2] for a in arguments if not a.startswith("exec.")}
         chosen = [asked[group] for group in ("experiment", "size") if group in asked]
@@ -123,11 +126,6 @@ class GridSweeper(BasicSweeper):
         return Path(settings.outputs) / "sweeps" / (settings.sweep or name)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from layergraft.store.files import write_atomic
-        from layergraft.store.manifests import SWEEP, read_sweep
-        from layergraft.sweeps import pool
-        from layergraft.sweeps.manifest import finished, signature, write_plan
-
         settings, folder = self.config.exec, self.folder(arguments)
         if settings.rerun or not (folder / SWEEP).exists():  # there is something to do
             pool.warm()
@@ -174,13 +172,8 @@ def say(line: str) -> None:
 
 def finish(folder: Path, keys: list[str], since: float) -> None:
     """Have the sweep's report there, say where everything is and what failed and why; exit with 1 where runs failed.
-
-    Records of before `since` do not count. A rerun of which all has ended is concluded.
-    """
+    Records of before `since` do not count. A rerun of which all has ended is concluded."""
     from rich.console import Console
-
-    from layergraft.store.manifests import RERUN, SWEEP
-    from layergraft.store.records import DONE, RECORD, read_record, run_folder, status_of
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     outputs = folder.parents[1]

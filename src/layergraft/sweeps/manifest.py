@@ -28,11 +28,8 @@ PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
 def write_plan(
     folder: Path, plans: Sequence[RunPlan], command: str, signed: str = "", rerun: bool = False, contrasts: Any = None
 ) -> float:
-    """Write what the sweep is to `folder`/sweep.json: the command, what is to be compared, its runs, what they come of.
-
-    Return since when, of the disk's clock, a record counts: ever, or since this `rerun`, or the same one that was not
-    concluded, began.
-    """
+    """Write what the sweep is to `folder`/sweep.json: command, what is to be compared, runs, what they come of. Return
+    since when, of the disk's clock, a record counts: ever, or since this `rerun` (or the same, not concluded) began."""
     files = sorted({path for plan in plans for path in _paths(canonical(plan.config)) if os.path.exists(path)})
     keys = [plan.key for plan in plans]
     made_of = {"signature": signed, "files": files, "stamp": _stamp_of(files)}

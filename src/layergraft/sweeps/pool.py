@@ -27,13 +27,10 @@ def warm() -> None:
     """Start the server that workers are forked from; it imports what they need while the caller goes on."""
     _context.set_forkserver_preload(PRELOAD)
     before = os.environ.get("PYTHONSAFEPATH", "")
-    os.environ["PYTHONSAFEPATH"] = (
-        before or "1"
-    )  # else a file in the current folder could stand in for a module of that name
+    os.environ["PYTHONSAFEPATH"] = before or "1"  # else a file in this folder could stand in for a module of its name
     try:
         resource_tracker.ensure_running()  # which would unblock what is blocked next
-        # Inherited: Ctrl-C amid the server's imports is not its matter.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is not for the server's imports
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -109,10 +106,8 @@ class Crew(Protocol):
 
 
 class Pool:
-    """One worker for each of `places`, which may name a place more than once. Use as a context manager.
-
-    Tasks are given out in order, one to each worker that is free. Ctrl-C is passed on to the workers.
-    """
+    """One worker for each of `places`, which may name one more than once; a context manager. Tasks are given out in order,
+    one to each worker that is free. Ctrl-C is passed on to the workers."""
 
     def __init__(self, places: Sequence[str], crew: Crew | None = None) -> None:
         self.crew: Crew = crew or Processes()
@@ -171,11 +166,10 @@ class Pool:
         there = [task.crowd for worker, task in self.busy.items() if worker.place == place]
         if any(crowd is not None and len(there) >= crowd for crowd in there):
             return None
-        for task in self.waiting:
-            if task.crowd is None or len(there) < task.crowd:
-                self.waiting.remove(task)
-                return task
-        return None
+        found = next((task for task in self.waiting if task.crowd is None or len(there) < task.crowd), None)
+        if found is not None:
+            self.waiting.remove(found)
+        return found
 
     def crowd(self, place: str) -> int:
         """Count the workers at `place`."""
@@ -255,8 +249,7 @@ def _work(connection: Connection, place: str) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place  # before CUDA starts: it reads this once
     gc.freeze()  # what is the server's too stays shared memory: a look of the collector would copy it
     sys.unraisablehook = _unraisable
-    # Ignored where a shell started the sweep in the background.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts it in the background ignores Ctrl-C
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # one that came since the fork lands here

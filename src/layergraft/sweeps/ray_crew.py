@@ -14,12 +14,8 @@ from layergraft.sweeps.pool import WORKER_DIED, Failed, Worker, call
 
 
 class RayCrew:
-    """Actors with `cpus` cores and `gpus` (a share, such as 0.5) of a GPU each; None: 1 / `jobs_per_gpu` where there are
-    GPUs.
-
-    A Ray that runs at `address` is used (null: at RAY_ADDRESS), or one is started on this machine. Raises UserError where
-    none runs there.
-    """
+    """Actors with `cpus` cores and `gpus` (a share, such as 0.5; None: 1 / `jobs_per_gpu` where there are GPUs) each.
+    Ray runs at `address` (null: RAY_ADDRESS), or is started on this machine. Raises UserError where none runs there."""
 
     def __init__(
         self, address: str | None, cpus: float, gpus: float | None, jobs_per_gpu: int, options: dict[str, Any]
@@ -38,18 +34,14 @@ class RayCrew:
         self.cpus, self.gpus = cpus, gpus
 
     def places(self) -> list[str]:
-        """One for each worker that the cluster has room for; Ray says which is where once it has started it.
-
-        Raises UserError where it has room for none: it would be waited for in silence.
-        """
+        """One for each worker that the cluster has room for; Ray says which is where once it has started it. Raises
+        UserError where it has room for none: it would be waited for in silence."""
         room = 0
         for node in (node["Resources"] for node in ray.nodes() if node["Alive"]):
             asked = (("CPU", self.cpus), ("GPU", self.gpus))
             room += min(int(node.get(what, 0) / share + 1e-9) for what, share in asked if share)
-        require(
-            room > 0,
-            f"no node of the Ray cluster has room for hydra.launcher.cpus_per_run={self.cpus:g} with gpus_per_run={self.gpus:g}",
-        )
+        asks = f"hydra.launcher.cpus_per_run={self.cpus:g} with gpus_per_run={self.gpus:g}"
+        require(room > 0, f"no node of the Ray cluster has room for {asks}")
         return [f"worker {index}" for index in range(room)]
 
     def start(self, place: str) -> _Actor:

@@ -37,10 +37,8 @@ class Array:
         self.parameters = {"name": self.name, **prefixed}
 
     def work(self, plans: Sequence[RunPlan], newer_than: float) -> None:
-        """Submit the array, unless it is in the queue already, and wait until it is through.
-
-        Raises UserError where there is no SLURM, or none that takes such a job.
-        """
+        """Submit the array, unless it is in the queue already, and wait until it is through. Raises UserError where
+        there is no SLURM, or none that takes such a job."""
         left = [plan for plan in plans if not is_done(plan.folder, newer_than)]
         if not left:
             return

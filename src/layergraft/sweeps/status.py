@@ -10,16 +10,15 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
 
 from layergraft.errors import counted
 from layergraft.store.files import modified
 from layergraft.store.leases import claimed
 from layergraft.store.manifests import SWEEP, read_sweep, rerun_since
 from layergraft.store.records import CLAIMS, DONE, RECORD, run_folder, status_of
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 INTERVAL = 2.0  # seconds
 RECENT = 20  # runs whose ends tell the pace
@@ -103,8 +102,6 @@ def duration(seconds: float) -> str:
 
 def show(folder: Path, watch: bool) -> None:
     """Print how far the sweep is; with `watch`, again every 2 seconds until nothing runs or waits."""
-    from rich.console import Console
-
     console = Console(soft_wrap=True, highlight=False)
     if watch:
         follow(folder, lambda: status(folder).left > 0, console)
@@ -119,9 +116,6 @@ def show(folder: Path, watch: bool) -> None:
 
 def follow(folder: Path, going: Callable[[], bool], console: Console | None = None, interval: float = INTERVAL) -> None:
     """Show how far the sweep is for as long as it is `going`: in a terminal on one line, else a line for each tenth."""
-    from rich.console import Console
-    from rich.live import Live
-
     console = console or Console(stderr=True, soft_wrap=True, highlight=False)
     tenths = -1
     with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
