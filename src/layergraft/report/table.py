@@ -217,5 +217,7 @@ def _environment(e: dict[str, Any]) -> str:
 
 
 def require_completed(runs: Runs) -> None:
-    """Raise UserError where no run was completed."""
-    require(len(runs.completed) > 0, f"no run of {runs.name} was completed, so there is nothing to report")
+    """Raise UserError where no run was completed, with what is wrong with a record that cannot be read."""
+    damaged = runs.table.error[runs.table.status == "damaged"]
+    why = f"; {damaged.iloc[0]}" if len(damaged) else ""
+    require(len(runs.completed) > 0, f"no run of {runs.name} was completed, so there is nothing to report{why}")

@@ -130,7 +130,7 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
     of = keyed(config.host), found, images.shape, images.num_classes, where, forms, keyed(config.surgery)
     outline = _outline(*of)
     strategy = _strategy(of, keyed(config.strategy), last)
-    check(outline.network, strategy, Recipe(config.optim, ScheduleSpec(epochs=last)), backend)
+    _require_trainable(of, keyed(config.strategy), last, keyed(config.optim), backend)
     for epoch in config.exec.probe.epochs:
         require(epoch <= last, f"exec.probe.epochs has {epoch}, but training ends after {last} epochs")
     optim, data = config.optim, config.data
@@ -249,6 +249,13 @@ def _outline(
     sizes = {name: parameter.numel() for name, parameter in grafted.network.named_parameters()}
     blocks = tuple(path for path, site in there.items() if site.kind == sites.BLOCK)
     return _Outline(grafted.network, sizes, roles, blocks)
+
+
+@lru_cache(maxsize=1024)
+def _require_trainable(of: tuple[Any, ...], strategy: Keyed, epochs: int, optim: Keyed, backend: Backend) -> None:
+    """Raise UserError for an optimizer that cannot train the network `of`, or devices that cannot share it."""
+    recipe = Recipe(optim.spec, ScheduleSpec(epochs=epochs))
+    check(_outline(*of).network, _strategy(of, strategy, epochs), recipe, backend)
 
 
 @lru_cache(maxsize=1024)
