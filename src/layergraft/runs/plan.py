@@ -124,10 +124,11 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
     config cannot be: this is all the checking there is."""
     backend, images, last = backend_of(config), images_of(config), config.schedule.epochs
     there = skeletons.sites_of(config.host, images.shape, images.num_classes)
-    grafts = _grafts(config, images, there, backend) if config.donor.is_layer else ()
     found = weights.fingerprint(config.host)
+    host = keyed(config.host), found, images.shape, images.num_classes
+    grafts = _grafts(config, host, there, backend) if config.donor.is_layer else ()
     where, forms = tuple(graft.site for graft in grafts), tuple(graft.form for graft in grafts)
-    of = keyed(config.host), found, images.shape, images.num_classes, where, forms, keyed(config.surgery)
+    of = *host, where, forms, keyed(config.surgery)
     outline = _outline(*of)
     strategy = _strategy(of, keyed(config.strategy), last)
     _require_trainable(of, keyed(config.strategy), last, keyed(config.optim), backend)
@@ -212,14 +213,23 @@ def key_by(axes: Mapping[str, str | int], identity: dict[str, Any]) -> str:
     return label(*parts, f"seed{axes['seed']}", digest(identity))
 
 
-def _grafts(config: Config, images: ImageData, there: Mapping[str, Site], backend: Backend) -> tuple[PlannedGraft, ...]:
+def _grafts(
+    config: Config, host: tuple[Any, ...], there: dict[str, Site], backend: Backend
+) -> tuple[PlannedGraft, ...]:
+    """The grafts in the host whose `_place` the arguments `host` give."""
     kind = sites.BLOCK if config.donor.kind == "block" else sites.CONV
-    where = [sites.resolve(dict(there), site, config.host.name, kind) for site in config.sites]
+    where = [sites.resolve(there, site, config.host.name, kind) for site in config.sites]
     surgery.require_apart(where)
-    skeleton = skeletons.skeleton(config.host, images.shape, images.num_classes)
-    places = [(site, surgery.place_of(skeleton, site, config.surgery, images.shape)) for site in where]
+    places = [(site, _place(*host, site, keyed(config.surgery))) for site in where]
     donor = cast(DonorKind, config.donor).controlled()
     return tuple(PlannedGraft(site, at, donor.form(at), key_of(donor, at, backend)) for site, at in places)
+
+
+@lru_cache(maxsize=1024)
+def _place(
+    host: Keyed, weights: str | None, image: tuple[int, int, int], num_classes: int, site: Site, operation: Keyed
+) -> Place:
+    return surgery.place_of(skeletons.skeleton(host.spec, image, num_classes), site, operation.spec, image)
 
 
 @dataclass(frozen=True)
