@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,12 +52,12 @@ class RunPlan:
 
     config: Config
     key: str
+    identity: dict[str, Any]
+    """All that decides the run's numbers; the key is its hash."""
     axes: dict[str, str | int]
     """The names by which people tell runs apart."""
     backend: Backend
     """Of the machine that it was planned on; `here` resolves it anew on another."""
-    weights: str | None
-    """The hash of the host's weights; None without."""
     data: DataFacts
     sites: Mapping[str, Site]
     """Every site of the host by path."""
@@ -70,11 +70,6 @@ class RunPlan:
     steps_per_epoch: int
     overrides: tuple[str, ...] = ()
     """What the run of a sweep was asked for with."""
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """All that decides the run's numbers; the key is its hash."""
-        return identity(self.config, self.backend.precision, self.data.fingerprint, self.weights, self.donor_keys)
 
     @property
     def donor_keys(self) -> tuple[str, ...]:
@@ -112,7 +107,7 @@ class RunPlan:
         backend, images = backend_of(self.config), images_of(self.config)
         donors = [key_of(self.donor, graft.place, backend) for graft in self.grafts]
         found = weights.fingerprint(self.config.host)
-        key = key_by(self.axes, identity(self.config, backend.precision, images.fingerprint, found, donors))
+        key = key_by(self.axes, identity_of(self.config, backend.precision, images.fingerprint, found, donors))
         why = "its data or files have changed, or precision=auto resolves differently here"
         mend = "set precision=float32 or bf16_mixed"
         require(key == self.key, f"it was planned as {self.key} and is {key} here: {why}; {mend}")
@@ -138,9 +133,9 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
     batches = BatchSpec(optim.batch_size, optim.accumulate, data.shift, data.flip, config.regularizer.mixup)
     steps = batches.steps_per_epoch(len(images.train))
     keys, named = [graft.key for graft in grafts], axes(config)
-    key = key_by(named, identity(config, backend.precision, images.fingerprint, found, keys))
+    known = identity_of(config, backend.precision, images.fingerprint, found, keys)
     return RunPlan(
-        config, key, named, backend, found, images.facts, there, grafts, outline.parameters, strategy, batches, steps,
+        config, key_by(named, known), known, named, backend, images.facts, there, grafts, outline.parameters, strategy, batches, steps,
         tuple(overrides),
     )  # fmt: skip
 
@@ -185,7 +180,7 @@ def images_of(config: Config) -> ImageData:
     return images
 
 
-def identity(
+def identity_of(
     config: Config, precision: str, fingerprint: str, weights: str | None, donor_keys: Sequence[str]
 ) -> dict[str, Any]:
     """All that decides a run's numbers: its config less `exec`, and the content of its data, weights and donors."""
