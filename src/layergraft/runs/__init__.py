@@ -1,1 +1,1 @@
-"""Runs: one assembled and executed (`run`), many planned and shared out among workers (`sweep`, `pool`)."""
+"""One run: planned (`plan`), built (`build`), trained and recorded (`train`); its similarity measures and its export."""
