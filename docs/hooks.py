@@ -37,13 +37,13 @@ def _strategy(name):
     from hydra import compose, initialize_config_dir
 
     from layergraft.config.compose import conf_dir, to_config
-    from layergraft.runs.plan import checked, timeline_of
+    from layergraft.runs.plan import plan_run
     from layergraft.strategies.timeline import figure
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         asked = [f"strategy={name}", "host=resnet20", "site=layer2.0.conv1", "schedule.epochs=10", "exec=cpu"]
         config = to_config(compose("config", asked))
-    return figure(timeline_of(config, checked(config))), f"{name}: learning rates of each group by epoch"
+    return figure(plan_run(config).timeline()), f"{name}: learning rates of each group by epoch"
 
 
 def _surgery(name):
