@@ -116,9 +116,9 @@ def picked_arms(rng: np.random.Generator, samples: int) -> None:
             val = means + training + rng.normal(0, noise, (n, arms))
             gain = means + training + rng.normal(0, 0.5, (n, arms)) - rng.normal(0, 0.5, (n, 1))
             best, picks = pick(val)
-            for place, d in enumerate((mean_difference(gain[:, best]), gain_of_picking(gain, picks))):
-                errors[place].append(d.mean - means[best])
-                covered[place] += abs(errors[place][-1]) <= d.half_width
+            for slot, d in enumerate((mean_difference(gain[:, best]), gain_of_picking(gain, picks))):
+                errors[slot].append(d.mean - means[best])
+                covered[slot] += abs(errors[slot][-1]) <= d.half_width
         cells = [f"{np.mean(e):+.2f} | {100 * c / (samples // 2):.1f}" for e, c in zip(errors, covered, strict=True)]
         print(f"| {arms} | {span} | {noise} | {n} | {' | '.join(cells)} |")
 

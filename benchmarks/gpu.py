@@ -232,7 +232,8 @@ def run_here(number: int, device: str, to: Path) -> int:
 
     if CUDA != (device == "cuda"):
         print(
-            f"error: --device {device}, and torch {'sees' if CUDA else 'does not see'} a CUDA device", file=sys.stderr
+            f"error: --device {device}, and torch {'sees' if CUDA else 'does not record_activations'} a CUDA device",
+            file=sys.stderr,
         )
         return 2
     part = PARTS[number]

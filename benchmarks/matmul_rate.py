@@ -20,11 +20,11 @@ from measure import CUDA, Figure, by_turns, spread
 from run_time import ALL, backend_here, noise
 from torch.utils.flop_counter import FlopCounterMode
 
-from layergraft.config.recipes import OptimSpec, ScheduleSpec
+from layergraft.config.training import OptimSpec, ScheduleSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
-from layergraft.strategies.plan import make_plan
+from layergraft.strategies.training_plan import make_plan
 from layergraft.training.fit import Recipe, fit
 
 GOAL = 30.0  # percent
@@ -34,7 +34,7 @@ def matmul_rate(device: str, size: int, repeats: int = 50) -> float:
     """Operations a second."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
 
-    def once() -> float:
+    def create_once() -> float:
         start = time.perf_counter()
         for _ in range(repeats):
             a @ b
@@ -42,7 +42,7 @@ def matmul_rate(device: str, size: int, repeats: int = 50) -> float:
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    return 2 * size**3 * repeats / min(by_turns({"matmul": once}, 5)["matmul"])
+    return 2 * size**3 * repeats / min(by_turns({"matmul": create_once}, 5)["matmul"])
 
 
 def operations(network: torch.nn.Module, shape: tuple[int, int, int]) -> float:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from layergraft.config.specs import Config
+    from layergraft.config.schema import Config
 
 RESULTS = Path(__file__).parent / "results"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -145,10 +145,10 @@ def composed(*overrides: str) -> Config:
     """A run's config, as `layergraft train` composes it."""
     from hydra import compose, initialize_config_dir
 
-    from layergraft.config.compose import conf_dir, spelled, to_config
+    from layergraft.config.compose import conf_dir, to_config, to_hydra
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return to_config(compose("config", [spelled(override) for override in overrides]))
+        return to_config(compose("config", [to_hydra(override) for override in overrides]))
 
 
 def child(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess:

@@ -12,7 +12,7 @@ import torch
 from measure import CUDA, Figure, at_most, by_turns
 from torch.nn import functional as F
 
-from layergraft.config.specs import HostSpec
+from layergraft.config.schema import HostSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.training.fit import Backend
 

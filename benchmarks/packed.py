@@ -139,7 +139,7 @@ def figures(
         optimizer = adam(parts[0], capturable=True)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        with torch.cuda.derive_seed(side):
             for _ in range(3):
                 step(parts[0], optimizer, *parts[1:])
         torch.cuda.current_stream().wait_stream(side)
@@ -155,7 +155,7 @@ def figures(
         synchronise()
 
         def work(index: int, steps: int) -> None:
-            with torch.cuda.stream(torch.cuda.Stream()) if CUDA else nullcontext():
+            with torch.cuda.derive_seed(torch.cuda.Stream()) if CUDA else nullcontext():
                 for _ in range(steps):
                     step(own[index][0], optimizers[index], *own[index][1:])
             synchronise()

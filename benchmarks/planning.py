@@ -28,7 +28,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 
 from layergraft.config.compose import Composer, conf_dir
-from layergraft.sweeps import sweep
+from layergraft.sweeps import execution
 
 SWEPT = ["strategy=freeze,low_lr,hybrid,full,gradual", "site=early,middle,late", "host=resnet18,resnet20,resnet34,resnet50"]  # fmt: skip
 ARMS = 5 * 3 * 4
@@ -57,16 +57,16 @@ def planned(arguments: list[str]) -> tuple[int, int, dict[str, float]]:
             hydra_context=context, task_function=lambda _: None, config=config
         )
         start = time.process_time()
-        cells = sweeper.cells(list(config.hydra.overrides.task))
+        combinations = sweeper.combinations(list(config.hydra.overrides.task))
         made = time.process_time()
         composer = Timed(hydra.config_loader, config)
-        cells = composer.without_foreign(cells)
+        combinations = composer.without_foreign(combinations)
         cleared = time.process_time()
-        jobs = sweep.planned(composer.each(cells))
+        jobs = execution.planned(composer.each(combinations))
         end = time.process_time()
     checked = end - cleared - composer.seconds
     parts = {"cells": made - start, "without_foreign": cleared - made, "composition": composer.seconds, "check and key": checked}  # fmt: skip
-    return len(jobs), len(sweep.distinct(jobs)), parts
+    return len(jobs), len(execution.distinct(jobs)), parts
 
 
 def main() -> None:

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from layergraft import surgery
-from layergraft.config.recipes import OptimSpec, ScheduleSpec
-from layergraft.config.specs import Device, Precision, SurgerySpec
+from layergraft.config.schema import Device, Precision, SurgerySpec
+from layergraft.config.training import OptimSpec, ScheduleSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.images import ImageData, Split
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import statistics_paths
-from layergraft.hosts.sites import resolve, survey
-from layergraft.networks.kept import ALL_TRAINS
-from layergraft.strategies.plan import make_plan
+from layergraft.hosts.sites import find_sites, resolve
+from layergraft.networks.network_cache import ALL_TRAINS
+from layergraft.strategies.training_plan import make_plan
 from layergraft.training.fit import Backend, Recipe, fit
 
 RUNGS = {
@@ -82,7 +82,7 @@ def main():
         parents = [trained(network, data, arguments.epochs, 3e-3, backend, seed) for network in hosts]
         intact.append(parents[0])
         host, other = (network.eval().to(backend.device) for network in hosts)
-        sites = survey(host, data.shape)
+        sites = find_sites(host, data.shape)
         for kind, where in [("conv", 0.0), ("conv", 0.5), ("conv", 1.0), ("block", 0.5)]:
             site = resolve(sites, where, spec.name, kind)
             for rung, operation in RUNGS.items():

@@ -17,8 +17,8 @@ from pathlib import Path
 from measure import Figure, child, peak_mb
 
 from layergraft.store.files import write_json
-from layergraft.store.manifests import SWEEP
 from layergraft.store.records import RECORD, run_folder
+from layergraft.store.sweep_folder import SWEEP
 
 CONTRASTS = {"hybrid against full": {"of": ["+strategy=hybrid", "-strategy=full"], "metric": "test/acc"}}
 SIZES = (2_500, 5_000, 10_000)

@@ -30,16 +30,16 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
-from layergraft.config.specs import HostSpec, ProbeSpec
+from layergraft.config.schema import HostSpec, ProbeSpec
+from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.images import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
-from layergraft.hosts.sites import STAGE, survey
-from layergraft.strategies.plan import make_plan
-from layergraft.training.fit import Backend, Recipe, Saving, fit
-from layergraft.training.probes import Probes, Subject
+from layergraft.hosts.sites import STAGE, find_sites
+from layergraft.strategies.training_plan import make_plan
+from layergraft.training.fit import Backend, CheckpointSettings, Recipe, fit
+from layergraft.training.probes import Probes, ProbeTargets
 
 # What makes the host wait for a GPU; on a CPU, where nothing waits, a number that is read, which would.
 WAITS = re.compile("cuda(Device|Stream|Event)Synchronize" if CUDA else "aten::_local_scalar_dense")
@@ -93,7 +93,7 @@ def measured(case: Case) -> list[Figure]:
     plan = make_plan(ALL, names, statistics_paths(start), case.host.roles, case.epochs)
     recipe = Recipe(OptimSpec("adam", 1e-3, batch_size=case.batch), ScheduleSpec(epochs=case.epochs))
     spec = BatchSpec(case.batch, shift=1, flip=True)
-    stages = [path for path, site in survey(start, data.shape).items() if site.kind == STAGE]
+    stages = [path for path, site in find_sites(start, data.shape).items() if site.kind == STAGE]
     ended: dict[str, torch.nn.Module] = {}
 
     def loop(tuned: bool) -> float:
@@ -113,9 +113,16 @@ def measured(case: Case) -> list[Figure]:
     def ours(probes: bool) -> float:
         network, batches = copy.deepcopy(start), Batches.of(data, spec, 0, backend.device)
         with tempfile.TemporaryDirectory() as folder:
-            saving = Saving(Path(folder))
+            saving = CheckpointSettings(Path(folder))
             begun = time.perf_counter()
-            looking = ProbeSpec([0, -1]), network, Subject(stages), batches.val.first(256), batches.val, case.epochs
+            looking = (
+                ProbeSpec([0, -1]),
+                network,
+                ProbeTargets(stages),
+                batches.val.first(256),
+                batches.val,
+                case.epochs,
+            )
             probe = Probes(*looking) if probes else None
             fit(network, plan, batches, recipe, backend, folder=Path(folder), saving=saving, probe=probe)
             took = time.perf_counter() - begun

@@ -1,6 +1,6 @@
 """Runs of the default sweep side by side on one GPU, over the same runs one at a time
 
-Eight runs (four strategies, two hosts, seed 0, the late site) by the workers of a sweep, `exec.jobs_per_gpu` of them at once.
+Eight runs (four strategies, two hosts, seed 0, the late site) by the workers of a execution, `exec.jobs_per_gpu` of them at once.
 Their donors are made before, and the similarity of the data, which is the CPU's work, is not measured. Each worker has done a
 short run before; the time is from the mean start of the workers' first runs to the end of the last run. Starting the workers,
 which a sweep pays once, is given beside it. If NVIDIA's MPS daemon starts, the same is measured under it. On a CPU the workers
@@ -27,7 +27,7 @@ from measure import CUDA, Figure, composed
 from layergraft.runs.build import get_donors
 from layergraft.runs.plan import plan_run
 from layergraft.store.records import RECORD, read_record
-from layergraft.sweeps import sweep
+from layergraft.sweeps import execution
 from layergraft.sweeps.pool import warm
 
 GOAL = 4.0
@@ -125,9 +125,9 @@ def measured(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> Ite
             shutil.copytree(first / "donors", outputs / "donors")
             settings = {"outputs": str(outputs), "jobs_per_gpu": number, "workers": number}
             every = [replace(config, exec=replace(config.exec, **settings)) for config in (*before[:number], *configs)]
-            jobs = sweep.planned(([], config) for config in every)
+            jobs = execution.planned(([], config) for config in every)
             begun = time.time()
-            sweep.run(jobs)
+            execution.run(jobs)
             folders = [job.folder for job in jobs]
             failed = [record for record in map(read_record, folders) if record.status != "completed"]
             if failed:

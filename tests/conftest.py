@@ -6,6 +6,8 @@ import socket
 import sys
 from pathlib import Path
 
+from layergraft.data import data_set
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the tests' networks are too small to share out
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA: deterministic algorithms ask for it
 
@@ -17,13 +19,12 @@ from hydra.core.global_hydra import GlobalHydra
 from pytorch_lightning.trainer.connectors import callback_connector
 
 from layergraft.cli.commands import main
-from layergraft.config.compose import Composer, conf_dir, spelled
-from layergraft.config.specs import SurgerySpec
-from layergraft.data import sets
+from layergraft.config.compose import Composer, conf_dir, to_hydra
+from layergraft.config.schema import SurgerySpec
 from layergraft.data.images import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.hosts.sites import survey
-from layergraft.surgery import place_of
+from layergraft.hosts.sites import find_sites
+from layergraft.surgery import slot_of
 from layergraft.training.fit import Backend
 
 torch.set_num_threads(1)
@@ -68,7 +69,7 @@ def device(request):
 def place_at(spec, path, image=GREY, surgery=None):
     """What a donor finds at `path` of a host."""
     host = spec.build(image, 5, seed=0)
-    return place_of(host, survey(host, image)[path], surgery or SurgerySpec(), image)
+    return slot_of(host, find_sites(host, image)[path], surgery or SurgerySpec(), image)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +83,7 @@ def composer():
 @pytest.fixture
 def config(composer):
     """Function: overrides -> the Config of a run, as `layergraft train` composes it."""
-    return lambda *overrides: composer(list(map(spelled, overrides)))
+    return lambda *overrides: composer(list(map(to_hydra, overrides)))
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def asked(tmp_path, monkeypatch, command, no_network):
 
     def run(*overrides, file=None, what="plan"):
         before = there(tmp_path)
-        for cached in (sets._whole, sets._rows, sets._pixels, sets._loaded, sets._pool):
+        for cached in (data_set._whole, data_set._rows, data_set._pixels, data_set._loaded, data_set._pool):
             cached.cache_clear()  # a process takes it that its files stay as they are
         code, out, err = command(what, *SMALLEST, *map(str, overrides))
         assert no_network == [] and there(tmp_path) == before and "Traceback" not in out + err

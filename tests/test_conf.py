@@ -68,8 +68,8 @@ def test_the_quick_composition_is_hydras():
         common = ["+experiment=quickstart", "optim.lr=0.5"]
         master = compose("config", overrides=common, return_hydra_config=True)
         composer = Composer(loader, master)
-        cells = [["strategy=hybrid", "site=late", "seed=1"], ["strategy=hybrid", "site=early", "seed=2", "donor.k=3"],
+        combinations = [["strategy=hybrid", "site=late", "seed=1"], ["strategy=hybrid", "site=early", "seed=2", "donor.aux_depth=3"],
                  ["site=conv1", "strategy=full", "donor=none"], ["strategy=hybrid", "strategy.phases.thaw.epoch=3", "site=late"]]  # fmt: skip
-        for cell in cells:
-            assert composer(common + cell) == to_config(loader.load_sweep_config(master, common + cell))
+        for combination in combinations:
+            assert composer(common + combination) == to_config(loader.load_sweep_config(master, common + combination))
         assert len(composer.composed) == 2

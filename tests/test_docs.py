@@ -14,9 +14,11 @@ import torch
 import torchvision
 from PIL import Image
 
+from layergraft.cli import run_commands
 from layergraft.cli.commands import COMMANDS
 from layergraft.cli.help import groups, keys
 from layergraft.config.compose import conf_dir
+from layergraft.sweeps import optuna_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "extend.md")]
@@ -96,31 +98,30 @@ def without_training(there, monkeypatch):
     from hydra.core.plugins import Plugins
 
     Plugins.instance()  # imports them anew, once
-    import layergraft.runs.imports  # noqa: F401
-    from layergraft.cli import show
+    import layergraft.runs.preload  # noqa: F401
     from layergraft.runs.plan import plan_run
-    from layergraft.sweeps import advise, grid, launchers, search, study
+    from layergraft.sweeps import advise, grid, launchers, search
 
     shutil.rmtree(there / "outputs/sweeps")  # where a sweep of the same name was planned and not run
     shutil.copytree(there / "sweeps", there / "outputs/sweeps")
     planned = []
     for name in ("train_one", "donate_one"):
-        monkeypatch.setattr(show, name, lambda config: planned.append(plan_run(config)))
+        monkeypatch.setattr(run_commands, name, lambda config: planned.append(plan_run(config)))
     monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
     for module in (grid, advise):
         monkeypatch.setattr(module, "finish", lambda *_: None)
-    monkeypatch.setattr(study.Search, "run", lambda self, *_: planned.append(self.distributions))
+    monkeypatch.setattr(optuna_study.Search, "run", lambda self, *_: planned.append(self.distributions))
     monkeypatch.setattr(search.SearchSweeper, "show", lambda *_: None)
 
-    def measured(self, names, cells, at):
-        planned.extend(self._plans(cells, at))
+    def measured(self, names, combinations, at):
+        planned.extend(self._plans(combinations, at))
         self.sweep_folder.mkdir(parents=True, exist_ok=True)
-        figures = np.arange(len(cells) * len(at.seeds)).reshape(len(cells), -1) * 1.0
+        figures = np.arange(len(combinations) * len(at.seeds)).reshape(len(combinations), -1) * 1.0
         self.told.append({"arms": []})
         return figures, figures
 
     monkeypatch.setattr(advise.AdviseSweeper, "_measured", measured)
-    monkeypatch.setattr(show, "print_similarity", lambda config: planned.append(plan_run(config)))
+    monkeypatch.setattr(run_commands, "print_similarity", lambda config: planned.append(plan_run(config)))
     return planned
 
 
@@ -241,10 +242,10 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", 4)
-    kept = [cell.get("outputs") for cell in notebook.cells]
+    kept = [combination.get("outputs") for combination in notebook.combinations]
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()  # raises
-    for before, cell in zip(kept, notebook.cells, strict=True):  # the same kind of answer in each
-        assert [o.output_type for o in before or []] == [o.output_type for o in cell.get("outputs") or []]
+    for before, combination in zip(kept, notebook.combinations, strict=True):  # the same kind of answer in each
+        assert [o.output_type for o in before or []] == [o.output_type for o in combination.get("outputs") or []]
     assert len(list((tmp_path / "outputs" / "runs").iterdir())) == 9
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from layergraft.cli.commands import main
 from layergraft.config.compose import conf_dir
-from layergraft.donors.cache import PROVENANCE
+from layergraft.donors.donor_cache import PROVENANCE
 from layergraft.store.records import STATUSES
 
 # What makes a run of a second; what is drawn comes after it, and wins.
@@ -38,7 +38,7 @@ GROUPS = {
     for group in ("donor", "exec", "optim", "schedule", "strategy", "surgery", "data")
 } | {"host": ["resnet8", "resnet20", "resnet18"], "donor.data": ["digits", "digits_0_to_4", "digits_5_to_9"]}
 # No number but 0 to 3 is drawn for these: a run of hours is no error. What is absurd is drawn: 1e9 and above.
-LONG = re.compile(r"epochs|images|resamples|width|train_size|train_per_class|patience|warmup|top_down|\.k$|readers|workers"
+LONG = re.compile(r"epochs|images|resamples|width|train_size|train_per_class|patience|warmup|gradual_unfreeze|aux_depth|reader_threads|workers"
                   r"|threads|devices|size$|channels|kernel|padding|num_trials|checkpoint_seconds")  # fmt: skip
 WORDS = {
     "site": ["early", "middle", "late", "0.5", "conv1", "layer2.0", "layer3", "[conv1,layer2.0]", "[early,late]", "fc"],
@@ -65,18 +65,18 @@ WORDS = {
 }
 KEYS = sorted(set(WORDS)) + [
     "seed", "exec.data_gib", "exec.features_gib", "exec.rerun", "exec.retries", "exec.resume",
-    "exec.compile", "exec.channels_last", "exec.threads", "exec.devices", "exec.workers", "exec.readers", "exec.device",
+    "exec.compile", "exec.channels_last", "exec.threads", "exec.devices", "exec.workers", "exec.reader_threads", "exec.device",
     "exec.checkpoint_seconds", "exec.jobs_per_gpu", "exec.probe.images", "exec.probe.thresholds", "exec.similarity.images",
     "exec.similarity.resamples", "data.name", "data.shift", "data.flip", "data.train_size", "data.train_per_class",
     "data.val_share", "data.test_share", "data.split_seed", "data.halves", "data.halves_seed", "data.corrupt.noise",
     "data.corrupt.blur", "data.corrupt.contrast", "data.corrupt.blocks", "data.corrupt.labels", "data.path", "data.size", "data.skip_corrupt", "data.window", "data.labels", "data.set", "data.task", "host.name",
-    "host.width", "host.skips", "host.in_channels", "host.weights", "donor.name", "donor.seed", "donor.k", "donor.path",
+    "host.width", "host.skips", "host.in_channels", "host.weights", "donor.name", "donor.seed", "donor.aux_depth", "donor.path",
     "donor.layer", "donor.in_channels", "donor.out_channels", "donor.kernel_size", "donor.stride", "donor.padding",
     "donor.bias", "donor.data.classes", "donor.data.half", "donor.optim.lr", "donor.optim.name", "donor.schedule.epochs",
     "donor.schedule.name", "donor", "data", "host", "surgery", "strategy", "optim", "schedule", "exec", "surgery.where",
-    "surgery.gate", "surgery.images", "strategy.name", "strategy.graft", "strategy.auto", "strategy.split",
-    "strategy.weight_decay", "strategy.anchor", "strategy.phases.start.epoch", "strategy.phases.start.train",
-    "strategy.phases.start.warmup", "strategy.phases.start.plateau.patience", "strategy.phases.start.statistics",
+    "surgery.gate", "surgery.images", "strategy.name", "strategy.graft", "strategy.tensor_lr", "strategy.split",
+    "strategy.weight_decay", "strategy.l2_sp", "strategy.phases.start.epoch", "strategy.phases.start.train",
+    "strategy.phases.start.warmup", "strategy.phases.start.plateau.patience", "strategy.phases.start.batch_norm_statistics",
     "optim.lr", "optim.momentum", "optim.weight_decay", "optim.decay_1d", "optim.batch_size", "optim.accumulate",
     "optim.clip_norm", "schedule.epochs", "schedule.warmup", "schedule.step_epochs", "schedule.gamma",
     "schedule.pct_start", "schedule.early_stopping.metric", "schedule.early_stopping.patience",
@@ -175,8 +175,8 @@ def _look_at_the_store(outputs):
     kept = (".gitkeep", ".layergraft")  # the latter says whose figures are in a folder
     left = [p for p in outputs.rglob(".*") if p.name not in kept]
     assert not left, f"left over: {left}"
-    claims = outputs / "claims"
-    assert not claims.exists() or not list(claims.iterdir())
+    leases = outputs / "leases"
+    assert not leases.exists() or not list(leases.iterdir())
 
 
 @pytest.fixture

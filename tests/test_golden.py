@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from layergraft.config.compose import conf_dir, spelled, to_config
+from layergraft.config.compose import conf_dir, to_config, to_hydra
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 
@@ -42,7 +42,7 @@ RUNS = {
 def losses(name, outputs):
     """Training loss of each epoch, and validation and test loss at the end."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        asked = [*SMALL, *map(spelled, RUNS[name]), f"exec.outputs={outputs}"]
+        asked = [*SMALL, *map(to_hydra, RUNS[name]), f"exec.outputs={outputs}"]
         record = execute(plan_run(to_config(compose("config", asked))))
     assert record.status == "completed", record
     curves = pd.read_csv(outputs / "runs" / record.key / "curves.csv")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from layergraft.config.specs import Config
+    from layergraft.config.schema import Config
     from layergraft.surgery import Grafted
 
 
@@ -178,9 +178,9 @@ def _config(
     """The config of these choices, composed as the command line does. Raises UserError."""
     from hydra import compose, initialize_config_dir
 
-    from layergraft.config.compose import conf_dir, to_config, understood
+    from layergraft.config.compose import conf_dir, normalize_overrides, to_config
     from layergraft.config.error_messages import explain
-    from layergraft.config.guard import require_below
+    from layergraft.config.security import require_below
 
     settings = given.get("exec")
     outputs = Path((settings if isinstance(settings, Mapping) else {}).get("outputs", "outputs"))
@@ -191,7 +191,7 @@ def _config(
         asked.append(f"hydra.searchpath=[{_text(f'file://{Path(config_dir).resolve()}')}]")
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="layergraft"):
-            composed = compose("config", understood(asked))
+            composed = compose("config", normalize_overrides(asked))
         if config_dir is not None:
             require_below(composed, asked)
         return to_config(composed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 
 
-def stream(seed: int, *names: object) -> int:
-    """The 63-bit seed of the stream `names` under `seed`: `stream(0, "order", epoch)`."""
+def derive_seed(seed: int, *names: object) -> int:
+    """The 63-bit seed of the stream `names` under `seed`: `derive_seed(0, "order", epoch)`."""
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

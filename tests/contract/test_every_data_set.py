@@ -47,7 +47,7 @@ def test_the_same_files_give_the_same_data_wherever_they_lie(name, loaded):
     again = loaded(name)
     assert plan_run(run).key == plan_run(again).key
     moved = dict(vars(run.data))
-    for place in run.data.places:
+    for place in run.data.location_fields:
         moved[place] = "elsewhere"
     assert type(run.data)(**moved).identity() == run.data.identity()
 

@@ -6,14 +6,14 @@ import torch
 
 from conftest import CPU
 from layergraft.config.compose import conf_dir
-from layergraft.config.recipes import OptimSpec, ScheduleSpec
-from layergraft.config.specs import SurgerySpec
+from layergraft.config.schema import SurgerySpec
+from layergraft.config.training import OptimSpec, ScheduleSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
-from layergraft.hosts.sites import resolve, survey
+from layergraft.hosts.sites import find_sites, resolve
 from layergraft.runs.plan import plan_run
-from layergraft.strategies.plan import make_plan
+from layergraft.strategies.training_plan import make_plan
 from layergraft.surgery import graft
 from layergraft.training.fit import Recipe, fit
 
@@ -44,7 +44,7 @@ def grafted(images):
     data = images(channels=1, size=8)
     host = HOST.build(data.shape, data.num_classes, seed=0)
     torch.manual_seed(3)
-    site = survey(host, data.shape)["layer2.0.conv2"]
+    site = find_sites(host, data.shape)["layer2.0.conv2"]
     made = graft(
         host, [(site, torch.nn.Conv2d(6, 8, 3, padding=1))], SurgerySpec(fit="project", start="random"), data.shape
     )
@@ -75,12 +75,12 @@ def test_what_is_frozen_is_byte_identical_and_the_rest_moves(name, optim, grafte
             if not phase.trains(group):
                 assert not moved & set(names), f"{group} is frozen in phase {phase.name}"
                 assert not stateful & set(names), f"{group} is frozen and has optimizer state in phase {phase.name}"
-            elif strategy.auto == "none":
+            elif strategy.tensor_lr == "none":
                 assert set(names) <= stateful
                 assert set(names) <= moved, f"{group} learns in phase {phase.name}"
         for path, group in plan.norms.items():
             statistics = {f"{path}.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
-            assert statistics <= moved if group in phase.statistics else not statistics & moved
+            assert statistics <= moved if group in phase.batch_norm_statistics else not statistics & moved
 
 
 @pytest.mark.parametrize("host", ["resnet18", "resnet20", "resnet50"])
@@ -109,7 +109,7 @@ def test_every_strategy_says_where_it_is_from(name):
 
 def test_roles_before_and_after_are_the_forward_passes(grafted):
     _, made = grafted
-    assert resolve(survey(made.host, made.image), "layer2.0.conv2", "resnet18").path == "layer2.0.conv2"
+    assert resolve(find_sites(made.host, made.image), "layer2.0.conv2", "resnet18").path == "layer2.0.conv2"
     before, after = made.parts["host before"], made.parts["host after"]
     assert "layer2.0.bn1.weight" in before and "layer2.0.bn2.weight" in after and "fc.weight" not in after
     assert CifarResNet("resnet8").roles == HOST.roles

@@ -15,7 +15,7 @@ from layergraft.runs.failures import MEMORY
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.store.records import read_record
-from layergraft.sweeps import sweep
+from layergraft.sweeps import execution
 
 pytestmark = pytest.mark.cuda
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.cuda
 def planned(on_device, number, *overrides):
     """Runs of so many seeds, two at a time."""
     side_by_side = ["exec.jobs_per_gpu=2", "exec.workers=2", "exec.checkpoint_seconds=0", "strategy=freeze", *overrides]
-    return sweep.planned(([*overrides], on_device(*side_by_side, f"seed={seed}")) for seed in range(number))
+    return execution.planned(([*overrides], on_device(*side_by_side, f"seed={seed}")) for seed in range(number))
 
 
 def records(jobs):
@@ -32,7 +32,7 @@ def records(jobs):
 
 def test_two_workers_side_by_side(on_device, tmp_path, device):
     jobs = planned(on_device, 4)
-    sweep.run(jobs)
+    execution.run(jobs)
     there = records(jobs)
     assert [record.status for record in there] == ["completed"] * 4, there
     assert {record.environment["device"].startswith("CPU") for record in there} == {device == "cpu"}
@@ -57,7 +57,7 @@ def test_a_killed_worker_loses_no_run(on_device, tmp_path, device):
 
     thread = threading.Thread(target=kill)
     thread.start()
-    sweep.run(jobs)
+    execution.run(jobs)
     thread.join()
     there = records(jobs)
     assert killed and [record.status for record in there] == ["completed"] * 2
@@ -83,7 +83,7 @@ def test_what_runs_out_of_memory_is_recorded_and_tried_again_alone(on_device, de
     free, _ = torch.cuda.mem_get_info()
     ballast = [torch.empty(free - 4 * 2**30, dtype=torch.uint8, device="cuda")]
     failed = []
-    plain = sweep._again
+    plain = execution._again
 
     def let_go():
         ballast.clear()
@@ -97,9 +97,9 @@ def test_what_runs_out_of_memory_is_recorded_and_tried_again_alone(on_device, de
         assert outcome.transient != MEMORY or found.crowd == 1
         return found
 
-    monkeypatch.setattr(sweep, "_again", again)
+    monkeypatch.setattr(execution, "_again", again)
     try:
-        sweep.run(jobs)
+        execution.run(jobs)
     finally:
         let_go()
     assert failed and all(crowd is None for _, crowd in failed)

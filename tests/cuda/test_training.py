@@ -8,22 +8,22 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from training.test_prefix import KEPT, STEM, both_ways, frozen
 
-from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
-from layergraft.config.specs import ProbeSpec, SurgerySpec
+from layergraft.config.schema import ProbeSpec, SurgerySpec
+from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.pixels import Streamed
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
-from layergraft.hosts.sites import survey
+from layergraft.hosts.sites import find_sites
 from layergraft.runs.plan import plan_run
 from layergraft.runs.similarity import similarity
 from layergraft.runs.train import execute, probes_of
-from layergraft.strategies.plan import make_plan
+from layergraft.strategies.training_plan import make_plan
 from layergraft.surgery import calibrated, graft
 from layergraft.training.fit import Backend, Recipe, fit
-from layergraft.training.probes import Probes, Subject
-from training.test_prefix import KEPT, STEM, both_ways, frozen
+from layergraft.training.probes import Probes, ProbeTargets
 from training.test_resume import ADAMW, COSINE, SGD, Experiment, require_exact_from_every_checkpoint
 
 pytestmark = pytest.mark.cuda
@@ -105,7 +105,9 @@ def test_calibration_and_least_squares_give_what_they_give_on_a_cpu(images, devi
     found = []
     for where in (device, "cpu"):
         intact = host.build(data.shape, data.num_classes, seed=0)
-        made = graft(intact, [(survey(intact, data.shape)["layer2.0.conv1"], copy.deepcopy(donor))], spec, data.shape)
+        made = graft(
+            intact, [(find_sites(intact, data.shape)["layer2.0.conv1"], copy.deepcopy(donor))], spec, data.shape
+        )
         plain = {name: tensor.clone() for name, tensor in made.network.state_dict().items()}
         made.host.to(where)
         made.network.to(where)
@@ -222,7 +224,7 @@ def test_compiled_training_across_a_phase_change_is_eager_training(images, devic
     compiled = copy.deepcopy(network)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     fitted = fit(network, plan, batches, recipe, Backend(device, "float32"))
-    subject = Subject(["0", "3"], drifting=["0.0.weight"])
+    subject = ProbeTargets(["0", "3"], drifting=["0.0.weight"])
     probes = Probes(ProbeSpec([0, 1, -1]), compiled, subject, batches.val.first(20), batches.val, 4)
     again = fit(compiled, plan, batches, recipe, Backend(device, "float32", compile=True), probe=probes)
     assert [point["epoch"] for point in probes.points] == [0, 1, 4]  # the hooks are seen by none but the look itself

@@ -8,13 +8,13 @@ from layergraft.data import Digits
 from layergraft.data.batches import Normalize
 from layergraft.donors import GaborDonor, PatchDonor
 from layergraft.donors.analytic import gabor_bank, patches_of
-from layergraft.donors.cache import obtain
-from layergraft.donors.forms import Conv, Place
+from layergraft.donors.donor_cache import get_or_create
 from layergraft.errors import UserError
+from layergraft.hosts.architectures import Conv, Slot
 
 
-def place(outs=8, kernel_size=5, ins=1):
-    return Place("conv1", Conv(ins, outs, kernel_size, 1, kernel_size // 2), GREY)
+def slot(outs=8, kernel_size=5, ins=1):
+    return Slot("conv1", Conv(ins, outs, kernel_size, 1, kernel_size // 2), GREY)
 
 
 @pytest.mark.parametrize("number, size", [(4, 3), (16, 5), (64, 7)])
@@ -36,10 +36,10 @@ def test_a_gabor_filter_answers_to_its_own_orientation():
 
 
 def test_gabor_is_the_same_in_each_channel_and_scaled_as_a_random_start(tmp_path):
-    layer = obtain(GaborDonor(), place(outs=32, kernel_size=7, ins=3), CPU, tmp_path).layer
+    layer = get_or_create(GaborDonor(), slot(outs=32, kernel_size=7, ins=3), CPU, tmp_path).layer
     assert torch.equal(layer.weight[:, 0], layer.weight[:, 2])
     assert layer.weight.flatten(1).norm(dim=1).square().mean().item() == pytest.approx(2 * 3 / 32, rel=1e-4)
-    assert obtain(GaborDonor(seed=1), place(), CPU, tmp_path).provenance["key"] == obtain(GaborDonor(seed=2), place(), CPU, tmp_path).provenance["key"]  # fmt: skip
+    assert get_or_create(GaborDonor(seed=1), slot(), CPU, tmp_path).provenance["key"] == get_or_create(GaborDonor(seed=2), slot(), CPU, tmp_path).provenance["key"]  # fmt: skip
 
 
 def test_pca_filters_are_the_components_of_the_patches(tmp_path):
@@ -47,7 +47,7 @@ def test_pca_filters_are_the_components_of_the_patches(tmp_path):
     from sklearn.decomposition import PCA
 
     spec = PatchDonor("pca", data=Digits())
-    weight = obtain(spec, place(outs=12, kernel_size=3), CPU, tmp_path).layer.weight.detach().double().flatten(1)
+    weight = get_or_create(spec, slot(outs=12, kernel_size=3), CPU, tmp_path).layer.weight.detach().double().flatten(1)
     theirs = torch.from_numpy(PCA().fit(patches_of(Digits().load(0).train, 3, 0).numpy()).components_)
     unit = weight / weight.norm(dim=1, keepdim=True)
     torch.testing.assert_close(
@@ -58,7 +58,7 @@ def test_pca_filters_are_the_components_of_the_patches(tmp_path):
 
 def test_whitening_filters_make_the_sources_responses_white(tmp_path):
     data = Digits(classes=[0, 1, 2])
-    layer = obtain(PatchDonor("whitening", data=data), place(outs=9, kernel_size=3), CPU, tmp_path).layer
+    layer = get_or_create(PatchDonor("whitening", data=data), slot(outs=9, kernel_size=3), CPU, tmp_path).layer
     train = data.load(0).train
     x = Normalize(train, torch.device("cpu"))(torch.from_numpy(train.x_NCHW))
     layer.padding = (0, 0)
@@ -71,13 +71,13 @@ def test_whitening_filters_make_the_sources_responses_white(tmp_path):
 @pytest.mark.parametrize(
     "spec, where, message",
     [
-        (PatchDonor("pca", data=Digits()), place(outs=64, kernel_size=3), "donor=pca has 18 filters at most"),
-        (PatchDonor("pca", data=Digits()), place(kernel_size=9), "patches of 9 pixels are larger than the images"),
-        (GaborDonor(), place(kernel_size=1), "a Gabor filter needs a kernel of 3 x 3 or more"),
+        (PatchDonor("pca", data=Digits()), slot(outs=64, kernel_size=3), "donor=pca has 18 filters at most"),
+        (PatchDonor("pca", data=Digits()), slot(kernel_size=9), "patches of 9 pixels are larger than the images"),
+        (GaborDonor(), slot(kernel_size=1), "a Gabor filter needs a kernel of 3 x 3 or more"),
     ],
 )
 def test_what_has_no_formula_is_said(spec, where, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        obtain(spec, where, CPU, tmp_path)
+        get_or_create(spec, where, CPU, tmp_path)
     with pytest.raises(UserError, match="is always a convolution"):
         type(spec)(**{**vars(spec), "kind": "block"}).check("donor")

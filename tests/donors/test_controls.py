@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from conftest import CPU, GREY
-from layergraft.config.recipes import ScheduleSpec
+from layergraft.config.training import ScheduleSpec
 from layergraft.data import Digits
 from layergraft.donors import TrainedDonor
-from layergraft.donors.cache import obtain
 from layergraft.donors.controls import CONTROLS, Control, without
-from layergraft.donors.forms import Block, Conv, Place
+from layergraft.donors.donor_cache import get_or_create
+from layergraft.hosts.architectures import Block, Conv, Slot
 
 FILTERS = torch.randn(64, 16, 3, 3, generator=torch.Generator().manual_seed(0)).cumsum(3) + 0.3  # neighbours alike
 
@@ -67,10 +67,10 @@ def test_every_convolution_of_a_block_is_controlled_and_norms_stay():
 @pytest.mark.parametrize("control", CONTROLS)
 def test_a_control_is_made_of_the_trained_donor_which_is_trained_once(control, tmp_path):
     spec = TrainedDonor(data=Digits(classes=[5, 6]), schedule=ScheduleSpec(epochs=1))
-    place = Place("conv1", Conv(1, 4, 3, 1, 1), GREY)
-    plain = obtain(spec, place, CPU, tmp_path)
+    slot = Slot("conv1", Conv(1, 4, 3, 1, 1), GREY)
+    plain = get_or_create(spec, slot, CPU, tmp_path)
     spec.control = control
-    made = obtain(spec, place, CPU, tmp_path)
+    made = get_or_create(spec, slot, CPU, tmp_path)
     assert made.provenance["control_of"] == plain.provenance["key"] and f".{control.name}." in made.provenance["key"]
     torch.testing.assert_close(made.layer.weight, without(plain.layer, control, 0).weight, rtol=0, atol=0)
     assert len([path for path in (tmp_path / "donors").iterdir() if path.is_dir()]) == 2

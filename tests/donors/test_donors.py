@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from conftest import CPU, GREY, place_at
-from layergraft.config.recipes import OptimSpec, ScheduleSpec
+from layergraft.config.training import OptimSpec, ScheduleSpec
 from layergraft.data import Digits
 from layergraft.donors import RandomDonor, TrainedDonor
-from layergraft.donors.base import key_of
-from layergraft.donors.cache import obtain
 from layergraft.donors.controls import Control
-from layergraft.donors.forms import Block, Conv, Place, Stem, form_of
+from layergraft.donors.donor_cache import get_or_create
+from layergraft.donors.donor_kind import key_of
 from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
+from layergraft.hosts.architectures import Block, Conv, Slot, Stem, architecture_of
 from layergraft.training.fit import Backend
 
 SITE = Conv(4, 8, 3, 2, 1)
-PLACE = Place("layer2.0.conv1", SITE, GREY)
-BLOCK = Place("layer2.0", Block("basic", 4, 8, 8, 2, shortcut="conv"), GREY)
+PLACE = Slot("layer2.0.conv1", SITE, GREY)
+BLOCK = Slot("layer2.0", Block("basic", 4, 8, 8, 2, shortcut="conv"), GREY)
 
 
 def trained(**fields):
@@ -31,34 +31,34 @@ def trained(**fields):
 
 
 def test_a_donor_is_trained_once_and_then_read(tmp_path):
-    first = obtain(trained(), PLACE, CPU, tmp_path)
+    first = get_or_create(trained(), PLACE, CPU, tmp_path)
     key = first.provenance["key"]
     folder = tmp_path / "donors" / key
     stamps = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {"donor.safetensors", "donor.json"} <= set(stamps)
-    second = obtain(trained(), PLACE, CPU, tmp_path)
+    second = get_or_create(trained(), PLACE, CPU, tmp_path)
     assert torch.equal(first.layer.weight, second.layer.weight) and second.provenance == first.provenance
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
     assert json.loads((folder / "donor.json").read_text())["metrics"]["test/acc"] > 50  # of 3 classes: it has learnt
 
 
 def test_the_same_donor_comes_out_the_same(tmp_path):
-    first, second = (obtain(trained(), PLACE, CPU, tmp_path / name) for name in "ab")
+    first, second = (get_or_create(trained(), PLACE, CPU, tmp_path / name) for name in "ab")
     assert torch.equal(first.layer.weight, second.layer.weight)
 
 
 def test_random_is_what_trained_started_from(tmp_path):
-    random = obtain(RandomDonor(seed=3), PLACE, CPU, tmp_path)
+    random = get_or_create(RandomDonor(seed=3), PLACE, CPU, tmp_path)
     network, layer = trained(seed=3).network(SITE, image_channels=1, num_classes=3)
     assert torch.equal(random.layer.weight, layer.weight)
-    assert not torch.equal(obtain(trained(seed=3), PLACE, CPU, tmp_path).layer.weight, layer.weight)
-    assert not torch.equal(random.layer.weight, obtain(RandomDonor(seed=4), PLACE, CPU, tmp_path).layer.weight)
+    assert not torch.equal(get_or_create(trained(seed=3), PLACE, CPU, tmp_path).layer.weight, layer.weight)
+    assert not torch.equal(random.layer.weight, get_or_create(RandomDonor(seed=4), PLACE, CPU, tmp_path).layer.weight)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
-@pytest.mark.parametrize("form", [SITE, Stem(SITE, "batch"), BLOCK.site, Block("bottleneck", 4, 4, 16, 1, shortcut="conv")], ids=lambda f: f"{f.kind}-{f.out_channels}")  # fmt: skip
-def test_single_layer_network(form, k):
-    network, layer = trained(k=k).network(form, image_channels=1, num_classes=3)
+@pytest.mark.parametrize("architecture", [SITE, Stem(SITE, "batch"), BLOCK.layer, Block("bottleneck", 4, 4, 16, 1, shortcut="conv")], ids=lambda f: f"{f.kind}-{f.out_channels}")  # fmt: skip
+def test_single_layer_network(architecture, k):
+    network, layer = trained(aux_depth=k).network(architecture, image_channels=1, num_classes=3)
     inside = [m for m in layer.modules() if isinstance(m, torch.nn.Conv2d)]
     convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
     assert convolutions[1 : 1 + len(inside)] == inside and len(convolutions) == 1 + len(inside) + (
@@ -76,11 +76,11 @@ def test_a_layer_that_takes_the_image_needs_no_lift_and_a_block_has_its_stem():
 
 @pytest.mark.parametrize("kind", ["conv", "stem", "block"])
 def test_each_kind_learns_and_comes_back_whole(kind, tmp_path):
-    donor = obtain(trained(kind=kind), BLOCK, CPU, tmp_path)
-    assert donor.form.kind == kind and form_of(donor.layer) == donor.form
-    assert (donor.form.in_channels, donor.form.out_channels, donor.form.stride) == (4, 8, 2)
+    donor = get_or_create(trained(kind=kind), BLOCK, CPU, tmp_path)
+    assert donor.architecture.kind == kind and architecture_of(donor.layer) == donor.architecture
+    assert (donor.architecture.in_channels, donor.architecture.out_channels, donor.architecture.stride) == (4, 8, 2)
     assert donor.provenance["metrics"]["test/acc"] > 50
-    again = obtain(trained(kind=kind), BLOCK, CPU, tmp_path)
+    again = get_or_create(trained(kind=kind), BLOCK, CPU, tmp_path)
     for name, tensor in donor.layer.state_dict().items():
         assert torch.equal(tensor, again.layer.state_dict()[name])
     if kind != "conv":
@@ -93,10 +93,10 @@ def test_key_holds_all_that_decides_the_weights():
     keys = {
         key_of(trained(), PLACE, CPU),
         key_of(trained(seed=1), PLACE, CPU),
-        key_of(trained(k=3), PLACE, CPU),
+        key_of(trained(aux_depth=3), PLACE, CPU),
         key_of(trained(bias=True), PLACE, CPU),
         key_of(trained(control=Control.permuted), PLACE, CPU),
-        key_of(trained(), dataclasses.replace(PLACE, site=Conv(4, 8, 3, 1, 1)), CPU),
+        key_of(trained(), dataclasses.replace(PLACE, layer=Conv(4, 8, 3, 1, 1)), CPU),
         key_of(trained(), PLACE, Backend("cpu", "bf16_mixed")),
         key_of(TrainedDonor(data=Digits(classes=[5, 6, 8])), PLACE, CPU),
     }
@@ -106,23 +106,25 @@ def test_key_holds_all_that_decides_the_weights():
 
 
 def test_shape_is_the_sites_unless_given():
-    assert trained().form(PLACE) == SITE and trained().form(BLOCK) == BLOCK.site
-    assert trained(kernel_size=7, bias=True).form(PLACE) == Conv(4, 8, 7, 2, 3, bias=True)  # the image keeps its size
-    assert trained(kernel_size=7, padding=1).form(PLACE).padding == 1
-    assert trained(kind="stem").form(BLOCK) == Stem(Conv(4, 8, 3, 2, 1), "batch")
-    assert trained(kind="block", out_channels=16).form(BLOCK).out_channels == 16
-    assert trained(kind="block").form(PLACE) == Block("basic", 4, 8, 8, 2, shortcut="conv")
+    assert trained().architecture(PLACE) == SITE and trained().architecture(BLOCK) == BLOCK.layer
+    assert trained(kernel_size=7, bias=True).architecture(PLACE) == Conv(
+        4, 8, 7, 2, 3, bias=True
+    )  # the image keeps its size
+    assert trained(kernel_size=7, padding=1).architecture(PLACE).padding == 1
+    assert trained(kind="stem").architecture(BLOCK) == Stem(Conv(4, 8, 3, 2, 1), "batch")
+    assert trained(kind="block", out_channels=16).architecture(BLOCK).out_channels == 16
+    assert trained(kind="block").architecture(PLACE) == Block("basic", 4, 8, 8, 2, shortcut="conv")
 
 
 @pytest.mark.parametrize("kind, path", [("block", "layer1.0"), ("block", "layer2.0"), ("stem", "conv1"), ("conv", "layer3.0.downsample.0")])  # fmt: skip
 def test_random_and_trained_are_what_the_site_is(kind, path):
-    place = place_at(TorchvisionResNet("resnet50", width=4), path)
+    slot = place_at(TorchvisionResNet("resnet50", width=4), path)
     for spec in (trained(kind=kind), RandomDonor(kind=kind)):
-        form = spec.form(place)
-        assert (form.kind, form.in_channels, form.out_channels) == (
+        architecture = spec.architecture(slot)
+        assert (architecture.kind, architecture.in_channels, architecture.out_channels) == (
             kind,
-            place.site.in_channels,
-            place.site.out_channels,
+            slot.layer.in_channels,
+            slot.layer.out_channels,
         )
 
 
@@ -145,7 +147,7 @@ def test_what_cannot_be_trained_is_said_before():
 
 def _ask(outputs, weights):
     torch.set_num_threads(1)
-    weights.put(obtain(trained(seed=5), PLACE, CPU, outputs).layer.weight.tolist())
+    weights.put(get_or_create(trained(seed=5), PLACE, CPU, outputs).layer.weight.tolist())
 
 
 def test_processes_that_ask_at_once_train_it_once(tmp_path):
@@ -166,18 +168,18 @@ def test_a_donor_whose_training_breaks_off_leaves_nothing(tmp_path, monkeypatch)
     def broken(*_, **__):
         raise RuntimeError("out of cheese")
 
-    monkeypatch.setattr("layergraft.networks.kept._fit", broken)
+    monkeypatch.setattr("layergraft.networks.network_cache._fit", broken)
     with pytest.raises(RuntimeError, match="out of cheese"):
-        obtain(trained(), PLACE, CPU, tmp_path)
+        get_or_create(trained(), PLACE, CPU, tmp_path)
     assert not [path for path in (tmp_path / "donors").iterdir() if path.is_dir()]
 
 
 def test_a_donor_sees_images_with_the_channels_of_the_hosts(tmp_path):
     """A grey source for a host of colour images: repeated, not lifted by a layer of its own; and the key knows."""
-    grey, colour = (Place("conv1", Conv(n, 4, 3, 1, 1), (n, 8, 8)) for n in (1, 3))
-    deep = [dataclasses.replace(place, site=SITE) for place in (grey, colour)]
-    assert len({key_of(trained(), place, CPU) for place in (grey, colour, *deep)}) == 4
-    donor = obtain(trained(), colour, CPU, tmp_path)
-    assert donor.form.in_channels == 3 and donor.provenance["image"] == [3, 8, 8]
-    own = obtain(trained(in_channels=1), colour, CPU, tmp_path)  # a grey donor, to be fitted
-    assert own.form.in_channels == 1 and own.provenance["image"] == [1, 8, 8]
+    grey, colour = (Slot("conv1", Conv(n, 4, 3, 1, 1), (n, 8, 8)) for n in (1, 3))
+    deep = [dataclasses.replace(slot, layer=SITE) for slot in (grey, colour)]
+    assert len({key_of(trained(), slot, CPU) for slot in (grey, colour, *deep)}) == 4
+    donor = get_or_create(trained(), colour, CPU, tmp_path)
+    assert donor.architecture.in_channels == 3 and donor.provenance["image"] == [3, 8, 8]
+    own = get_or_create(trained(in_channels=1), colour, CPU, tmp_path)  # a grey donor, to be fitted
+    assert own.architecture.in_channels == 1 and own.provenance["image"] == [1, 8, 8]

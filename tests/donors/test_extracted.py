@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from conftest import CPU, place_at
 from layergraft.donors import ExtractedDonor
-from layergraft.donors.cache import obtain
+from layergraft.donors.donor_cache import get_or_create
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 
@@ -35,15 +35,15 @@ def file(source, tmp_path):
 
 @pytest.mark.parametrize("path", ["conv1", "layer2.0.downsample.0", "layer1.0", "layer3.1", "layer4.0", "layer2"])
 def test_a_layer_by_path_is_that_layer(path, file, source, tmp_path):
-    place = place_at(HOST, path, IMAGE)
-    donor = obtain(ExtractedDonor(path=file, layer=path), place, CPU, tmp_path)
-    assert donor.form == place.site
+    slot = place_at(HOST, path, IMAGE)
+    donor = get_or_create(ExtractedDonor(path=file, layer=path), slot, CPU, tmp_path)
+    assert donor.architecture == slot.layer
     theirs = source.get_submodule(path).state_dict()
     assert donor.layer.state_dict().keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in donor.layer.state_dict().items())
     assert donor.provenance["layer"] == path and donor.provenance["stripped"] == ["model."]
     assert donor.provenance["num_others"] == len(source.state_dict()) - len(theirs)
-    here = obtain(ExtractedDonor(path=file), place, CPU, tmp_path)  # no layer named: the site's own path
+    here = get_or_create(ExtractedDonor(path=file), slot, CPU, tmp_path)  # no layer named: the site's own path
     assert here.provenance["layer"] == path
 
 
@@ -53,7 +53,7 @@ def test_a_stem_is_a_convolution_with_the_norm_beside_it(file, source, tmp_path)
         ("layer1.0.conv2", "layer1.0.bn2"),
         ("layer2.0.downsample.0", "layer2.0.downsample.1"),
     ):
-        donor = obtain(ExtractedDonor(path=file, kind="stem"), place_at(HOST, conv, IMAGE), CPU, tmp_path)
+        donor = get_or_create(ExtractedDonor(path=file, kind="stem"), place_at(HOST, conv, IMAGE), CPU, tmp_path)
         assert torch.equal(donor.layer.conv.weight, source.get_submodule(conv).weight)
         assert torch.equal(donor.layer.norm.running_mean, source.get_submodule(norm).running_mean)
 
@@ -61,30 +61,34 @@ def test_a_stem_is_a_convolution_with_the_norm_beside_it(file, source, tmp_path)
 def test_torchvisions_state_dict_and_a_layer_saved_alone(tmp_path):
     theirs = torchvision.models.resnet18(weights=None)
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
-    place = place_at(TorchvisionResNet("resnet18"), "layer1.0.conv1")
-    donor = obtain(ExtractedDonor(path=str(tmp_path / "resnet18.pth")), place, CPU, tmp_path)
+    slot = place_at(TorchvisionResNet("resnet18"), "layer1.0.conv1")
+    donor = get_or_create(ExtractedDonor(path=str(tmp_path / "resnet18.pth")), slot, CPU, tmp_path)
     assert torch.equal(donor.layer.weight, theirs.layer1[0].conv1.weight)
     layer = torch.nn.Conv2d(3, 8, 7, stride=2, padding=3)  # the founding document's donor
     torch.save(layer.state_dict(), tmp_path / "layer.pt")
-    alone = obtain(ExtractedDonor(path=str(tmp_path / "layer.pt")), place_at(HOST, "conv1", IMAGE), CPU, tmp_path)
-    assert torch.equal(alone.layer.bias, layer.bias) and alone.form.stride == 2 and alone.form.padding == 3
+    alone = get_or_create(
+        ExtractedDonor(path=str(tmp_path / "layer.pt")), place_at(HOST, "conv1", IMAGE), CPU, tmp_path
+    )
+    assert (
+        torch.equal(alone.layer.bias, layer.bias) and alone.architecture.stride == 2 and alone.architecture.padding == 3
+    )
 
 
 def test_one_of_our_own_donors_can_be_read_again(tmp_path):
-    place = place_at(CifarResNet("resnet20"), "layer2.0")
-    block = place.site.build()
+    slot = place_at(CifarResNet("resnet20"), "layer2.0")
+    block = slot.layer.build()
     save_file(block.state_dict(), tmp_path / "donor.safetensors")
-    donor = obtain(ExtractedDonor(path=str(tmp_path / "donor.safetensors")), place, CPU, tmp_path)
-    assert donor.form == place.site and donor.form.shortcut == "pad"
+    donor = get_or_create(ExtractedDonor(path=str(tmp_path / "donor.safetensors")), slot, CPU, tmp_path)
+    assert donor.architecture == slot.layer and donor.architecture.shortcut == "pad"
 
 
 def test_the_key_is_the_contents_not_the_place_of_the_file(file, tmp_path):
-    place = place_at(HOST, "conv1", IMAGE)
+    slot = place_at(HOST, "conv1", IMAGE)
     (tmp_path / "elsewhere").mkdir()
     other = tmp_path / "elsewhere" / "net.ckpt"
     other.write_bytes(Path(file).read_bytes())
     keys = {
-        obtain(ExtractedDonor(path=p, seed=seed), place, CPU, tmp_path).provenance["key"]
+        get_or_create(ExtractedDonor(path=p, seed=seed), slot, CPU, tmp_path).provenance["key"]
         for p, seed in ((file, 0), (str(other), 1))
     }
     assert len(keys) == 1
@@ -127,7 +131,7 @@ def test_a_file_that_will_not_do(what, source, tmp_path):
     change(state)
     torch.save(state, tmp_path / "net.pt")
     with pytest.raises(UserError, match=message):
-        obtain(
+        get_or_create(
             ExtractedDonor(path=str(tmp_path / "net.pt"), layer=layer), place_at(HOST, "conv1", IMAGE), CPU, tmp_path
         )
     assert not (tmp_path / "donors").exists() or not [p for p in (tmp_path / "donors").iterdir() if p.is_dir()]
@@ -136,7 +140,7 @@ def test_a_file_that_will_not_do(what, source, tmp_path):
 def test_a_layer_saved_alone_needs_no_name(tmp_path):
     torch.save(torch.nn.Conv2d(3, 4, 7).state_dict(), tmp_path / "layer.pt")
     with pytest.raises(UserError, match="holds a single layer, not conv1; leave donor.layer out"):
-        obtain(
+        get_or_create(
             ExtractedDonor(path=str(tmp_path / "layer.pt"), layer="conv1"),
             place_at(HOST, "conv1", IMAGE),
             CPU,
@@ -147,16 +151,16 @@ def test_a_layer_saved_alone_needs_no_name(tmp_path):
 def test_where_no_layer_is_named_and_none_is_at_the_site(tmp_path):
     torch.save({"a.weight": torch.ones(1, 1, 1, 1), "b.weight": torch.zeros(1)}, tmp_path / "net.pt")
     with pytest.raises(UserError, match="has no conv1, where the donor goes; donor.layer=PATH names another: a, b"):
-        obtain(ExtractedDonor(path=str(tmp_path / "net.pt")), place_at(HOST, "conv1", IMAGE), CPU, tmp_path)
+        get_or_create(ExtractedDonor(path=str(tmp_path / "net.pt")), place_at(HOST, "conv1", IMAGE), CPU, tmp_path)
     with pytest.raises(UserError, match="has no norm beside it that a stem needs"):
-        obtain(
+        get_or_create(
             ExtractedDonor(path=str(tmp_path / "net.pt"), layer="a", kind="stem"),
             place_at(HOST, "conv1", IMAGE),
             CPU,
             tmp_path,
         )
     with pytest.raises(UserError, match="is a conv, but donor.kind=block"):
-        obtain(
+        get_or_create(
             ExtractedDonor(path=str(tmp_path / "net.pt"), layer="a", kind="block"),
             place_at(HOST, "conv1", IMAGE),
             CPU,

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from conftest import TINY
 from layergraft.config.registry import register
-from layergraft.config.specs import DataSpec
+from layergraft.config.schema import DataSpec
 from layergraft.data import Digits
 from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.hosts import CifarResNet
@@ -29,13 +29,13 @@ class Brightness(LearnedDonor):
     def source(self):
         return self.data.name
 
-    def form(self, place):
-        return place.conv()
+    def architecture(self, slot):
+        return slot.conv()
 
-    def make(self, place):
-        layer = self.form(place).build()
+    def make(self, slot):
+        layer = self.architecture(slot).build()
         with torch.no_grad():
-            layer.weight.mul_(self.images(place).train.x_NCHW.mean() / 255)
+            layer.weight.mul_(self.images(slot).train.x_NCHW.mean() / 255)
         return layer
 
 

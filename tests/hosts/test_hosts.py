@@ -9,7 +9,7 @@ from layergraft.config.registry import validate
 from layergraft.data.images import ImageData, Split
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.hosts.blocks import PadShortcut, blank, group_norm
+from layergraft.hosts.blocks import PadShortcut, group_norm, on_meta
 from layergraft.hosts.resnets import NETWORKS
 
 IMAGE = (3, 64, 64)
@@ -17,8 +17,8 @@ IMAGE = (3, 64, 64)
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_full_width_has_torchvisions_names_and_shapes(name):
-    ours = blank(lambda: TorchvisionResNet(name).build(IMAGE, 1000, seed=0)).state_dict()
-    theirs = blank(lambda: getattr(torchvision.models, name)(weights=None)).state_dict()
+    ours = on_meta(lambda: TorchvisionResNet(name).build(IMAGE, 1000, seed=0)).state_dict()
+    theirs = on_meta(lambda: getattr(torchvision.models, name)(weights=None)).state_dict()
     assert {key: tensor.shape for key, tensor in ours.items()} == {key: t.shape for key, t in theirs.items()}
 
 
@@ -73,7 +73,7 @@ def test_small_images_have_a_small_stem_unless_told():
 
 @pytest.mark.parametrize("spec", HOSTS, ids=lambda spec: spec.name)
 def test_without_skips_nothing_is_added(spec):
-    plain = blank(lambda: type(spec)(**{**vars(spec), "skips": False}).build((3, 16, 16), 5, seed=0))
+    plain = on_meta(lambda: type(spec)(**{**vars(spec), "skips": False}).build((3, 16, 16), 5, seed=0))
     assert not any("downsample" in name for name, _ in plain.named_modules())
     plain = type(spec)(**{**vars(spec), "skips": False}).build((3, 16, 16), 5, seed=0).eval()
     with torch.no_grad():

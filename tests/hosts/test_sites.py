@@ -6,7 +6,7 @@ import torch
 from conftest import HOSTS
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.hosts.sites import resolve, survey
+from layergraft.hosts.sites import find_sites, resolve
 
 IMAGE = (3, 32, 32)
 
@@ -14,7 +14,7 @@ IMAGE = (3, 32, 32)
 @pytest.mark.parametrize("spec", HOSTS, ids=lambda spec: spec.name)
 def test_every_convolution_block_and_stage_with_shapes_as_they_really_are(spec):
     network = spec.build(IMAGE, 5, seed=0).eval()
-    sites = survey(network, IMAGE)
+    sites = find_sites(network, IMAGE)
     convolutions = [path for path, m in network.named_modules() if isinstance(m, torch.nn.Conv2d)]
     assert [path for path, site in sites.items() if site.kind == "conv"] == convolutions
     stages = [name for name, _ in network.named_children() if name.startswith("layer")]
@@ -36,7 +36,7 @@ def test_every_convolution_block_and_stage_with_shapes_as_they_really_are(spec):
 
 
 def test_norms_stand_where_torchvision_has_them():
-    sites = survey(TorchvisionResNet("resnet50", width=4).build(IMAGE, 5, seed=0), IMAGE)
+    sites = find_sites(TorchvisionResNet("resnet50", width=4).build(IMAGE, 5, seed=0), IMAGE)
     assert sites["conv1"].norm == "bn1" and sites["layer1.0.conv3"].norm == "layer1.0.bn3"
     assert sites["layer2.0.downsample.0"].norm == "layer2.0.downsample.1" and sites["layer1.0"].norm is None
 
@@ -44,7 +44,7 @@ def test_norms_stand_where_torchvision_has_them():
 def test_the_network_is_left_as_it_was():
     network = TorchvisionResNet("resnet18", width=4).build(IMAGE, 5, seed=0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    survey(network, IMAGE)
+    find_sites(network, IMAGE)
     assert network.training and all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
@@ -74,14 +74,14 @@ def test_the_network_is_left_as_it_was():
     ],
 )
 def test_relative_sites(spec, kind, wanted):
-    sites = survey(spec.build(IMAGE, 5, seed=0), IMAGE)
+    sites = find_sites(spec.build(IMAGE, 5, seed=0), IMAGE)
     assert [resolve(sites, site, spec.name, kind).path for site in ("early", "middle", "late", 0.25)] == wanted
     for ours, number in (("early", 0.0), ("middle", 0.5), ("late", 1.0)):
         assert resolve(sites, ours, spec.name, kind) == resolve(sites, number, spec.name, kind)
 
 
 def test_depth_runs_from_first_to_last_within_each_kind():
-    sites = survey(TorchvisionResNet("resnet101", width=4).build(IMAGE, 5, seed=0), IMAGE)
+    sites = find_sites(TorchvisionResNet("resnet101", width=4).build(IMAGE, 5, seed=0), IMAGE)
     for kind in ("conv", "block", "stage"):
         depths = [site.depth for site in sites.values() if site.kind == kind and site.depth is not None]
         assert depths == sorted(depths) and (depths[0], depths[-1]) == (0.0, 1.0)
@@ -89,7 +89,7 @@ def test_depth_runs_from_first_to_last_within_each_kind():
 
 
 def test_what_is_no_site_is_said():
-    sites = survey(TorchvisionResNet("resnet18", width=4).build(IMAGE, 5, seed=0), IMAGE)
+    sites = find_sites(TorchvisionResNet("resnet18", width=4).build(IMAGE, 5, seed=0), IMAGE)
     with pytest.raises(
         UserError, match="unknown site in resnet18: 'layer5'.*There are: early, middle, late, 0.0 to 1.0, conv1"
     ):

@@ -14,8 +14,8 @@ from layergraft import report
 from layergraft.report import page
 from layergraft.report.contrasts import between, design
 from layergraft.report.findings import curves, find
+from layergraft.report.narrative import in_words, words
 from layergraft.report.table import read
-from layergraft.report.words import in_words, words
 from layergraft.stats import mean_difference
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -11,8 +11,8 @@ from layergraft import report
 from layergraft.errors import UserError
 from layergraft.report.contrasts import design
 from layergraft.report.table import read, tidy
-from layergraft.store.manifests import read_sweep
 from layergraft.store.records import read_record, run_folder, write_record
+from layergraft.store.sweep_folder import read_sweep
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_what_is_no_folder_of_runs_is_refused(sweep, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["strategy.weight_decay.graft", "strategy.anchor.graft", "strategy.split.rest.by", "optim.options.eps"]
+    "path", ["strategy.weight_decay.graft", "strategy.l2_sp.graft", "strategy.split.rest.by", "optim.options.eps"]
 )
 def test_a_key_that_some_lack_tells_runs_apart(path, records):
     *parents, name = path.split(".")

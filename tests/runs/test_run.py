@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import LAYERGRAFT, TINY
+from layergraft.cli import run_commands
 from layergraft.errors import RunFailed, UserError
 from layergraft.runs import train as runs
 from layergraft.runs.plan import plan_run
@@ -80,7 +81,7 @@ def test_key_holds_what_decides_the_numbers_and_no_more(config):
     base = plan_run(config("strategy=freeze")).key
     same = ["exec=cpu", "exec.workers=3", "exec.outputs=elsewhere", "exec.threads=2", "precision=float32"]
     assert {plan_run(config("strategy=freeze", override)).key for override in same} == {base}
-    others = ["seed=1", "optim.lr=0.002", "site=late", "data.shift=0", "donor.k=3", "donor.data.classes=[5,6]", "host.width=32",
+    others = ["seed=1", "optim.lr=0.002", "site=late", "data.shift=0", "donor.aux_depth=3", "donor.data.classes=[5,6]", "host.width=32",
               "schedule.epochs=29", "precision=bf16_mixed", "donor=random", "strategy.groups.graft=[head]"]  # fmt: skip
     assert len({plan_run(config("strategy=freeze", override)).key for override in others} | {base}) == len(others) + 1
 
@@ -238,10 +239,9 @@ def test_a_gpu_without_bf16_is_trained_on_in_float32_which_is_said(config, monke
     run = config("strategy=freeze", "exec=auto", f"precision={asked}")
     backend = plan_run(run).backend
     assert (backend.device, backend.precision) == ("cuda", "float32" if asked == "auto" else asked)
-    from layergraft.cli import show
 
-    monkeypatch.setattr(show, "execute", lambda *_: RunRecord("a", "failed", error="not here"))
+    monkeypatch.setattr(run_commands, "execute", lambda *_: RunRecord("a", "failed", error="not here"))
     with pytest.raises(RunFailed):
-        show.train_one(run)
+        run_commands.train_one(run)
     line = "precision:   float32, since Tesla T4 has no bf16 in hardware"
     assert (line in capsys.readouterr().err) == said

@@ -1,4 +1,4 @@
-"""Claims: one owner at a time, and a dead one's is taken over."""
+"""Leases: one owner at a time, and a dead one's is taken over."""
 
 import multiprocessing
 import os
@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from layergraft.store.files import forget, once
-from layergraft.store.leases import Claimed, claim
+from layergraft.store.files import create_once, discard
+from layergraft.store.leases import LeaseHeld, lease
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from layergraft.store.leases import claim
-with claim(Path(sys.argv[1])):
+from layergraft.store.leases import lease
+with lease(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -25,7 +25,7 @@ with claim(Path(sys.argv[1])):
 def count_up(marker, counter, times):
     """Add 1 to a number in a file, in a way that loses counts unless one process at a time does it."""
     for _ in range(times):
-        with claim(marker):
+        with lease(marker):
             number = int(counter.read_text())
             time.sleep(0.001)
             counter.write_text(str(number + 1))
@@ -33,7 +33,7 @@ def count_up(marker, counter, times):
 
 @pytest.fixture
 def holder(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "claim")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "lease")], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -43,7 +43,7 @@ def holder(tmp_path):
 def test_four_processes_one_at_a_time(tmp_path):
     (tmp_path / "count").write_text("0")
     context = multiprocessing.get_context("spawn")
-    arguments = (tmp_path / "claim", tmp_path / "count", 25)
+    arguments = (tmp_path / "lease", tmp_path / "count", 25)
     processes = [context.Process(target=count_up, args=arguments) for _ in range(4)]
     for process in processes:
         process.start()
@@ -54,71 +54,71 @@ def test_four_processes_one_at_a_time(tmp_path):
 
 
 def test_a_living_owners_claim_is_respected_and_a_dead_ones_taken_over(tmp_path, holder):
-    with pytest.raises(Claimed, match="another process is at claim"), claim(tmp_path / "claim", wait=False):
+    with pytest.raises(LeaseHeld, match="another process is at lease"), lease(tmp_path / "lease", wait=False):
         pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    with claim(tmp_path / "claim", wait=False) as ours:
+    with lease(tmp_path / "lease", wait=False) as ours:
         assert ours()
 
 
 def test_an_owner_on_another_machine_that_does_not_renew_loses_its_claim(tmp_path, holder, monkeypatch):
     monkeypatch.setattr("layergraft.store.leases.LEASE_SECONDS", 2.0)
-    marker = tmp_path / "claim~1"
+    marker = tmp_path / "lease~1"
     _, _, rest = marker.read_text().partition(" ")
     marker.write_text(f"elsewhere {rest}")  # so that nobody here can tell whether it lives; it renews every 15 s
-    with pytest.raises(Claimed), claim(tmp_path / "claim", wait=False):
+    with pytest.raises(LeaseHeld), lease(tmp_path / "lease", wait=False):
         pass
     start = time.monotonic()
-    with claim(tmp_path / "claim"):
+    with lease(tmp_path / "lease"):
         assert time.monotonic() - start >= 2.0
 
 
 def test_a_claim_that_is_renewed_stays(tmp_path, monkeypatch):
     monkeypatch.setattr("layergraft.store.leases.LEASE_SECONDS", 1.0)
-    with claim(tmp_path / "claim") as ours:
-        first = (tmp_path / "claim~1").stat().st_mtime_ns
+    with lease(tmp_path / "lease") as ours:
+        first = (tmp_path / "lease~1").stat().st_mtime_ns
         time.sleep(1.5)
-        assert (tmp_path / "claim~1").stat().st_mtime_ns > first and ours()
+        assert (tmp_path / "lease~1").stat().st_mtime_ns > first and ours()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_owner_whose_claim_was_taken_knows(tmp_path):
-    with claim(tmp_path / "claim") as ours:
+    with lease(tmp_path / "lease") as ours:
         assert ours()
-        (tmp_path / "claim~1").rename(tmp_path / "claim~2")
+        (tmp_path / "lease~1").rename(tmp_path / "lease~2")
         assert not ours()
-    assert (tmp_path / "claim~2").exists()  # it is not its own to remove
+    assert (tmp_path / "lease~2").exists()  # it is not its own to remove
 
 
 def test_a_claim_that_was_never_written_whole_runs_out(tmp_path, monkeypatch):
     monkeypatch.setattr("layergraft.store.leases.LEASE_SECONDS", 0.5)
-    (tmp_path / "claim~7").write_text("")  # its owner was killed just then
-    with pytest.raises(Claimed), claim(tmp_path / "claim", wait=False):
+    (tmp_path / "lease~7").write_text("")  # its owner was killed just then
+    with pytest.raises(LeaseHeld), lease(tmp_path / "lease", wait=False):
         pass
-    with claim(tmp_path / "claim"):
-        assert [path.name for path in tmp_path.iterdir()] == ["claim~8"]
+    with lease(tmp_path / "lease"):
+        assert [path.name for path in tmp_path.iterdir()] == ["lease~8"]
 
 
 def test_who_took_over_slowly_withdraws(tmp_path, monkeypatch):
-    """A has seen a dead claim, and stands still; B takes over meanwhile, or a new owner comes: A must not take part."""
-    from layergraft.store import leases as claims
+    """A has seen a dead lease, and stands still; B takes over meanwhile, or a new owner comes: A must not take part."""
+    from layergraft.store import leases
 
     dead = "elsewhere 1 1 dead"
-    monkeypatch.setattr(claims, "LEASE_SECONDS", 0.0)
-    look = claims._others
-    for other in ("claim~1", "claim~9"):  # lower: the old one is gone and one is new; higher: taken over twice
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.0)
+    look = leases._others
+    for other in ("lease~1", "lease~9"):  # lower: the old one is gone and one is new; higher: taken over twice
 
         def slow(marker, other=other):
             found = look(marker)
-            if found == [("claim~5", dead, found[0][2])]:
-                (tmp_path / "claim~5").unlink()
+            if found == [("lease~5", dead, found[0][2])]:
+                (tmp_path / "lease~5").unlink()
                 (tmp_path / other).write_text("elsewhere 2 2 living")
             return found
 
-        (tmp_path / "claim~5").write_text(dead)
-        monkeypatch.setattr(claims, "_others", slow)
-        with pytest.raises(Claimed), claim(tmp_path / "claim", wait=False):
+        (tmp_path / "lease~5").write_text(dead)
+        monkeypatch.setattr(leases, "_others", slow)
+        with pytest.raises(LeaseHeld), lease(tmp_path / "lease", wait=False):
             pass
         assert [path.name for path in tmp_path.iterdir()] == [other]
         (tmp_path / other).unlink()
@@ -133,9 +133,9 @@ def test_once_makes_it_once_clears_what_the_dead_left_and_can_forget(tmp_path):
 
     (tmp_path / ".thing.dead.unfinished").mkdir()
     for _ in range(2):
-        once(tmp_path / "thing", make)
+        create_once(tmp_path / "thing", make)
     assert len(made) == 1 and [p.name for p in tmp_path.iterdir()] == ["thing"]
-    forget(tmp_path / "thing", older_than=0.0)
+    discard(tmp_path / "thing", older_than=0.0)
     assert (tmp_path / "thing").exists()
-    forget(tmp_path / "thing", older_than=time.time() + 60)
+    discard(tmp_path / "thing", older_than=time.time() + 60)
     assert list(tmp_path.iterdir()) == []

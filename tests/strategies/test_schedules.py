@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 
-from layergraft.config.recipes import PlateauSpec, ScheduleSpec
 from layergraft.config.registry import validate
+from layergraft.config.training import PlateauSpec, ScheduleSpec
 from layergraft.errors import UserError
 from layergraft.strategies.schedules import ramp, share
 

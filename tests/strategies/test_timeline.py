@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 
-from layergraft.config.recipes import PhaseSpec, PlateauSpec, ScheduleSpec, StrategySpec
-from layergraft.strategies.plan import make_plan
+from layergraft.config.training import PhaseSpec, PlateauSpec, ScheduleSpec, StrategySpec
 from layergraft.strategies.timeline import covered, figure, picture, stretches, timeline
+from layergraft.strategies.training_plan import make_plan
 
 PHASES = {
     "start": PhaseSpec(0, {"rest": 1.0}, ["head"]),
-    "thaw": PhaseSpec(3, {"rest": 0.1, "head": 0.5}, plateau=PlateauSpec("val/acc", 1), statistics=["rest"]),
+    "thaw": PhaseSpec(3, {"rest": 0.1, "head": 0.5}, plateau=PlateauSpec("val/acc", 1), batch_norm_statistics=["rest"]),
 }
 SPEC = StrategySpec("s", groups={"head": ["head"], "rest": [".*"]}, phases=PHASES)
 PLAN = make_plan(SPEC, ["a.weight", "a.bias", "fc.weight"], ["a"], {"head": ["fc"]}, 5)
@@ -24,7 +24,7 @@ def test_a_timeline_is_the_rates_of_each_epochs_first_and_last_step():
     assert np.allclose(line["groups"]["rest"]["lr"], [[0.1, 0.1]] * 3 + [[0.01, 0.01], [0.005, 0.005]])
     assert [phase["epoch"] for phase in line["phases"]] == [0, 3]
     assert line["phases"][1]["plateau"] == "or as soon as val/acc has not been better for 1 epochs"
-    assert line["phases"][1]["statistics"] == ["rest"]
+    assert line["phases"][1]["batch_norm_statistics"] == ["rest"]
     assert stretches(line) == [(0, 2), (3, 3), (4, 4)]
     json.dumps(line, allow_nan=False)
 

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from layergraft import surgery
-from layergraft.config.specs import SurgerySpec
-from layergraft.donors.forms import Stem
+from layergraft.config.schema import SurgerySpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.architectures import Stem
 from layergraft.hosts.norms import batch_norms
-from layergraft.hosts.sites import survey
+from layergraft.hosts.sites import find_sites
 from layergraft.surgery.calibrate import passing, reconstruction_error
 from layergraft.training.evaluation import measuring, reestimate
 from surgery.test_operations import HOST, IMAGE, lived_in, one_of_each
@@ -19,7 +19,7 @@ X = torch.randn(96, *IMAGE, generator=torch.Generator().manual_seed(1))
 
 
 def operated(host, path, donor, spec):
-    made = surgery.graft(host, [(survey(host, IMAGE)[path], donor)], spec, IMAGE)
+    made = surgery.graft(host, [(find_sites(host, IMAGE)[path], donor)], spec, IMAGE)
     return surgery.calibrated(made, X, spec)
 
 
@@ -37,7 +37,7 @@ def test_re_estimation_restores_the_statistics_of_an_intact_host():
         spoiled = lived_in(HOST)  # stale statistics; the weights of its convolutions are the host's
         spoiled.load_state_dict({**wanted, **{n: t for n, t in spoiled.state_dict().items() if "running" in n}})
         assert not torch.allclose(spoiled(X), logits, atol=0.1)
-        site = survey(spoiled, IMAGE)["layer1.0.conv1"]
+        site = find_sites(spoiled, IMAGE)["layer1.0.conv1"]
         made = surgery.graft(
             spoiled, [(site, spoiled.get_submodule(site.path))], SurgerySpec(calibrate="batch_norm"), IMAGE
         )
@@ -54,7 +54,7 @@ def test_principal_channels_do_not_hang_on_the_signs_that_a_library_gives(monkey
 
     host = lived_in(HOST).eval()
     made = surgery.graft(
-        host, [(survey(host, IMAGE)["layer2.0.conv1"], nn.Conv2d(3, 8, 3))], SurgerySpec(fit="project"), IMAGE
+        host, [(find_sites(host, IMAGE)["layer2.0.conv1"], nn.Conv2d(3, 8, 3))], SurgerySpec(fit="project"), IMAGE
     )
     graft, plain = made.grafts[0], torch.linalg.eigh
 
@@ -91,8 +91,8 @@ def test_re_estimation_needs_a_batch_norm():
 def test_moments_are_the_intact_hosts(path, operation):
     host = lived_in(HOST)
     spec = SurgerySpec(operation, calibrate="moments")
-    place = surgery.place_of(host, survey(host, IMAGE)[path], spec, IMAGE)
-    donor = place.conv().build()
+    slot = surgery.slot_of(host, find_sites(host, IMAGE)[path], spec, IMAGE)
+    donor = slot.conv().build()
     made = operated(host, path, donor, spec)
     ours, wanted = outputs(made.network, path), outputs(host, path)
     torch.testing.assert_close(ours.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
@@ -105,8 +105,8 @@ def test_moments_are_the_intact_hosts(path, operation):
 def test_moments_of_a_stem_are_matched_after_its_norm():
     host = lived_in(HOST)
     spec = SurgerySpec(calibrate="moments")
-    place = surgery.place_of(host, survey(host, IMAGE)["conv1"], spec, IMAGE)
-    made = operated(host, "conv1", Stem(place.conv(), "batch").build(), spec)
+    slot = surgery.slot_of(host, find_sites(host, IMAGE)["conv1"], spec, IMAGE)
+    made = operated(host, "conv1", Stem(slot.conv(), "batch").build(), spec)
     assert made.roles == {"graft": ["conv1", "bn1.norm"], "adapter": ["bn1.affine"]}
     ours, wanted = outputs(made.network, "bn1"), outputs(host, "bn1")
     torch.testing.assert_close(ours.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
@@ -117,8 +117,8 @@ def test_moments_of_a_stem_are_matched_after_its_norm():
 def test_lsuv_gives_every_convolution_of_the_donor_unit_variance(path, kind):
     host = lived_in(HOST)
     spec = SurgerySpec(calibrate="lsuv")
-    place = surgery.place_of(host, survey(host, IMAGE)[path], spec, IMAGE)
-    donor = {"conv": place.conv, "stem": lambda: Stem(place.conv(), "batch"), "block": place.block}[kind]().build()
+    slot = surgery.slot_of(host, find_sites(host, IMAGE)[path], spec, IMAGE)
+    donor = {"conv": slot.conv, "stem": lambda: Stem(slot.conv(), "batch"), "block": slot.block}[kind]().build()
     with torch.no_grad():
         for parameter in donor.parameters():
             parameter.mul_(7)
@@ -136,10 +136,10 @@ def test_lsuv_gives_every_convolution_of_the_donor_unit_variance(path, kind):
                          ids=lambda spec: spec.name)  # fmt: skip
 def test_least_squares_is_no_worse_than_identity_at_any_site(host, operation):
     x = X[:24]
-    for site in one_of_each(host, survey(host, IMAGE)):
-        place = surgery.place_of(host, site, operation, IMAGE)
-        ins, outs = max(1, place.site.in_channels - 1), place.site.out_channels + 2
-        donor = place.conv(in_channels=ins, out_channels=outs).build()
+    for site in one_of_each(host, find_sites(host, IMAGE)):
+        slot = surgery.slot_of(host, site, operation, IMAGE)
+        ins, outs = max(1, slot.layer.in_channels - 1), slot.layer.out_channels + 2
+        donor = slot.conv(in_channels=ins, out_channels=outs).build()
         errors = {}
         for start in ("identity", "least_squares"):
             spec = SurgerySpec(**{**vars(operation), "start": start})
@@ -174,8 +174,8 @@ def test_least_squares_finds_an_exact_answer_where_there_is_one():
 
 def test_a_stride_that_the_donor_lacks_is_taken_by_the_adapter():
     host = lived_in(HOST)
-    site = survey(host, IMAGE)["layer2.0"]
-    donor = surgery.place_of(host, site, SurgerySpec(), IMAGE).block(stride=1).build()
+    site = find_sites(host, IMAGE)["layer2.0"]
+    donor = surgery.slot_of(host, site, SurgerySpec(), IMAGE).block(stride=1).build()
     made = operated(host, "layer2.0", donor, SurgerySpec(fit="project"))
     assert made.network.layer2[0].after.stride == (2, 2) and made.network(X).shape == (96, 5)
 
@@ -206,8 +206,8 @@ def test_in_an_untrained_deep_host_a_graft_keeps_the_scale_that_training_sees(op
     """Its norms have no statistics yet: measured in evaluation mode, activations would grow from block to block."""
     host, spec = CifarResNet("resnet56", width=4).build(IMAGE, 5, seed=0), SurgerySpec(**options)
     path = "layer3.8"
-    place = surgery.place_of(host, survey(host, IMAGE)[path], spec, IMAGE)
-    donor = Stem(place.conv(), "batch").build() if options.get("calibrate") == "moments" else place.conv().build()
+    slot = surgery.slot_of(host, find_sites(host, IMAGE)[path], spec, IMAGE)
+    donor = Stem(slot.conv(), "batch").build() if options.get("calibrate") == "moments" else slot.conv().build()
     before = {name: tensor.clone() for name, tensor in host.state_dict().items()}
     made = operated(host, path, donor, spec)
     assert all(torch.equal(tensor, before[name]) for name, tensor in host.state_dict().items())
@@ -239,9 +239,9 @@ def test_lsuv_looks_past_a_bias():
 
 def test_sites_are_calibrated_in_the_order_in_which_they_act():
     host, spec = lived_in(HOST), SurgerySpec(calibrate="lsuv")
-    sites = survey(host, IMAGE)
+    sites = find_sites(host, IMAGE)
     donors = {
-        path: surgery.place_of(host, sites[path], spec, IMAGE).conv().build() for path in ("conv1", "layer1.0.conv1")
+        path: surgery.slot_of(host, sites[path], spec, IMAGE).conv().build() for path in ("conv1", "layer1.0.conv1")
     }
     first, second = (
         surgery.calibrated(
@@ -255,7 +255,7 @@ def test_sites_are_calibrated_in_the_order_in_which_they_act():
 
 def test_adapters_are_fitted_to_the_statistics_that_the_donor_will_have():
     host = lived_in(HOST)
-    donor = surgery.place_of(host, survey(host, IMAGE)["layer2.0"], SurgerySpec(), IMAGE).block().build()
+    donor = surgery.slot_of(host, find_sites(host, IMAGE)["layer2.0"], SurgerySpec(), IMAGE).block().build()
     for module in donor.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.constant_(module.running_mean, 3.0)  # stale
@@ -280,7 +280,7 @@ def test_a_small_rest_counts_as_what_it_is():
     spec = SurgerySpec(calibrate="batch_norm")
     host = lived_in(HOST)
     images = torch.randn(130, *IMAGE)
-    made = surgery.graft(host, [(survey(host, IMAGE)["conv1"], host.conv1)], spec, IMAGE)
+    made = surgery.graft(host, [(find_sites(host, IMAGE)["conv1"], host.conv1)], spec, IMAGE)
     ours = surgery.calibrated(made, images, spec).network.bn1.running_var
     with torch.no_grad():
         wanted = torch.stack([host.conv1(half).transpose(0, 1).flatten(1).var(1) for half in images.split(65)]).mean(0)

@@ -8,15 +8,15 @@ import torch
 
 from conftest import CPU
 from layergraft import surgery
-from layergraft.config.recipes import OptimSpec, ScheduleSpec
-from layergraft.config.specs import SurgerySpec
+from layergraft.config.schema import SurgerySpec
+from layergraft.config.training import OptimSpec, ScheduleSpec
 from layergraft.data import Digits
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import statistics_paths
-from layergraft.hosts.sites import survey
-from layergraft.networks.kept import ALL_TRAINS
-from layergraft.strategies.plan import make_plan
+from layergraft.hosts.sites import find_sites
+from layergraft.networks.network_cache import ALL_TRAINS
+from layergraft.strategies.training_plan import make_plan
 from layergraft.training.fit import Recipe, fit
 
 DATA = Digits(classes=list(range(10))).load(0)
@@ -43,7 +43,7 @@ def test_stale_then_re_estimated_then_fine_tuned():
     before = trained(host, 12)
     trained(other, 12)
     images = torch.cat([x for x, _ in Batches.of(DATA, BatchSpec(50, shift=0), 0, "cpu").train])
-    site = survey(host, DATA.shape)[SITE]
+    site = find_sites(host, DATA.shape)[SITE]
     ladder = {}
     for calibrate in ("none", "batch_norm"):
         spec = SurgerySpec(calibrate=calibrate)

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from layergraft import surgery
-from layergraft.config.specs import SurgerySpec
-from layergraft.donors.forms import Stem
-from layergraft.hosts.sites import survey
+from layergraft.config.schema import SurgerySpec
+from layergraft.hosts.architectures import Stem
+from layergraft.hosts.sites import find_sites
 from surgery.test_operations import HOST, lived_in
 
 IMAGE = (3, 16, 16)
@@ -26,9 +26,9 @@ CASES = {
 def network(request):
     spec, kind, path = CASES[request.param]
     host = lived_in(HOST, IMAGE)
-    site = survey(host, IMAGE)[path]
-    place = surgery.place_of(host, site, spec, IMAGE)
-    donor = {"conv": lambda: place.conv(bias=True), "stem": lambda: Stem(place.conv(), "batch"), "block": place.block}[
+    site = find_sites(host, IMAGE)[path]
+    slot = surgery.slot_of(host, site, spec, IMAGE)
+    donor = {"conv": lambda: slot.conv(bias=True), "stem": lambda: Stem(slot.conv(), "batch"), "block": slot.block}[
         kind
     ]().build()
     made = surgery.graft(host, [(site, donor)], spec, IMAGE)

@@ -8,11 +8,11 @@ from torch import nn
 
 from conftest import HOSTS
 from layergraft import surgery
-from layergraft.config.specs import SurgerySpec
-from layergraft.donors.forms import Stem, form_of
+from layergraft.config.schema import SurgerySpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.hosts.sites import survey
+from layergraft.hosts.architectures import Stem, architecture_of
+from layergraft.hosts.sites import find_sites
 
 IMAGE = (3, 32, 32)
 HOST = TorchvisionResNet("resnet18", width=4)
@@ -45,7 +45,7 @@ def own_layer(host, site, stem=False):
     layer = host.get_submodule(site.path)
     if not stem:
         return layer
-    made = Stem(form_of(layer), "batch").build()
+    made = Stem(architecture_of(layer), "batch").build()
     made.conv, made.norm = layer, host.get_submodule(site.norm)
     return made
 
@@ -53,7 +53,7 @@ def own_layer(host, site, stem=False):
 def graft(host, sites, donors, spec=None, image=IMAGE):
     return surgery.graft(
         host,
-        [(survey(host, image)[path], donor) for path, donor in zip(sites, donors, strict=True)],
+        [(find_sites(host, image)[path], donor) for path, donor in zip(sites, donors, strict=True)],
         spec or SurgerySpec(),
         image,
     )
@@ -61,7 +61,9 @@ def graft(host, sites, donors, spec=None, image=IMAGE):
 
 def one_of_each(host, sites):
     """A site, the last, of each structure that a host repeats."""
-    return list({(form_of(host.get_submodule(path)), site.in_shape): site for path, site in sites.items()}.values())
+    return list(
+        {(architecture_of(host.get_submodule(path)), site.in_shape): site for path, site in sites.items()}.values()
+    )
 
 
 def all_of(host, sites):
@@ -85,7 +87,7 @@ def test_its_own_layer_leaves_the_logits_bit_identical_at_every_site(spec):
     x = torch.randn(2, *image)
     with torch.no_grad():
         before = host(x)
-        for sites in all_of(host, survey(host, image)):
+        for sites in all_of(host, find_sites(host, image)):
             for stem in {False, sites[0].kind == "conv"}:
                 donors = [(site, own_layer(host, site, stem)) for site in sites]
                 made = surgery.graft(host, donors, SurgerySpec(), image).network
@@ -98,7 +100,7 @@ def test_its_own_layer_in_other_hosts(options):
     x = torch.randn(2, *IMAGE)
     with torch.no_grad():
         before = host(x)
-        for sites in all_of(host, survey(host, IMAGE)):
+        for sites in all_of(host, find_sites(host, IMAGE)):
             made = surgery.graft(host, [(site, own_layer(host, site)) for site in sites], SurgerySpec(), IMAGE).network
             assert torch.equal(made(x), before), [site.path for site in sites]
 
@@ -112,9 +114,9 @@ def test_behind_a_zero_gate_the_logits_are_bit_identical_at_every_site(spec, ope
     x = torch.randn(2, *IMAGE)
     with torch.no_grad():
         before = host(x)
-        for sites in all_of(host, survey(host, IMAGE)):
+        for sites in all_of(host, find_sites(host, IMAGE)):
             paths = [site.path for site in sites]
-            donors = [surgery.place_of(host, site, operation, IMAGE).conv().build() for site in sites]
+            donors = [surgery.slot_of(host, site, operation, IMAGE).conv().build() for site in sites]
             made = surgery.graft(host, list(zip(sites, donors, strict=True)), operation, IMAGE)
             assert torch.equal(made.network(x), before), paths
             gate = made.network.get_parameter(made.roles["adapter"][-1])
@@ -188,12 +190,12 @@ OPERATIONS = [
 @pytest.mark.parametrize("operation", OPERATIONS, ids=name_of)
 def test_undo_gives_back_the_original_state_dict(operation, kind):
     host = lived_in(HOST)
-    site = survey(host, IMAGE)["layer2.0.conv1"]
-    place = surgery.place_of(host, site, operation, IMAGE)
+    site = find_sites(host, IMAGE)["layer2.0.conv1"]
+    slot = surgery.slot_of(host, site, operation, IMAGE)
     donor = {
-        "conv": lambda: place.conv(bias=True),
-        "stem": lambda: Stem(place.conv(bias=True), "batch"),
-        "block": place.block,
+        "conv": lambda: slot.conv(bias=True),
+        "stem": lambda: Stem(slot.conv(bias=True), "batch"),
+        "block": slot.block,
     }[kind]().build()
     made = surgery.graft(host, [(site, donor)], operation, IMAGE)
     made = surgery.calibrated(made, torch.randn(40, *IMAGE), operation)
@@ -236,7 +238,7 @@ def test_every_parameter_is_in_one_part():
 
 def test_a_stem_takes_convolution_and_norm():
     host = lived_in(HOST)
-    donor = Stem(form_of(host.conv1), "batch").build()
+    donor = Stem(architecture_of(host.conv1), "batch").build()
     made = graft(host, ["conv1"], [donor])
     assert made.roles["graft"] == ["conv1", "bn1"] and torch.equal(
         made.network.bn1.running_mean, donor.norm.running_mean
@@ -281,7 +283,7 @@ def test_a_folded_bias_is_a_kept_bias(mode, kind):
     host = lived_in(HOST)
     x = torch.randn(8, *IMAGE)
     for path in ("conv1", "layer2.0.conv1", "layer2.0.conv2", "layer4.0.downsample.0"):
-        conv = surgery.place_of(host, survey(host, IMAGE)[path], SurgerySpec(), IMAGE).conv(bias=True)
+        conv = surgery.slot_of(host, find_sites(host, IMAGE)[path], SurgerySpec(), IMAGE).conv(bias=True)
         donor = (conv if kind == "conv" else Stem(conv, "batch")).build()
         kept, folded, dropped = (
             graft(host, [path], [donor], SurgerySpec(bias=bias)).network for bias in ("keep", "fold", "drop")

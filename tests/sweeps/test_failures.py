@@ -18,7 +18,7 @@ from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, is_full, spoils_
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.store.records import RunRecord, read_record, run_folder, write_record
-from layergraft.sweeps import sweep
+from layergraft.sweeps import execution
 from layergraft.sweeps.pool import WORKER_DIED, Failed
 from layergraft.sweeps.worker import Outcome
 
@@ -134,8 +134,8 @@ def test_a_run_that_was_taken_over_while_it_was_stopped_commits_nothing(tiny, tm
     def lost(marker, wait=True):
         yield lambda: False
 
-    monkeypatch.setattr(runs, "claim", lost)
-    with pytest.raises(runs.Claimed, match="another process has taken .* over"):
+    monkeypatch.setattr(runs, "lease", lost)
+    with pytest.raises(runs.LeaseHeld, match="another process has taken .* over"):
         execute(plan_run(tiny()))
     assert not list(tmp_path.glob("outputs/runs/*/record.json"))
 
@@ -146,8 +146,8 @@ class Scripted:
     def __init__(self, script):
         self.script, self.working = script, 0
 
-    def start(self, place):
-        return _Scripted(self, place)
+    def start(self, device):
+        return _Scripted(self, device)
 
     def wait(self, workers):
         self.working = len(workers)
@@ -155,8 +155,8 @@ class Scripted:
 
 
 class _Scripted:
-    def __init__(self, crew, place):
-        self.crew, self.place = crew, place
+    def __init__(self, crew, device):
+        self.crew, self.device = crew, device
 
     def send(self, function, argument):
         self.function, self.argument = function, argument
@@ -188,7 +188,7 @@ def jobs(tmp_path):
             fixed = [*fixed, f"exec.outputs={tmp_path}", *overrides]
             master = compose("config", overrides=fixed, return_hydra_config=True)
             composer = Composer(GlobalHydra.instance().hydra.config_loader, master)
-            return sweep.planned(composer.each([[*fixed, f"seed={seed}"] for seed in range(number)]))
+            return execution.planned(composer.each([[*fixed, f"seed={seed}"] for seed in range(number)]))
 
     return planned
 
@@ -207,12 +207,12 @@ def test_what_died_is_tried_again_and_then_recorded_with_what_is_known(jobs, tmp
         return Outcome("completed")
 
     planned = jobs(4)
-    sweep.run(planned, crew=Scripted(script), where=["", ""])
+    execution.run(planned, crew=Scripted(script), where=["", ""])
     assert tried == {0: 1, 1: 3, 2: 3, 3: 1}  # exec.retries is 2
     record = read_record(run_folder(tmp_path, planned[1].key))
     assert (record.status, record.error) == ("failed", "its worker process died: killed by SIGKILL")
     tried.clear()
-    sweep.run(jobs(2, "exec.retries=0"), crew=Scripted(script), where=[""])
+    execution.run(jobs(2, "exec.retries=0"), crew=Scripted(script), where=[""])
     assert tried == {0: 1, 1: 1}
 
 
@@ -227,7 +227,7 @@ def test_what_runs_out_of_memory_is_tried_with_fewer_neighbours_until_it_is_alon
             return Outcome("failed", "OutOfMemoryError", transient=MEMORY, recorded=False)
         return Outcome("completed")
 
-    sweep.run(jobs(8), crew=Scripted(script), where=["0"] * 4)
+    execution.run(jobs(8), crew=Scripted(script), where=["0"] * 4)
     third = [working for seed, working in seen if seed == 3]
     assert third == [4, 2, 1]  # all, half, alone: and there it went through
     assert [working for seed, working in seen if seed == 5][-1] == 1  # alone and still too large: that is its end
@@ -235,8 +235,8 @@ def test_what_runs_out_of_memory_is_tried_with_fewer_neighbours_until_it_is_alon
 
 
 def test_what_is_to_be_said_of_the_precision_is_said_once(jobs, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "precision_note", lambda config: "precision:   float32, since")
-    sweep.run(jobs(3), crew=Scripted(lambda *_: Outcome("completed")), where=[""])
+    monkeypatch.setattr(execution, "precision_note", lambda config: "precision:   float32, since")
+    execution.run(jobs(3), crew=Scripted(lambda *_: Outcome("completed")), where=[""])
     assert capsys.readouterr().err.count("precision:   float32, since") == 1
 
 
@@ -245,9 +245,9 @@ def test_what_another_process_is_at_is_waited_for_after_all_else(jobs):
 
     def script(attempt, _):
         seen.append((seed_of(attempt), attempt.wait))
-        return Outcome("claimed" if seed_of(attempt) == 0 and not attempt.wait else "completed")
+        return Outcome("leased" if seed_of(attempt) == 0 and not attempt.wait else "completed")
 
-    sweep.run(jobs(3), crew=Scripted(script), where=[""])
+    execution.run(jobs(3), crew=Scripted(script), where=[""])
     assert seen == [(0, False), (1, False), (2, False), (0, True)]
 
 
@@ -256,13 +256,13 @@ def test_a_full_disk_ends_the_sweep(jobs):
         return Failed("DiskFull", "", "")
 
     with pytest.raises(DiskFull):
-        sweep.run(jobs(3), crew=Scripted(script), where=[""])
+        execution.run(jobs(3), crew=Scripted(script), where=[""])
     assert is_full(FULL) and not is_full(ValueError())
 
 
 def test_a_workers_own_error_is_recorded_with_its_traceback(jobs, tmp_path):
     planned = jobs(1)
-    sweep.run(planned, crew=Scripted(lambda *_: Failed("KeyError", "'a'", "Traceback ... in there")), where=[""])
+    execution.run(planned, crew=Scripted(lambda *_: Failed("KeyError", "'a'", "Traceback ... in there")), where=[""])
     record = read_record(run_folder(tmp_path, planned[0].key))
     assert (record.status, record.error, record.traceback) == ("failed", "'a'", "Traceback ... in there")
 
@@ -340,7 +340,7 @@ def test_a_rerun_that_fails_is_not_hidden_by_the_old_record(jobs, tmp_path):
     folder = run_folder(tmp_path, planned.key)
     write_record(folder, RunRecord(planned.key, "completed"))
     lost = Failed(WORKER_DIED, "it died", "")
-    sweep.run([planned], newer_than=time.time() + 60, crew=Scripted(lambda *_: lost), where=[""])
+    execution.run([planned], newer_than=time.time() + 60, crew=Scripted(lambda *_: lost), where=[""])
     assert read_record(folder).status == "failed"
 
 

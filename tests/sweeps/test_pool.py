@@ -99,9 +99,9 @@ def test_a_task_that_must_be_alone_at_its_place_is_and_other_places_go_on():
         for crowd in (None, None, 1, None, None):
             pool.add(Task(nap, 0.3, crowd, crowd=crowd))
         times = [(task, *outcome) for task, outcome in pool.outcomes()]
-    (alone,) = [(task.place, start, end) for task, start, end in times if task.crowd == 1]
+    (alone,) = [(task.device, start, end) for task, start, end in times if task.crowd == 1]
     beside = [
-        t for t, start, end in times if t.crowd is None and t.place == alone[0] and start < alone[2] and end > alone[1]
+        t for t, start, end in times if t.crowd is None and t.device == alone[0] and start < alone[2] and end > alone[1]
     ]
     assert len(times) == 5 and beside == []
 
@@ -150,12 +150,12 @@ def until(holds):
 
 @pytest.mark.parametrize("collects", [True, False])
 def test_the_imports_leave_the_collector_as_it_was(collects):
-    import layergraft.runs.imports
+    import layergraft.runs.preload
 
     before = gc.isenabled()
     (gc.enable if collects else gc.disable)()
     try:
-        importlib.reload(layergraft.runs.imports)
+        importlib.reload(layergraft.runs.preload)
         assert gc.isenabled() == collects
     finally:
         (gc.enable if before else gc.disable)()

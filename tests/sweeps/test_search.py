@@ -8,7 +8,7 @@ import pytest
 from hydra.core.plugins import Plugins
 
 from conftest import TINY
-from layergraft.config.specs import Precision
+from layergraft.config.schema import Precision
 from layergraft.store.records import read_record
 
 BASE = ["-m", "hydra/sweeper=optuna", "strategy=freeze,full", "optim.lr=tag(log,interval(1e-4,1e-1))", "donor=random",

@@ -80,7 +80,7 @@ def test_a_long_sweep_neither_grows_nor_leaves_anything(tmp_path):
         time.sleep(0.1)
     assert left == []
     assert set(os.listdir("/dev/shm")) - shared_before == set()
-    assert list((tmp_path / "outputs/claims").iterdir()) == []
+    assert list((tmp_path / "outputs/leases").iterdir()) == []
     folders = list((tmp_path / "outputs/runs").iterdir())
     disk = [sum(f.stat().st_blocks * 512 for f in folder.rglob("*")) for folder in folders]
     assert len(folders) == RUNS and not [f for folder in folders for f in folder.rglob(".*")]

@@ -21,7 +21,7 @@ from torch import nn
 from conftest import LAYERGRAFT, SWEEP, TINY
 from layergraft.cli.commands import main
 from layergraft.store.records import read_record
-from layergraft.sweeps.sweep import places
+from layergraft.sweeps.execution import places
 
 
 def keys(outputs):
@@ -138,7 +138,7 @@ def test_stock_launcher(tmp_path, command):
 
 
 def test_workers_by_cores_and_gpus(config, monkeypatch):
-    monkeypatch.setattr("layergraft.sweeps.sweep._cores", lambda: 4)
+    monkeypatch.setattr("layergraft.sweeps.execution._cores", lambda: 4)
     assert places(config("exec=cpu").exec, 9) == [""] * 4
     assert places(config("exec=cpu").exec, 2) == [""] * 2
     assert places(config("exec=cpu", "exec.workers=6").exec, 9) == [""] * 6
@@ -255,7 +255,7 @@ def test_four_processes_on_one_store_do_each_run_once(brief, tmp_path):
     assert all("8 of 8 runs completed" in err for err in errors)
     assert len(seen) == 8 and all(len(times) == 1 for times in seen.values())  # no record was written twice
     assert differences(brief, tmp_path) == {"lost": [], "more": [], "different": []}
-    assert not list((tmp_path / "claims").iterdir()) and not list(tmp_path.glob("donors/.*"))  # nothing is left behind
+    assert not list((tmp_path / "leases").iterdir()) and not list(tmp_path.glob("donors/.*"))  # nothing is left behind
 
 
 @pytest.mark.slow  # a minute, most of it starts of processes
@@ -317,7 +317,7 @@ def test_a_rerun_that_was_interrupted_goes_on(brief, tmp_path, command, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("layergraft.sweeps.sweep.run", interrupted)
+        patch.setattr("layergraft.sweeps.execution.run", interrupted)
         assert command(*again)[0] == 130
     started = (folder / "rerun").stat().st_mtime
     for key in keys(outputs)[2:]:  # as if it had come so far
@@ -345,7 +345,7 @@ def test_status(brief, tmp_path, command):
         path = outputs / "runs" / key / "record.json"
         path.write_text(path.read_text().replace('"completed"', f'"{word}"', 1))
     (outputs / "runs" / running / "record.json").unlink()
-    (outputs / "claims" / f"{running}~1").write_text("")
+    (outputs / "leases" / f"{running}~1").write_text("")
     code, out, _ = command("status", str(folder))
     assert code == 0 and out.startswith("done 5, running 1, failed 1, waiting 1 of 8 runs")
     assert out.splitlines()[1:] == [f"  failed    {failed}"]
@@ -357,9 +357,9 @@ def test_status(brief, tmp_path, command):
     os.utime(outputs / "runs" / interrupted / "record.json", (time.time() - 300,) * 2)
     code, out, _ = command("status", str(folder))
     assert re.search(r", (4\.9\d|5(\.0\d)?) runs a minute, about 2[4-5] s left", out), out
-    os.utime(outputs / "claims" / f"{running}~1", (time.time() - 300,) * 2)  # nobody renews it: its owner is dead
+    os.utime(outputs / "leases" / f"{running}~1", (time.time() - 300,) * 2)  # nobody renews it: its owner is dead
     assert "running 0, failed 1, waiting 2" in command("status", str(folder))[1]
-    (outputs / "donors" / ".x.claim~1").write_text("")
+    (outputs / "donors" / ".x.lease~1").write_text("")
     assert "waiting 2 of 8 runs, 1 donor in the making" in command("status", str(folder))[1]
     for wrong, message in (
         ([str(outputs / "sweeps" / "breif")], f"did you mean '{folder}'?"),

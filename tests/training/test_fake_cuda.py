@@ -16,28 +16,28 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layergraft.config.compose import conf_dir
-from layergraft.config.recipes import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
-from layergraft.config.specs import Config, ProbeSpec, SurgerySpec
+from layergraft.config.schema import Config, ProbeSpec, SurgerySpec
+from layergraft.config.training import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.digits import Digits
 from layergraft.donors import TrainedDonor
-from layergraft.donors.forms import Conv
 from layergraft.hosts import CifarResNet, TorchvisionResNet
+from layergraft.hosts.architectures import Conv
 from layergraft.hosts.norms import norm_paths, statistics_paths
-from layergraft.hosts.sites import survey
+from layergraft.hosts.sites import find_sites
 from layergraft.metrics.tasks import Task
 from layergraft.runs.similarity import _inputs
-from layergraft.strategies.plan import make_plan
+from layergraft.strategies.training_plan import make_plan
 from layergraft.surgery import calibrated, graft
 from layergraft.surgery.calibrate import reconstruction_error
 from layergraft.training import gradients
-from layergraft.training.averages import Averages
-from layergraft.training.evaluation import evaluating, measuring, see
+from layergraft.training.evaluation import evaluating, measuring, record_activations
 from layergraft.training.fit import Backend
 from layergraft.training.module import PlannedModule
 from layergraft.training.optimizers import CLASSES
-from layergraft.training.prefix import FrozenPrefix
-from layergraft.training.probes import Probes, Subject
+from layergraft.training.prefix_cache import FrozenPrefix
+from layergraft.training.probes import Probes, ProbeTargets
+from layergraft.training.weight_averaging import Averages
 
 CUDA = torch.device("cuda", 0)
 HOST = CifarResNet("resnet8", width=4)
@@ -109,7 +109,9 @@ def made(images):
             data = replace(data, **labels)
         spec = spec or SurgerySpec(fit="project", start="random")
         intact = host.build(data.shape, data.num_classes, 0)
-        grafted = graft(intact, [(survey(intact, data.shape)[SITE], nn.Conv2d(6, 8, 3, padding=1))], spec, data.shape)
+        grafted = graft(
+            intact, [(find_sites(intact, data.shape)[SITE], nn.Conv2d(6, 8, 3, padding=1))], spec, data.shape
+        )
         network = grafted.network
         roles = host.roles | grafted.roles | {"norm": norm_paths(network), "before": ["conv1"], "after": ["layer3"]}
         names = [name for name, _ in network.named_parameters()]
@@ -265,7 +267,9 @@ def test_probes_look(made):
     ]
     gates = [path for path in done.adapter_paths if path.endswith(".gate")]
     places = {SITE: (done.site.path, done.replaced[-1])}
-    subject = Subject(run.grafted.watched(survey(run.intact, run.data.shape)), places, run.intact, donors, gates)
+    subject = ProbeTargets(
+        run.grafted.watched(find_sites(run.intact, run.data.shape)), places, run.intact, donors, gates
+    )
     probes = Probes(ProbeSpec([0, -1]), run.network, subject, run.batches.val.first(20), run.batches.val, 4)
     run.move()
     probes.look(run.module, 0)
@@ -278,7 +282,7 @@ def test_probes_look(made):
 @pytest.mark.parametrize("mode", [evaluating, measuring])
 def test_activations_are_seen(made, mode):
     run = made().move()
-    seen = see(run.network, ["layer2", "fc"], *run.batches.val.first(20), mode)
+    seen = record_activations(run.network, ["layer2", "fc"], *run.batches.val.first(20), mode)
     assert set(seen.activations) == {"layer2", "fc"} and seen.activations["fc"].mean
 
 
@@ -321,7 +325,9 @@ def test_the_frozen_prefix_is_kept(made, host):
 @pytest.mark.parametrize("spec", [SurgerySpec(fit="project", calibrate="moments", start=start) for start in ("random", "identity")], ids=lambda spec: spec.start)  # fmt: skip
 def test_surgery_on_a_network_that_lies_there(spec):
     host = HOST.build((1, 8, 8), 4, 0).to(CUDA)
-    made = graft(host, [(survey(host, (1, 8, 8))[SITE], nn.Conv2d(6, 8, 3, padding=1, device=CUDA))], spec, (1, 8, 8))
+    made = graft(
+        host, [(find_sites(host, (1, 8, 8))[SITE], nn.Conv2d(6, 8, 3, padding=1, device=CUDA))], spec, (1, 8, 8)
+    )
     assert {tensor.device for tensor in made.network.state_dict().values()} == {CUDA}
 
 

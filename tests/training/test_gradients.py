@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import CPU
-from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
-from layergraft.strategies.plan import make_plan
+from layergraft.strategies.training_plan import make_plan
 from layergraft.training import gradients
 from layergraft.training.fit import Recipe, fit
 
@@ -118,7 +118,7 @@ def test_measuring_gradients_moves_nothing():
 def test_l2_sp_is_the_reference_penalty(images):
     """Omega = alpha/2 ||w_S - w0||^2 + beta/2 ||w_new||^2, written into the loss of a plain loop."""
     alpha, beta = 0.1, 0.01
-    strategy = StrategySpec("s", groups={"graft": ["graft"], "rest": [".*"]}, anchor={"graft": alpha},
+    strategy = StrategySpec("s", groups={"graft": ["graft"], "rest": [".*"]}, l2_sp={"graft": alpha},
                             weight_decay={"rest": beta}, phases={"p": PhaseSpec(0, {"graft": 1.0, "rest": 1.0})})  # fmt: skip
     network, plan, batches = made(images, strategy, 3)
     theirs, _, _ = made(images, strategy, 3)
@@ -145,7 +145,7 @@ def test_the_anchor_holds_the_donor(images, config):
     """The stronger it is drawn back, the less far it goes; the weights it starts from are what it is drawn to."""
     distances = []
     for alpha in (0.0, 0.1, 10.0):
-        strategy = config("strategy=l2_sp", f"strategy.anchor.graft={alpha}", "schedule.epochs=3").strategy
+        strategy = config("strategy=l2_sp", f"strategy.l2_sp.graft={alpha}", "schedule.epochs=3").strategy
         network, plan, batches = made(images, strategy, 3)
         start = network.get_parameter("layer2.0.conv1.weight").detach().clone()
         fit(network, plan, batches, Recipe(OptimSpec("sgd", 0.05, batch_size=5), ScheduleSpec(epochs=3)), CPU)

@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn import functional
 
 from conftest import HOSTS
-from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
-from layergraft.strategies.plan import make_plan
+from layergraft.strategies.training_plan import make_plan
 from layergraft.training.checkpoints import Checkpoints
-from layergraft.training.fit import Backend, Recipe, Saving, fit
+from layergraft.training.fit import Backend, CheckpointSettings, Recipe, fit
 
 PLAIN, LAST, AUTO = (Backend("cpu", "float32", channels_last=way) for way in (False, True, None))
 
@@ -104,10 +104,10 @@ def test_a_checkpoint_of_the_other_order_is_gone_on_from(images, tmp_path, optim
     """The optimizer's state is put in the weights' order: fused kernels go through both as they lie."""
     data, spec = images(), OptimSpec(optim, 1e-3, batch_size=10)
     start = CifarResNet("resnet8", width=4).build(data.shape, data.num_classes, seed=0)
-    _, whole = trained(start, data, first, spec, Saving(tmp_path, 0, {}))
+    _, whole = trained(start, data, first, spec, CheckpointSettings(tmp_path, 0, {}))
     kept = sorted(tmp_path.glob("*.kept"))
     assert len(kept) == 8
-    _, resumed = trained(start, data, then, spec, Saving(tmp_path, 1e9, {}, kept[3]))
+    _, resumed = trained(start, data, then, spec, CheckpointSettings(tmp_path, 1e9, {}, kept[3]))
     moved = apart(whole.parameters(), start.parameters())
     assert 0 < apart(resumed.parameters(), whole.parameters()) < 0.01 * moved
 

@@ -7,13 +7,13 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from layergraft.config.recipes import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
-from layergraft.config.specs import Device, Precision
+from layergraft.config.schema import Device, Precision
+from layergraft.config.training import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
-from layergraft.strategies.plan import make_plan
+from layergraft.strategies.training_plan import make_plan
 from layergraft.training.fit import Backend, Recipe, fit
 from layergraft.training.module import Diverged, PlannedModule
 

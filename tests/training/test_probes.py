@@ -9,19 +9,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import CPU
-from layergraft.config.recipes import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
-from layergraft.config.specs import ProbeSpec, SurgerySpec
+from layergraft.config.schema import ProbeSpec, SurgerySpec
+from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import statistics_paths
-from layergraft.hosts.sites import survey
+from layergraft.hosts.sites import find_sites
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
-from layergraft.strategies.plan import make_plan
+from layergraft.strategies.training_plan import make_plan
 from layergraft.surgery import graft
-from layergraft.training.evaluation import Statistics, evaluating, see
+from layergraft.training.evaluation import Statistics, evaluating, record_activations
 from layergraft.training.fit import Recipe, fit
-from layergraft.training.probes import Probes, Subject, drawn
+from layergraft.training.probes import Probes, ProbeTargets, drawn
 
 HOST = CifarResNet("resnet8", width=4)
 SITE = "layer2.0.conv1"
@@ -39,7 +39,7 @@ def looked(images, tmp_path):
         host = HOST.build(data.shape, data.num_classes, seed=0)
         torch.manual_seed(7)
         donor = copy.deepcopy(host.get_submodule(SITE)) if own else nn.Conv2d(4, 8, 3, stride=2, padding=1, bias=False)
-        made = graft(host, [(survey(host, data.shape)[SITE], donor)], SurgerySpec(), data.shape)
+        made = graft(host, [(find_sites(host, data.shape)[SITE], donor)], SurgerySpec(), data.shape)
         network, before = made.network, copy.deepcopy(made.network)
         strategy = copy.deepcopy(STRATEGY)
         if freeze:
@@ -47,7 +47,9 @@ def looked(images, tmp_path):
         names = [name for name, _ in network.named_parameters()]
         plan = make_plan(strategy, names, statistics_paths(network), HOST.roles | made.roles, epochs)
         batches = Batches.of(data, BatchSpec(10), 0, "cpu")
-        subject = Subject(["layer2.0", "fc"], {SITE: (SITE, SITE)}, host, [f"{SITE}.weight"], [], [f"{SITE}.weight"])
+        subject = ProbeTargets(
+            ["layer2.0", "fc"], {SITE: (SITE, SITE)}, host, [f"{SITE}.weight"], [], [f"{SITE}.weight"]
+        )
         probes = Probes(spec, network, subject, batches.val.first(20), batches.val, epochs)
         recipe = Recipe(OptimSpec("sgd", 0.05, batch_size=10), ScheduleSpec(epochs=epochs))
         fitted = fit(network, plan, batches, recipe, CPU, folder=tmp_path, probe=probes)
@@ -114,7 +116,12 @@ def test_another_layer_is_further_from_the_host_at_its_output(looked):
 
 def test_steps_to_recover_and_to_a_threshold():
     probes = Probes(
-        ProbeSpec([], thresholds=[40, 80, 90]), nn.Linear(1, 1), Subject(), (torch.zeros(2, 1), torch.zeros(2)), [], 3
+        ProbeSpec([], thresholds=[40, 80, 90]),
+        nn.Linear(1, 1),
+        ProbeTargets(),
+        (torch.zeros(2, 1), torch.zeros(2)),
+        [],
+        3,
     )
     curves = [
         {"epoch": e, "val/loss": loss, "val/acc": acc}
@@ -145,7 +152,7 @@ def test_statistics_of_activations():
 def test_seeing_moves_nothing():
     network = HOST.build((1, 8, 8), 4, seed=0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    seen = see(network.train(), ["layer1"], torch.randn(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64))
+    seen = record_activations(network.train(), ["layer1"], torch.randn(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64))
     assert network.training and seen.activations["layer1"].count == 20 * 4 * 8 * 8
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
@@ -155,7 +162,7 @@ def test_norms_over_several_processes_are_looked_at_alone():
     network = nn.SyncBatchNorm.convert_sync_batchnorm(HOST.build((1, 8, 8), 4, seed=0))
     plain = HOST.build((1, 8, 8), 4, seed=0)
     x, y = torch.randn(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
-    assert see(network, [], x, y).loss == see(plain, [], x, y).loss
+    assert record_activations(network, [], x, y).loss == record_activations(plain, [], x, y).loss
     assert isinstance(network.bn1, nn.SyncBatchNorm) and network.bn1.num_batches_tracked == 0
 
 
@@ -167,8 +174,8 @@ def test_after_training_the_network_is_run_as_it_is_evaluated(looked):
     network.eval()
     with torch.no_grad():
         expected = F.cross_entropy(network(x), y).item()
-    assert see(network, [], x, y, evaluating).loss == pytest.approx(expected, rel=1e-6)
-    assert see(network, [], x, y).loss != pytest.approx(expected, rel=1e-3)
+    assert record_activations(network, [], x, y, evaluating).loss == pytest.approx(expected, rel=1e-6)
+    assert record_activations(network, [], x, y).loss != pytest.approx(expected, rel=1e-3)
 
 
 def test_filters_are_drawn_before_and_after(looked, tmp_path):

@@ -10,18 +10,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import CPU, TINY
-from layergraft.config.recipes import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.config.registry import validate
+from layergraft.config.training import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
-from layergraft.strategies.plan import make_plan
+from layergraft.strategies.training_plan import make_plan
 from layergraft.training import optimizers
 from layergraft.training.checkpoints import CHECKPOINT, facts_of
-from layergraft.training.fit import Backend, Recipe, Saving, fit
+from layergraft.training.fit import Backend, CheckpointSettings, Recipe, fit
 from layergraft.training.module import Diverged
 
 GROUP = CifarResNet("resnet8", width=4, norm="group")
@@ -303,7 +303,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(images, tmp_p
 
     network, plan, batches, recipe = start(images, GROUP, OptimSpec("sgd", 0.1, batch_size=10), epochs=5)
     with pytest.raises(Diverged, match="the training loss is nan in epoch 2"):
-        fit(network, plan, batches, recipe, CPU, saving=Saving(tmp_path, 0, {}), callbacks=[Poison()])
+        fit(network, plan, batches, recipe, CPU, saving=CheckpointSettings(tmp_path, 0, {}), callbacks=[Poison()])
     checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert checkpoint["epoch"] == 2 and checkpoint["global_step"] == 9  # after the first batch of epoch 2
     assert all(t.isfinite().all() for t in checkpoint["state_dict"].values() if t.is_floating_point())
@@ -325,7 +325,7 @@ def test_bad_values_name_their_keys():
     with pytest.raises(UserError, match=r"optim.accumulate is 0; it must be 1 or more"):
         validate(OptimSpec(accumulate=0), "optim")
     with pytest.raises(UserError, match=r"strategy.split.all.decay is 2.0; it must be in \(0, 1\]"):
-        from layergraft.config.recipes import SplitSpec
+        from layergraft.config.training import SplitSpec
 
         validate(StrategySpec("s", split={"all": SplitSpec(decay=2.0)}), "strategy")
     with pytest.raises(UserError, match=r"strategy.phases.p.plateau.patience is 0; it must be 1 or more"):
@@ -348,7 +348,7 @@ def test_no_step_waits_for_the_device(images, monkeypatch, tmp_path):
                     lambda *a, plain=plain, count=count, **k: (count.append(1), plain(*a, **k))[1],
                 )
             (tmp_path / str(size)).mkdir()
-            fit(network, plan, batches, recipe, CPU, saving=Saving(tmp_path / str(size), None, {}))
+            fit(network, plan, batches, recipe, CPU, saving=CheckpointSettings(tmp_path / str(size), None, {}))
         counts.append(len(count))
     assert counts[0] == counts[1] > 0
 

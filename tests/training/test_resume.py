@@ -9,17 +9,17 @@ from torch import nn
 
 from conftest import CPU
 from layergraft.config.compose import conf_dir
-from layergraft.config.recipes import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpec, ScheduleSpec, StrategySpec
-from layergraft.config.specs import SurgerySpec
+from layergraft.config.schema import SurgerySpec
+from layergraft.config.training import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
-from layergraft.hosts.sites import survey
-from layergraft.strategies.plan import make_plan
+from layergraft.hosts.sites import find_sites
+from layergraft.strategies.training_plan import make_plan
 from layergraft.surgery import graft
 from layergraft.training.checkpoints import Checkpoints, facts_of, require_same
-from layergraft.training.fit import Recipe, Saving, fit
+from layergraft.training.fit import CheckpointSettings, Recipe, fit
 
 EPOCHS, STEPS = 4, 2
 HOST = CifarResNet("resnet8", width=4)
@@ -42,7 +42,7 @@ class Experiment:
         host = HOST.build(data.shape, data.num_classes, seed=0)
         torch.manual_seed(3)
         donor = nn.Conv2d(6, 8, 3, padding=1)
-        site = survey(host, data.shape)["layer2.0.conv2"]
+        site = find_sites(host, data.shape)["layer2.0.conv2"]
         self.grafted = graft(host, [(site, donor)], SurgerySpec(fit="project", start="random"), data.shape)
         folder.mkdir()
         self.saved = saved = []
@@ -71,7 +71,7 @@ class Experiment:
         plan = make_plan(self.strategy, names, statistics_paths(network), roles, EPOCHS)
         spec = BatchSpec(10, self.recipe.optim.accumulate, 1, self.recipe.regularizer.mixup)
         batches = Batches.of(self.data, spec, 0, self.backend.device)
-        saving = Saving(self.folder, 0 if resume is None else 1e9, {"run": 1}, resume)
+        saving = CheckpointSettings(self.folder, 0 if resume is None else 1e9, {"run": 1}, resume)
         torch.manual_seed(5)
         fitted = fit(network, plan, batches, self.recipe, self.backend, saving=saving)
         return fitted, network.state_dict()

@@ -94,13 +94,13 @@ def _on_one_run(command: str) -> Callable[[list[str]], None]:
     """A command that takes the keys of a run and hands its config to a function of `show`."""
 
     def show_one(composed: DictConfig) -> Any:
+        from layergraft.cli import run_commands
         from layergraft.config.compose import to_config
 
         config = to_config(composed)
-        import layergraft.runs.imports  # noqa: F401
-        from layergraft.cli import show
+        import layergraft.runs.preload  # noqa: F401
 
-        return getattr(show, SINGLE[command][0])(config)
+        return getattr(run_commands, SINGLE[command][0])(config)
 
     def run(arguments: list[str]) -> None:
         one = f"{command} takes one run and no -m; `layergraft train -m` sweeps over many"
@@ -244,8 +244,8 @@ def _hydra(arguments: list[str], task: Callable[[DictConfig], object]) -> None:
     """Run `task(composed config)` under Hydra. Errors come up as exceptions, for `main` to word."""
     import hydra
 
-    from layergraft.config.compose import conf_dir, understood
-    from layergraft.config.guard import configs_checked, require_readable
+    from layergraft.config.compose import conf_dir, normalize_overrides
+    from layergraft.config.security import configs_checked, require_readable
 
     raised: list[BaseException] = []
 
@@ -255,7 +255,7 @@ def _hydra(arguments: list[str], task: Callable[[DictConfig], object]) -> None:
         except (Exception, KeyboardInterrupt) as error:  # kept from Hydra, which would print lines of its own
             raised.append(error)
 
-    arguments = understood(arguments)
+    arguments = normalize_overrides(arguments)
     require_readable(arguments)
     sys.argv = [sys.argv[0], *arguments]
     before = os.environ.get("HYDRA_FULL_ERROR")

@@ -27,11 +27,11 @@ TAIL = """
 Keys within a group, some of them (--cfg job prints all):
   host.     width=16  norm=batch|group  skips=false  in_channels=3  stem=imagenet|small (of torchvision's)
              weights=IMAGENET1K_V1|FILE
-  donor.    kind=conv|stem|block  kernel_size=7  k=3  data=textures  data.classes=[7,8,9]  control=moments|permuted|covariance
+  donor.    kind=conv|stem|block  kernel_size=7  aux_depth=3  data=textures  data.classes=[7,8,9]  control=moments|permuted|covariance
             path=FILE  layer=PATH (of donor=extracted)
   surgery.  images=512  fit=strict|project|slice|tile|sum|average  start=least_squares|identity|random (of project)
             bias=keep|drop|fold  calibrate=none|batch_norm|moments|lsuv  gate=0  where=before|after (of insert)
-  strategy. phases.thaw.epoch=10  phases.thaw.plateau.patience=3  groups.tuned=[layer3]  anchor.graft=0.1  split.all.by=block
+  strategy. phases.thaw.epoch=10  phases.thaw.plateau.patience=3  groups.tuned=[layer3]  l2_sp.graft=0.1  split.all.by=block
   optim.    lr=0.01  weight_decay=0.01  decay_1d=false  accumulate=2  clip_norm=1
             name=CLASS_OF_TORCH_OPTIM '+optim.options.betas=[0.9,0.95]'
   schedule. epochs=50  warmup=2  early_stopping.patience=5
@@ -70,12 +70,12 @@ def line_of(path: Path) -> str:
 def train_help(arguments: Sequence[str]) -> str:
     """The text of `layergraft train --help`."""
     from layergraft.config.compose import conf_dir
-    from layergraft.config.plugins import added
+    from layergraft.config.plugins import installed
     from layergraft.hosts.sites import RELATIVE
 
     given = [Path(after) for name, after in pairwise(arguments) if name in ("--config-dir", "-cd")]
     given += [Path(name.partition("=")[2]) for name in arguments if name.startswith("--config-dir=")]
-    sections = groups([conf_dir(), *filter(None, added().values()), *given])
+    sections = groups([conf_dir(), *filter(None, installed().values()), *given])
     experiments, sizes = sections.pop("experiment", {}), sections.pop("size", {})
     sections["site"] = {name: line for name, (_, line) in RELATIVE.items()}
     sections["site"]["0.0 to 1.0"] = "the one at this relative depth"
@@ -112,11 +112,11 @@ def keys() -> dict[str, list[Key]]:
     What kinds of one group share stands once, under the group's name."""
     from hydra.core.config_store import ConfigStore
 
-    from layergraft.config import specs
+    from layergraft.config import schema
     from layergraft.config.compose import conf_dir  # noqa: F401  which has registered every kind
 
-    bases: dict[str, type] = {"data": specs.DataSpec, "host": specs.HostSpec, "donor": specs.DonorSpec}
-    found = {"": _keys_of(specs.Config, "", tuple(bases))}
+    bases: dict[str, type] = {"data": schema.DataSpec, "host": schema.HostSpec, "donor": schema.DonorSpec}
+    found = {"": _keys_of(schema.Config, "", tuple(bases))}
     found |= {group: _keys_of(base, group) for group, base in bases.items()}
     for group, kinds in ConfigStore.instance().repo["schema"].items():
         shared = {key.path: key for key in found[group]}

@@ -20,12 +20,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from layergraft.config.error_messages import of_the_run
-from layergraft.config.plugins import added
+from layergraft.config.plugins import installed
 from layergraft.config.registry import kind_of, validate
-from layergraft.config.specs import Config
+from layergraft.config.schema import Config
 from layergraft.errors import unknown
 
-added()  # before a config is composed: each module registers its kinds
+installed()  # before a config is composed: each module registers its kinds
 SOURCE = "data@donor.data"
 MAX_PATTERNS = 256  # kept at a time, a sixth of a megabyte each
 
@@ -36,23 +36,23 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "conf"
 
 
-def spelled(override: str) -> str:
+def to_hydra(override: str) -> str:
     """`donor.data=cifar10` as Hydra spells it: the group `data`, put at `donor.data`."""
     return re.sub(r"^(\+*)donor\.data=(?=[\w,.-]+$)", r"\1data@donor.data=", override)
 
 
-def as_typed(override: str) -> str:
-    """The inverse of `spelled`."""
+def from_hydra(override: str) -> str:
+    """The inverse of `to_hydra`."""
     return re.sub(r"^(\+*)data@donor\.data=", r"\1donor.data=", override)
 
 
-def understood(arguments: Sequence[str]) -> list[str]:
+def normalize_overrides(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra spells them. A donor's file without a choice of donor means the one that is cut from a file."""
     named = any(re.match(r"[+~]*donor=", argument) for argument in arguments)
     files = [number for number, argument in enumerate(arguments) if re.match(r"\+*donor\.path=", argument)]
     if files and not named:  # beside it: what stands at the end may be an option of Hydra's
         arguments = [*arguments[: files[0]], "donor=extracted", *arguments[files[0] :]]
-    return [_of_its_choice(spelled(argument), arguments) for argument in arguments]
+    return [_of_its_choice(to_hydra(argument), arguments) for argument in arguments]
 
 
 def _of_its_choice(override: str, arguments: Sequence[str]) -> str:
@@ -224,18 +224,18 @@ class Composer:
         others = [o.key_or_group for o in values if o not in single]
         return [o for o in single if not any(_overlap(o.key_or_group, key) for key in others)]
 
-    def each(self, cells: Iterable[Sequence[str]]) -> Iterator[tuple[Sequence[str], Config]]:
-        """Each of `cells` with the config that comes of it. Raises UserError, with its overrides, for one that none does."""
-        for overrides in cells:
+    def each(self, combinations: Iterable[Sequence[str]]) -> Iterator[tuple[Sequence[str], Config]]:
+        """Each of `combinations` with the config that comes of it. Raises UserError, with its overrides, for one that none does."""
+        for overrides in combinations:
             with of_the_run(overrides):
                 config = self(overrides)
             yield overrides, config
 
-    def without_foreign(self, cells: Sequence[Sequence[str]]) -> list[list[str]]:
-        """`cells` less the values of donor and strategy that the one chosen in a cell does not have and another's has.
-        `donor=trained,random donor.k=3` is about the trained donors, `strategy=freeze,hybrid
+    def without_foreign(self, combinations: Sequence[Sequence[str]]) -> list[list[str]]:
+        """`combinations` less the values of donor and strategy that the one chosen in a cell does not have and another's has.
+        `donor=trained,random donor.aux_depth=3` is about the trained donors, `strategy=freeze,hybrid
         strategy.phases.thaw.epoch=3` about hybrid. What no cell has stays, to be refused."""
-        cells = self._without_sources(cells)
+        combinations = self._without_sources(combinations)
 
         @lru_cache(100_000)
         def lacks(groups: tuple[str, ...], key: str) -> bool:
@@ -246,32 +246,37 @@ class Composer:
 
         foreign: list[dict[str, str]] = []  # of each cell: override -> its key
         had: set[str] = set()
-        for overrides in cells:
+        for overrides in combinations:
             groups, values = self._chosen(overrides)
             keys = {str(o.input_line): o.key_or_group for o in values}
             foreign.append({line: key for line, key in keys.items() if lacks(groups, key)})
             had |= {key for line, key in keys.items() if line not in foreign[-1]}
-        return [[o for o in cell if gone.get(o) not in had] for cell, gone in zip(cells, foreign, strict=True)]
+        return [
+            [o for o in combination if gone.get(o) not in had]
+            for combination, gone in zip(combinations, foreign, strict=True)
+        ]
 
-    def _without_sources(self, cells: Sequence[Sequence[str]]) -> list[list[str]]:
-        """`cells` less the choice of a source for a donor that learns from none, such as the random one. Where no donor
+    def _without_sources(self, combinations: Sequence[Sequence[str]]) -> list[list[str]]:
+        """`combinations` less the choice of a source for a donor that learns from none, such as the random one. Where no donor
         of the sweep learns from one, the choice stays, to be refused."""
 
-        def has_source(cell: Sequence[str]) -> bool:
+        def has_source(combination: Sequence[str]) -> bool:
             try:
-                self._chosen(cell)
+                self._chosen(combination)
             except ConfigCompositionException as error:
                 if f"Could not override '{SOURCE}'" in str(error):
                     return False
                 raise
             return True
 
-        less = [[o for o in cell if not o.startswith(f"{SOURCE}=")] for cell in cells]
-        choosing = [number for number, cell in enumerate(cells) if len(less[number]) < len(cell)]
-        lost = {number for number in choosing if not has_source(cells[number])}
+        less = [[o for o in combination if not o.startswith(f"{SOURCE}=")] for combination in combinations]
+        choosing = [number for number, combination in enumerate(combinations) if len(less[number]) < len(combination)]
+        lost = {number for number in choosing if not has_source(combinations[number])}
         if len(lost) == len(choosing):
-            return list(map(list, cells))
-        return [less[number] if number in lost else list(cell) for number, cell in enumerate(cells)]
+            return list(map(list, combinations))
+        return [
+            less[number] if number in lost else list(combination) for number, combination in enumerate(combinations)
+        ]
 
     def _chosen(self, overrides: Sequence[str]) -> tuple[tuple[str, ...], list[Override]]:
         """The groups that `overrides` choose, which are composed then, and the overrides that are to set values."""

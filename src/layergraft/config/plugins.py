@@ -15,7 +15,7 @@ OWN = ("layergraft.data", "layergraft.hosts", "layergraft.donors")  # whose modu
 
 
 @cache
-def added() -> dict[str, Path | None]:
+def installed() -> dict[str, Path | None]:
     """Each such package, imported after layergraft's own kinds: name -> folder of choices or None. Raises UserError."""
     for name in OWN:
         import_module(name)

@@ -19,10 +19,10 @@ from layergraft.errors import UserError, require, unknown
 
 Kind = TypeVar("Kind")
 # Of what is made so large, or so many times: more is a slip of the finger, that would take all memory or never end.
-MOST = {
+MAXIMA = {
     "epochs": 100_000, "width": 65_536, "in_channels": 65_536, "out_channels": 65_536, "kernel_size": 1024, "stride": 1024,
-    "padding": 1024, "k": 100, "shift": 1024, "size": 16_384, "num_classes": 100_000, "per_class": 1_000_000,
-    "resamples": 10_000, "threads": 1024, "workers": 1024, "readers": 1024, "devices": 1024, "jobs_per_gpu": 1024,
+    "padding": 1024, "aux_depth": 100, "shift": 1024, "size": 16_384, "num_classes": 100_000, "per_class": 1_000_000,
+    "resamples": 10_000, "threads": 1024, "workers": 1024, "reader_threads": 1024, "devices": 1024, "jobs_per_gpu": 1024,
 }  # fmt: skip
 LARGEST = 2**63 - 1
 PATHS = ("path", "root", "cache", "weights", "outputs", "data", "resume")  # which may have any name that a disk takes
@@ -30,7 +30,7 @@ PLAIN = {str, int, float, bool, type(None)}
 _KINDS: dict[tuple[str, str], type[Any]] = {}
 
 
-def limited(default: Any, interval: str, said: str = "") -> Any:
+def bounded(default: Any, interval: str, said: str = "") -> Any:
     """A dataclass's field for a number in `interval`, such as [0, 1); where `default` is a function, which makes it,
     for a list or a dictionary of such numbers. `said` ends the message for others."""
     low, high = map(float, interval[1:-1].split(","))
@@ -53,7 +53,7 @@ def limited(default: Any, interval: str, said: str = "") -> Any:
     return _checked_field(default, check)
 
 
-def chosen(default: Any, known: Iterable[Any], said: str = "") -> Any:
+def one_of(default: Any, known: Iterable[Any], said: str = "") -> Any:
     """A dataclass's field for one of `known`; `said` ends the message for others, in place of what there is."""
     allowed = [*known, None] if default is None else [*known]
 
@@ -96,7 +96,7 @@ def name_of(spec: Any) -> str:
     return found[0]
 
 
-def rebuilt(group: str, name: str, fields: dict[str, Any]) -> Any:
+def from_canonical(group: str, name: str, fields: dict[str, Any]) -> Any:
     """The inverse of `canonical`, for a spec without specs in it. Raises UserError if the kind is gone, or changed."""
     kind = kind_of(group, name)
     try:
@@ -115,7 +115,7 @@ def validate(spec: Any, at: str = "") -> None:
         if shape is not None and not isinstance(value, shape):  # OmegaConf lets an interpolation give anything
             raise UserError(f"{path} is {value!r}; a {shape.__name__} is needed")
         if type(value) is int:
-            most = MOST.get(key, LARGEST)
+            most = MAXIMA.get(key, LARGEST)
             require(abs(value) <= most, f"{path} is {value}; {most} is the most that is taken")
         if key not in PATHS:
             for text in value if isinstance(value, (list, dict)) else [value]:
@@ -169,12 +169,12 @@ def _checks(kind: type) -> dict[str, Callable[[str, Any], None]]:
 
 
 @dataclass(frozen=True)
-class Keyed:
+class Hashable:
     """A spec that caches can tell from others by its content."""
 
     key: str
     spec: Any = field(compare=False)
 
 
-def keyed(spec: Any) -> Keyed:
-    return Keyed(f"{type(spec).__name__} {json.dumps(canonical(spec))}", spec)
+def hashable(spec: Any) -> Hashable:
+    return Hashable(f"{type(spec).__name__} {json.dumps(canonical(spec))}", spec)

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layergraft.data.images import ImageData, Split
-from layergraft.data.pixels import Pixels, counts, free_bytes, place
+from layergraft.data.pixels import Pixels, counts, free_bytes, pixels_on
 from layergraft.errors import UserError
 from layergraft.metrics.tasks import Task
-from layergraft.seeds import stream
+from layergraft.seeds import derive_seed
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ class TrainBatches:
     def of_epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `epoch`, from the `first` on."""
         size, shift, steps = self.spec.batch_size, self.spec.shift, len(self)
-        augment = torch.Generator().manual_seed(stream(self.seed, "augment", epoch))
-        mixing = np.random.default_rng(stream(self.seed, "mixup", epoch))
+        augment = torch.Generator().manual_seed(derive_seed(self.seed, "augment", epoch))
+        mixing = np.random.default_rng(derive_seed(self.seed, "mixup", epoch))
         drawn = {"index": self._order(epoch)}
         if shift:
             drawn["offsets"] = torch.randint(0, 2 * shift + 1, (steps, size, 2), generator=augment)
@@ -148,7 +148,7 @@ class TrainBatches:
 
     def _order(self, epoch: int) -> Tensor:
         """Which images are in which batch, (batches, N)."""
-        generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         chosen = torch.randperm(len(self.y_N), generator=generator)[: len(self) * self.spec.batch_size]
         return chosen.view(len(self), self.spec.batch_size)
 
@@ -231,7 +231,7 @@ class Batches:
         `readers`. Raises UserError where there are fewer training images than a step takes."""
         where = torch.device(device)
         normalize = Normalize(data.train, where)
-        train, val, test = (place(split, where, gib, readers) for split in data.splits.values())
+        train, val, test = (pixels_on(split, where, gib, readers) for split in data.splits.values())
         return cls(
             TrainBatches(train, normalize, spec, data, seed, where),
             EvalBatches(val, data.val, normalize, data.task, where),

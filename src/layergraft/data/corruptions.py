@@ -15,11 +15,11 @@ from typing import cast
 import numpy as np
 
 from layergraft.config.registry import canonical
-from layergraft.config.specs import CorruptionSpec
+from layergraft.config.schema import CorruptionSpec
 from layergraft.data.images import Split
 from layergraft.errors import require
-from layergraft.seeds import stream
-from layergraft.store.files import digest, once
+from layergraft.seeds import derive_seed
+from layergraft.store.files import create_once, digest
 
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)  # deviation, of images in 0 to 1
 BLUR = (0.4, 0.6, 0.7, 0.8, 1.0)  # deviation in pixels
@@ -53,7 +53,7 @@ def corrupted(x_NCHW: np.ndarray, spec: CorruptionSpec, name: str) -> np.ndarray
         _filled(file, x_NCHW, what)
         file.flush()
 
-    once(folder, make)
+    create_once(folder, make)
     images: np.ndarray = np.load(folder / "images.npy", mmap_mode="r")
     return images
 
@@ -67,7 +67,7 @@ def _filled(out: np.ndarray, x_NCHW: np.ndarray, spec: CorruptionSpec) -> np.nda
 def _chunk(x_NCHW: np.ndarray, spec: CorruptionSpec, start: int) -> np.ndarray:
     """Structure first, then optics, then noise: in the order in which a camera would have it."""
     if spec.blocks is not None:
-        x_NCHW = shuffled_blocks(x_NCHW, spec.blocks, np.random.default_rng(stream(0, "blocks", start)))
+        x_NCHW = shuffled_blocks(x_NCHW, spec.blocks, np.random.default_rng(derive_seed(0, "blocks", start)))
     if spec.channels:
         x_NCHW = x_NCHW[:, spec.channels]
     x = x_NCHW.astype(np.float32) / 255
@@ -79,7 +79,7 @@ def _chunk(x_NCHW: np.ndarray, spec: CorruptionSpec, start: int) -> np.ndarray:
 
         x = np.clip(gaussian_filter(x, (0, 0, BLUR[spec.blur - 1], BLUR[spec.blur - 1]), mode="nearest"), 0, 1)
     if spec.noise:
-        rng = np.random.default_rng(stream(0, "noise", start))
+        rng = np.random.default_rng(derive_seed(0, "noise", start))
         x = np.clip(x + rng.normal(0, NOISE[spec.noise - 1], x.shape).astype(np.float32), 0, 1)
     return np.round(x * 255).astype(np.uint8)
 
@@ -100,7 +100,7 @@ def flipped_labels(split: Split, share: float, num_classes: int, seed: int) -> S
     number = round(share * split.y_N.size)
     if not number:
         return split
-    rng = np.random.default_rng(stream(seed, "label flips"))
+    rng = np.random.default_rng(derive_seed(seed, "label flips"))
     y = split.y_N.copy()
     wrong = rng.choice(y.size, number, replace=False)
     if y.ndim == 2:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layergraft.config.registry import register
-from layergraft.data.decoded import FileSet
-from layergraft.data.sets import PARTS, Whole
+from layergraft.data.data_set import PARTS, FullData
+from layergraft.data.image_files import FileSet
 from layergraft.errors import UserError, require, unknown
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Dicom(FileSet):
         wanted = "it is a centre and a width of 1 or more, such as [40,400]"
         require(fits, f"{at}.window is {self.window}; {wanted}")
 
-    def read(self) -> Whole:
+    def read(self) -> FullData:
         import pandas as pd
 
         try:
@@ -89,7 +89,7 @@ class Dicom(FileSet):
             for patient in several.index[several > 1]:
                 raise UserError(f"{table_file}: patient {patient} is in several splits")
         labels = table.label.map(names.index).to_numpy().astype(np.int64)
-        return Whole(x_NCHW, labels, names, part, group_N=patients, **facts)
+        return FullData(x_NCHW, labels, names, part, group_N=patients, **facts)
 
     def _image(self, file: Path) -> Image:
         from PIL import Image

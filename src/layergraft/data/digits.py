@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layergraft.config.registry import register
-from layergraft.data.sets import DataSet, Whole
+from layergraft.data.data_set import DataSet, FullData
 
 
 @register("data", "digits")
@@ -24,9 +24,9 @@ class Digits(DataSet):
     test_share: float = 1 / 2
     """Of all."""
 
-    def read(self) -> Whole:
+    def read(self) -> FullData:
         from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)
         grey = np.round(images * (255 / 16)).astype(np.uint8)  # the set's values are 0 to 16
-        return Whole(grey.reshape(-1, 1, 8, 8), labels.astype(np.int64), tuple("0123456789"))
+        return FullData(grey.reshape(-1, 1, 8, 8), labels.astype(np.int64), tuple("0123456789"))

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from layergraft.config.registry import register
-from layergraft.data.decoded import FileSet, open_image
-from layergraft.data.sets import PARTS, Whole
+from layergraft.data.data_set import PARTS, FullData
+from layergraft.data.image_files import FileSet, open_image
 from layergraft.errors import UserError, require, unknown
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -24,7 +24,7 @@ class Folder(FileSet):
 
     name: str = "folder"
 
-    def read(self) -> Whole:
+    def read(self) -> FullData:
         root = self.folder()
         _require_no_way_out(root)
         inside = sorted(path.name for path in root.iterdir() if path.is_dir())
@@ -40,7 +40,7 @@ class Folder(FileSet):
         x_NCHW, kept, facts = self.decoded([path for path, _, _ in files], open_image)
         labels = np.array([label for _, label, _ in files], np.int64)[kept]
         parts = np.array([PARTS.index(part) for _, _, part in files])[kept] if splits else None
-        return Whole(x_NCHW, labels, tuple(classes), parts, **facts)
+        return FullData(x_NCHW, labels, tuple(classes), parts, **facts)
 
 
 def _require_no_way_out(root: Path) -> None:

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from layergraft.config.registry import chosen, register
+from layergraft.config.registry import one_of, register
+from layergraft.data.data_set import PARTS, DataSet, FullData
 from layergraft.data.npz import require_fits, whole_of
-from layergraft.data.sets import PARTS, DataSet, Whole
 from layergraft.errors import UserError, unknown
 from layergraft.metrics.tasks import Task
 
@@ -34,14 +34,14 @@ class MedMnist(DataSet):
     name: str = "medmnist"
     set: str = "pathmnist"
     """Which of MedMNIST's 2D sets."""
-    size: int = chosen(28, (28, 64, 128, 224), "MedMNIST has 28, 64, 128 and 224")
+    size: int = one_of(28, (28, 64, 128, 224), "MedMNIST has 28, 64, 128 and 224")
     """Pixels a side: 28, 64, 128 or 224."""
     root: str = "data"
     """The folder of the files, such as pathmnist.npz; what is not there is downloaded."""
 
-    places: ClassVar[tuple[str, ...]] = ("root",)
+    location_fields: ClassVar[tuple[str, ...]] = ("root",)
 
-    def read(self) -> Whole:
+    def read(self) -> FullData:
         try:
             import medmnist
         except ImportError as error:

@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 from omegaconf import MISSING
 
-from layergraft.config.registry import chosen, register
-from layergraft.data.sets import PARTS, DataSet, Whole
+from layergraft.config.registry import one_of, register
+from layergraft.data.data_set import PARTS, DataSet, FullData
 from layergraft.errors import UserError, require
 from layergraft.metrics.tasks import Task
 from layergraft.store.files import machine_memory, require_regular, unpacked
@@ -28,18 +28,18 @@ class Npz(DataSet):
     name: str = "npz"
     path: str = MISSING
     """The .npz file."""
-    task: str = chosen("auto", TASKS, f"it must be one of {', '.join(TASKS)}")
+    task: str = one_of("auto", TASKS, f"it must be one of {', '.join(TASKS)}")
     """multi_class, multi_label or ordinal; auto: multi_label where an image has several labels, else multi_class."""
 
-    places: ClassVar[tuple[str, ...]] = ("path",)
+    location_fields: ClassVar[tuple[str, ...]] = ("path",)
 
-    def read(self) -> Whole:
+    def read(self) -> FullData:
         require_regular(self.path, "a .npz file")
         require(Path(self.path).exists(), f"data={self.name}: there is no file {self.path}; set data.path=FILE.npz")
         return read_npz(self.path, None if self.task == "auto" else Task[self.task])
 
 
-def read_npz(path: str | Path, task: Task | None = None) -> Whole:
+def read_npz(path: str | Path, task: Task | None = None) -> FullData:
     """The set in a file. Raises UserError for one that cannot be read, has not the layout or would fill the memory."""
     require_fits(path)
     try:
@@ -70,7 +70,7 @@ def channels_first(x: np.ndarray) -> np.ndarray:
 
 def whole_of(
     arrays: Mapping[str, np.ndarray], where: str, task: Task | None = None, class_names: tuple[str, ...] | None = None
-) -> Whole:
+) -> FullData:
     """The set of these arrays. Raises UserError, naming `where`, for one that is missing or misshapen."""
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # images, labels, parts
     for number, part in enumerate(PARTS):
@@ -106,4 +106,4 @@ def whole_of(
     gap = f"labels go up to {number - 1} for {len(y)} images; classes are numbered from 0 without a gap"
     require(0 < number <= max(len(y), 2) or several, f"{where}: {gap}")
     names = class_names or tuple(map(str, range(number)))
-    return Whole(np.concatenate(images), y, names, np.concatenate(parts), task)
+    return FullData(np.concatenate(images), y, names, np.concatenate(parts), task)

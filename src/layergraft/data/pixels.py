@@ -68,7 +68,7 @@ class Streamed:
         return self._gathered(slice(start, stop)).to(self.device)
 
 
-def place(split: Split, device: torch.device, limit_gib: float | None, readers: int) -> Resident | Streamed:
+def pixels_on(split: Split, device: torch.device, limit_gib: float | None, readers: int) -> Resident | Streamed:
     """`split` on the device where it takes no more than `limit_gib` (None: half of what is free there)."""
     size = len(split) * int(np.prod(split.shape))
     limit = free_bytes(device) / 2 if limit_gib is None else limit_gib * GIB

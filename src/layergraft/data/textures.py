@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from layergraft.config.registry import chosen, limited, register
-from layergraft.data.sets import TEST, TRAIN, VAL, DataSet, Whole
+from layergraft.config.registry import bounded, one_of, register
+from layergraft.data.data_set import TEST, TRAIN, VAL, DataSet, FullData
 from layergraft.errors import require
-from layergraft.seeds import stream
+from layergraft.seeds import derive_seed
 
 FAMILIES = ("gratings", "spectrum", "blobs", "checker")
 # Parameter -> its range, which does not come back to where it starts, as a whole turn would; angles and shares as they are, scales as logarithms to base 2 of cycles an image.
@@ -38,19 +38,19 @@ class Textures(DataSet):
     """`num_classes` classes, the families in turn; the images depend on these fields alone, not on the run's seed."""
 
     name: str = "textures"
-    num_classes: int = limited(8, "[2, inf)")
+    num_classes: int = bounded(8, "[2, inf)")
     """2 or more."""
-    size: int = limited(32, "[4, inf)", "it must be 4 pixels or more")
+    size: int = bounded(32, "[4, inf)", "it must be 4 pixels or more")
     """Pixels a side."""
-    channels: int = chosen(3, (1, 3), "it must be 1 or 3")
+    channels: int = one_of(3, (1, 3), "it must be 1 or 3")
     """1 or 3."""
-    dial: float = limited(0.0, "[0, 1]", "it goes from 0 to 1")
+    dial: float = bounded(0.0, "[0, 1]", "it goes from 0 to 1")
     """From 0, the reference's statistics, to 1."""
     instance: int = 0
     """Which images are drawn with these statistics: two instances have none in common."""
     texture_seed: int = 0
     """Of the reference's parameters and of the pace of each."""
-    per_class: int = limited(300, "[12, inf)")
+    per_class: int = bounded(300, "[12, inf)")
     """Images of each class: 1/6 of them test, 1/12 validation."""
 
     semantic = {"A": [0, 3, 4, 7], "B": [1, 2, 5, 6]}  # of 8 classes: periodic, and random
@@ -60,17 +60,17 @@ class Textures(DataSet):
         fits = self.halves == "random" or self.num_classes == 8
         require(fits, f"{at}.halves=semantic is of 8 classes; {at}.num_classes is {self.num_classes}")
 
-    def read(self) -> Whole:
+    def read(self) -> FullData:
         names = tuple(f"{FAMILIES[label % 4]} {label // 4}" for label in range(self.num_classes))
         images = np.concatenate([self._drawn(label) for label in range(self.num_classes)])
         part = np.full(self.per_class, TRAIN)
         part[: self.per_class // 6] = TEST
         part[self.per_class // 6 :][: self.per_class // 12] = VAL
         labels = np.repeat(np.arange(self.num_classes), self.per_class)
-        return Whole(images, labels, names, np.tile(part, self.num_classes))
+        return FullData(images, labels, names, np.tile(part, self.num_classes))
 
     def _parameters(self, label: int) -> dict[str, float]:
-        rng = np.random.default_rng(stream(self.texture_seed, "texture parameters", label))
+        rng = np.random.default_rng(derive_seed(self.texture_seed, "texture parameters", label))
         start, pace = rng.random(len(RANGES)), 0.5 + 0.5 * rng.random(len(RANGES))
         # Towards the side with more room, so that every parameter moves as far as the dial says.
         at = start + self.dial * FURTHEST * pace * np.where(start < 0.5, 1, -1)
@@ -81,7 +81,7 @@ class Textures(DataSet):
     def _drawn(self, label: int) -> np.ndarray:
         """(per_class, channels, size, size) uint8 images of one class, each with a place, phase and jitter of its own."""
         family, p, n, size = FAMILIES[label % 4], self._parameters(label), self.per_class, self.size
-        rng = np.random.default_rng(stream(self.texture_seed, "textures", self.instance, label))
+        rng = np.random.default_rng(derive_seed(self.texture_seed, "textures", self.instance, label))
         y, x = (np.mgrid[:size, :size] / size)[:, None]  # 1 size size, in image sides
         angle = (p["angle"] + rng.normal(0, 0.1, n))[:, None, None]
         cycles = 2 ** (p["scale"] + rng.normal(0, 0.1, n))[:, None, None]

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from layergraft.config.registry import chosen, register
-from layergraft.data.decoded import FileSet, open_image
+from layergraft.config.registry import one_of, register
+from layergraft.data.data_set import PARTS, TEST, TRAIN, VAL, DataSet, FullData
+from layergraft.data.image_files import FileSet, open_image
 from layergraft.data.npz import channels_first, read_npz
-from layergraft.data.sets import PARTS, TEST, TRAIN, VAL, DataSet, Whole
 from layergraft.errors import UserError
 
 # Name -> torchvision's class; what to put where, without a network.
@@ -43,18 +43,18 @@ HALVES = {
 class TorchvisionArrays(DataSet):
     """Images of one size, read into memory; the validation split is drawn from the training split."""
 
-    name: str = chosen("cifar10", ARRAYS)
+    name: str = one_of("cifar10", ARRAYS)
     """cifar10, cifar100, mnist, fashion_mnist, svhn or stl10."""
     root: str = "data"
     """The folder of the files; what is not there is downloaded."""
 
-    places: ClassVar[tuple[str, ...]] = ("root",)
+    location_fields: ClassVar[tuple[str, ...]] = ("root",)
 
     @property
     def semantic(self) -> dict[str, list[int]]:
         return HALVES.get(self.name, {})
 
-    def read(self) -> Whole:
+    def read(self) -> FullData:
         packed = Path(self.root) / f"{self.name}.npz"
         if packed.is_file():
             return read_npz(packed)
@@ -66,7 +66,7 @@ class TorchvisionArrays(DataSet):
         labels = np.concatenate([half.labels if is_split else half.targets for half in halves]).astype(np.int64)
         part = np.repeat([TRAIN, TEST], [len(half.data) for half in halves])
         names = tuple(map(str, getattr(halves[0], "classes", range(10))))
-        return Whole(images if is_split else channels_first(images), labels, names, part)
+        return FullData(images if is_split else channels_first(images), labels, names, part)
 
 
 @register("data", "torchvision_files")
@@ -74,10 +74,10 @@ class TorchvisionArrays(DataSet):
 class TorchvisionFiles(FileSet):
     """Images of many sizes, decoded once; with the splits that the set has."""
 
-    name: str = chosen("food101", FILES)
+    name: str = one_of("food101", FILES)
     """food101 or flowers102."""
 
-    def read(self) -> Whole:
+    def read(self) -> FullData:
         kind, layout = FILES[self.name]
         parts = (TRAIN, TEST) if self.name == "food101" else (TRAIN, VAL, TEST)
         found = [_of_torchvision(kind, self.name, layout, self.path, split=PARTS[part]) for part in parts]
@@ -86,7 +86,7 @@ class TorchvisionFiles(FileSet):
         labels = np.array([label for split in found for label in split._labels], np.int64)[kept]
         part_N = np.repeat(parts, [len(split) for split in found])[kept]
         classes = getattr(found[0], "classes", None) or map(str, range(102))
-        return Whole(x_NCHW, labels, tuple(classes), part_N, **facts)
+        return FullData(x_NCHW, labels, tuple(classes), part_N, **facts)
 
 
 def _of_torchvision(kind: str, name: str, layout: str, root: str, **split: Any) -> Any:

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import MISSING
 
-from layergraft.config.registry import chosen, register
-from layergraft.config.specs import DataSpec
+from layergraft.config.registry import one_of, register
+from layergraft.config.schema import DataSpec
 from layergraft.data.gabor import gabor_bank
 from layergraft.donors.controls import Control, LearnedDonor
-from layergraft.donors.forms import Conv, Place
 from layergraft.donors.random import require_conv
 from layergraft.errors import require
-from layergraft.seeds import stream
+from layergraft.hosts.architectures import Conv, Slot
+from layergraft.seeds import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from layergraft.data.images import ImageData, Split
-    from layergraft.donors.cache import Donor
+    from layergraft.donors.donor_cache import Donor
     from layergraft.training.fit import Backend
 
 NUM_PATCHES = 50_000
@@ -46,22 +46,22 @@ class GaborDonor(LearnedDonor):
     def source(self) -> str:
         return "gabor"
 
-    def form(self, place: Place) -> Conv:
-        conv = place.conv(kernel_size=self.kernel_size)
+    def architecture(self, slot: Slot) -> Conv:
+        conv = slot.conv(kernel_size=self.kernel_size)
         size = conv.kernel_size
-        require(size >= 3, f"a Gabor filter needs a kernel of 3 x 3 or more; {place.path} has {size}")
+        require(size >= 3, f"a Gabor filter needs a kernel of 3 x 3 or more; {slot.path} has {size}")
         return conv
 
-    def decides(self, place: Place) -> dict[str, Any]:
-        fields = super().decides(place)
+    def decides(self, slot: Slot) -> dict[str, Any]:
+        fields = super().decides(slot)
         if self.control is Control.none:
             del fields["seed"]  # nothing is drawn
         return fields
 
-    def make(self, place: Place) -> nn.Module:
-        form = self.form(place)
-        bank = gabor_bank(form.out_channels, form.kernel_size)[:, None]
-        return filled(form, bank.expand(-1, form.in_channels // form.groups, -1, -1))
+    def make(self, slot: Slot) -> nn.Module:
+        architecture = self.architecture(slot)
+        bank = gabor_bank(architecture.out_channels, architecture.kernel_size)[:, None]
+        return filled(architecture, bank.expand(-1, architecture.in_channels // architecture.groups, -1, -1))
 
 
 @register("donor", "patches")
@@ -69,7 +69,7 @@ class GaborDonor(LearnedDonor):
 class PatchDonor(LearnedDonor):
     """Eigenvectors of the patches that the source's training images are made of, each with its negative."""
 
-    name: str = chosen("pca", ("pca", "whitening"), "it must be pca or whitening")
+    name: str = one_of("pca", ("pca", "whitening"), "it must be pca or whitening")
     """pca: scaled to the deviation of the usual random start; whitening: to unit variance of the source's responses."""
     data: DataSpec = MISSING
     kernel_size: int | None = None
@@ -82,42 +82,42 @@ class PatchDonor(LearnedDonor):
     def source(self) -> str:
         return f"{self.name}-{self.data.name}"
 
-    def form(self, place: Place) -> Conv:
+    def architecture(self, slot: Slot) -> Conv:
         """Raises UserError where the patches have too few components."""
-        shape = self.images(place).shape
-        conv = place.conv(in_channels=shape[0], kernel_size=self.kernel_size)
+        shape = self.images(slot).shape
+        conv = slot.conv(in_channels=shape[0], kernel_size=self.kernel_size)
         size, most = conv.kernel_size, 2 * shape[0] * conv.kernel_size**2
         patches = f"patches of {size} x {size} pixels in {shape[0]} channels, each with its negative"
-        gives = f"{place.path} gives {conv.out_channels} channels"
+        gives = f"{slot.path} gives {conv.out_channels} channels"
         require(conv.out_channels <= most, f"donor={self.name} has {most} filters at most ({patches}); {gives}")
         require(size <= min(shape[1:]), f"donor={self.name}: patches of {size} pixels are larger than the images")
         return conv
 
-    def images(self, place: Place) -> ImageData:
-        return cast("ImageData", super().images(place))  # it has a source
+    def images(self, slot: Slot) -> ImageData:
+        return cast("ImageData", super().images(slot))  # it has a source
 
-    def decides(self, place: Place) -> dict[str, Any]:
-        return super().decides(place) | {"name": self.name}
+    def decides(self, slot: Slot) -> dict[str, Any]:
+        return super().decides(slot) | {"name": self.name}
 
-    def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module]:
+    def saw(self, slot: Slot, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module]:
         """The filters of patches stand on the image itself."""
         return donor.layer, donor.layer
 
-    def make(self, place: Place) -> nn.Module:
+    def make(self, slot: Slot) -> nn.Module:
         import torch
 
-        form = self.form(place)
-        patches = patches_of(self.images(place).train, form.kernel_size, self.seed)
+        architecture = self.architecture(slot)
+        patches = patches_of(self.images(slot).train, architecture.kernel_size, self.seed)
         values, vectors = torch.linalg.eigh(torch.atleast_2d(torch.cov(patches.T)))
         vectors = vectors.flip(1).T  # the largest first, a row each
         largest = vectors.abs().argmax(1, keepdim=True)
         vectors *= vectors.gather(1, largest).sign()  # eigenvectors have no sign of their own
         if self.name == "whitening":
             vectors /= (values.flip(0).clamp_min(0) + EPSILON).sqrt()[:, None]
-        count = min(form.out_channels, len(vectors))
-        filters = torch.cat([vectors[:count], -vectors[: form.out_channels - count]])
-        filters = filters.reshape(-1, form.in_channels, form.kernel_size, form.kernel_size)
-        return filled(form, filters, scaled=self.name == "pca")
+        count = min(architecture.out_channels, len(vectors))
+        filters = torch.cat([vectors[:count], -vectors[: architecture.out_channels - count]])
+        filters = filters.reshape(-1, architecture.in_channels, architecture.kernel_size, architecture.kernel_size)
+        return filled(architecture, filters, scaled=self.name == "pca")
 
 
 def patches_of(split: Split, size: int, seed: int) -> Tensor:
@@ -128,7 +128,7 @@ def patches_of(split: Split, size: int, seed: int) -> Tensor:
 
     normalize = Normalize(split, torch.device("cpu"))
     _, height, width = split.shape
-    generator = torch.Generator().manual_seed(stream(seed, "donor", "patches"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "donor", "patches"))
     ends = len(split), height - size + 1, width - size + 1  # of images, rows and columns
     drawn = [torch.randint(0, end, (NUM_PATCHES,), generator=generator) for end in ends]
     patches = []
@@ -139,11 +139,13 @@ def patches_of(split: Split, size: int, seed: int) -> Tensor:
     return torch.cat(patches)
 
 
-def filled(form: Conv, filters: Tensor, scaled: bool = True) -> nn.Conv2d:
+def filled(architecture: Conv, filters: Tensor, scaled: bool = True) -> nn.Conv2d:
     """A convolution with these filters; scaled, each has the norm that the usual random start gives it on average."""
-    layer = form.build()
+    layer = architecture.build()
     if scaled:
-        norm = math.sqrt(2 * form.in_channels / form.groups / form.out_channels)  # He's normal, fan out
+        norm = math.sqrt(
+            2 * architecture.in_channels / architecture.groups / architecture.out_channels
+        )  # He's normal, fan out
         filters = filters * (norm / filters.flatten(1).norm(dim=1).clamp_min(1e-12))[:, None, None, None]
     layer.weight.data.copy_(filters)
     return layer

@@ -12,10 +12,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layergraft.donors.base import DonorKind
-from layergraft.donors.cache import Donor, obtain
-from layergraft.donors.forms import Form, Place
-from layergraft.seeds import stream
+from layergraft.donors.donor_cache import Donor, get_or_create
+from layergraft.donors.donor_kind import DonorKind
+from layergraft.hosts.architectures import Architecture, Slot
+from layergraft.seeds import derive_seed
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -60,22 +60,22 @@ class Controlled(DonorKind):
     def source(self) -> str:
         return f"{self.plain.source()}.{self.spec.control.name}"
 
-    def form(self, place: Place) -> Form:
-        return self.plain.form(place)
+    def architecture(self, slot: Slot) -> Architecture:
+        return self.plain.architecture(slot)
 
-    def decides(self, place: Place) -> dict[str, Any]:
-        return self.spec.decides(place)
+    def decides(self, slot: Slot) -> dict[str, Any]:
+        return self.spec.decides(slot)
 
-    def images(self, place: Place) -> ImageData | None:
-        return self.plain.images(place)
+    def images(self, slot: Slot) -> ImageData | None:
+        return self.plain.images(slot)
 
-    def build(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
-        donor = obtain(self.plain, place, backend, outputs)
+    def build(self, slot: Slot, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
+        donor = get_or_create(self.plain, slot, backend, outputs)
         return without(donor.layer, self.spec.control, self.seed), {"control_of": donor.key}
 
-    def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
+    def saw(self, slot: Slot, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
         """What the donor saw whose weights it has lost."""
-        return self.plain.saw(place, obtain(self.plain, place, backend, outputs), backend, outputs)
+        return self.plain.saw(slot, get_or_create(self.plain, slot, backend, outputs), backend, outputs)
 
 
 def without(layer: nn.Module, control: Control, seed: int) -> nn.Module:
@@ -83,7 +83,7 @@ def without(layer: nn.Module, control: Control, seed: int) -> nn.Module:
     import torch
     from torch import nn
 
-    generator = torch.Generator().manual_seed(stream(seed, "donor", "control"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "donor", "control"))
     with torch.no_grad():
         for module in layer.modules():
             if isinstance(module, nn.Conv2d):

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from layergraft.config.recipes import OptimSpec, ScheduleSpec
 from layergraft.config.registry import register
-from layergraft.config.specs import RESULT_VERSION, DataSpec, HostSpec
-from layergraft.donors.base import DonorKind
+from layergraft.config.schema import RESULT_VERSION, DataSpec, HostSpec
+from layergraft.config.training import OptimSpec, ScheduleSpec
 from layergraft.donors.controls import Control, LearnedDonor
-from layergraft.donors.forms import Conv, Form, Place, Stem, form_of
+from layergraft.donors.donor_kind import DonorKind
 from layergraft.errors import UserError, unknown
 from layergraft.hosts import weights
-from layergraft.networks import kept
-from layergraft.seeds import stream
+from layergraft.hosts.architectures import Architecture, Conv, Slot, Stem, architecture_of
+from layergraft.networks import network_cache
+from layergraft.seeds import derive_seed
 from layergraft.store.files import digest, label
 
 if TYPE_CHECKING:
     from torch import nn
 
     from layergraft.data.images import ImageData
-    from layergraft.donors.cache import Donor
+    from layergraft.donors.donor_cache import Donor
     from layergraft.hosts.sites import Site
     from layergraft.training.fit import Backend
 
@@ -57,60 +57,62 @@ class EndToEndDonor(LearnedDonor):
         """Whether the network is trained here, rather than taken with its weights as it is."""
         return self.host.weights is None or self.tune
 
-    def images(self, place: Place) -> ImageData:
+    def images(self, slot: Slot) -> ImageData:
         """With the channels that its network takes, whatever the host does."""
         return self.loaded().with_channels(self.host.in_channels)
 
-    def decides(self, place: Place) -> dict[str, Any]:
-        fields = super().decides(place)
-        fields["layer"] = self.layer or place.path
+    def decides(self, slot: Slot) -> dict[str, Any]:
+        fields = super().decides(slot)
+        fields["layer"] = self.layer or slot.path
         fields["host"]["weights"] = weights.fingerprint(self.host)
         if not self.is_trained:  # then its data and its training say nothing
             for name in ("data", "optim", "schedule", *(["seed"] if self.control is Control.none else [])):
                 del fields[name]
         return fields
 
-    def build(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
+    def build(self, slot: Slot, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
         """Every site cuts from the same network, which is kept under a key of its own."""
-        network, facts = self._trained(place, backend, outputs)
-        site = self.site(self.images(place), place)
+        network, facts = self._trained(slot, backend, outputs)
+        site = self.site(self.images(slot), slot)
         layer = network.get_submodule(site.path)
         if self.kind != Stem.kind:
             return layer, facts
-        stem = self.form(place).build()
+        stem = self.architecture(slot).build()
         stem.get_submodule("conv").load_state_dict(layer.state_dict())
-        assert site.norm is not None  # else `form` would have refused
+        assert site.norm is not None  # else `architecture` would have refused
         stem.get_submodule("norm").load_state_dict(network.get_submodule(site.norm).state_dict())
         return stem, facts
 
-    def saw(self, place: Place, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module]:
-        network, _ = self._trained(place, backend, outputs)
-        return network, network.get_submodule(self.site(self.images(place), place).path)
+    def saw(self, slot: Slot, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module]:
+        network, _ = self._trained(slot, backend, outputs)
+        return network, network.get_submodule(self.site(self.images(slot), slot).path)
 
-    def _trained(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
+    def _trained(self, slot: Slot, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
         """The network that the layer is cut from, and what is known of it."""
-        images = self.images(place)
+        images = self.images(slot)
         network = self.network(images.shape, images.num_classes)
         if not self.is_trained:
             return network, {"weights": self.host.weights}
         whole = replace(self, layer=None, kind=None, name="network", control=Control.none)
-        fields = DonorKind.decides(whole, place) | {"name": "network"}
+        fields = DonorKind.decides(whole, slot) | {"name": "network"}
         fields["host"]["weights"] = weights.fingerprint(self.host)
         known = {"version": RESULT_VERSION, "spec": fields, "data": images.fingerprint, "precision": backend.precision}
         key = label("network", self.source(), f"seed{self.seed}", digest(known))
-        return network, kept.trained(network, self, images, kept.folder_of(outputs, key), known, backend)
+        return network, network_cache.trained(
+            network, self, images, network_cache.folder_of(outputs, key), known, backend
+        )
 
     def network(self, image: tuple[int, int, int], num_classes: int) -> nn.Module:
         """The network before it is trained, or with the weights it comes with."""
-        return weights.pretrained(self.host, image, num_classes, stream(self.seed, "donor", "host"))
+        return weights.pretrained(self.host, image, num_classes, derive_seed(self.seed, "donor", "host"))
 
-    def form(self, place: Place) -> Form:
+    def architecture(self, slot: Slot) -> Architecture:
         """Raises UserError where the network has no such layer."""
-        from layergraft.hosts.skeletons import skeleton
+        from layergraft.hosts.meta import meta_host
 
-        data = self.images(place)
-        site = self.site(data, place)
-        own = form_of(skeleton(self.host, data.shape, data.num_classes).get_submodule(site.path))
+        data = self.images(slot)
+        site = self.site(data, slot)
+        own = architecture_of(meta_host(self.host, data.shape, data.num_classes).get_submodule(site.path))
         if self.kind == Stem.kind:
             if not isinstance(own, Conv) or site.norm is None:
                 raise UserError(f"{site.path} of {self.host.name} is no convolution with a norm after it: no stem")
@@ -119,12 +121,12 @@ class EndToEndDonor(LearnedDonor):
             raise UserError(f"{site.path} of {self.host.name} is a {own.kind}, but donor.kind={self.kind}")
         return own
 
-    def site(self, data: ImageData, place: Place) -> Site:
+    def site(self, data: ImageData, slot: Slot) -> Site:
         """Where in the network the layer is."""
-        from layergraft.hosts.skeletons import sites_of
+        from layergraft.hosts.meta import sites_of
 
         sites = sites_of(self.host, data.shape, data.num_classes)
-        wanted = self.layer or place.path
+        wanted = self.layer or slot.path
         if wanted not in sites:
             raise unknown(f"layer of {self.host.name} in donor.layer:", wanted, sites)
         return sites[wanted]

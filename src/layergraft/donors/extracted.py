@@ -12,9 +12,9 @@ from omegaconf import MISSING
 
 from layergraft.config.registry import register
 from layergraft.donors.controls import Control, LearnedDonor
-from layergraft.donors.forms import Block, Conv, Form, Place, Stage, Stem
 from layergraft.errors import UserError, listing, require, unknown
-from layergraft.hosts import checkpoints
+from layergraft.hosts import weight_files
+from layergraft.hosts.architectures import Architecture, Block, Conv, Slot, Stage, Stem
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,27 +37,27 @@ class ExtractedDonor(LearnedDonor):
     def source(self) -> str:
         return "extracted"  # not the file's name: the same layer out of a copy is the same donor
 
-    def form(self, place: Place) -> Form:
+    def architecture(self, slot: Slot) -> Architecture:
         """Read off the tensors' names and shapes. Raises UserError where they are no layer known here."""
-        return self._cut(place)[1]
+        return self._cut(slot)[1]
 
-    def decides(self, place: Place) -> dict[str, Any]:
-        fields, facts = super().decides(place), self.facts(place)
+    def decides(self, slot: Slot) -> dict[str, Any]:
+        fields, facts = super().decides(slot), self.facts(slot)
         fields["path"], fields["layer"] = facts["file_digest"], facts["layer"]
         if self.control is Control.none:
             del fields["seed"]  # nothing is drawn
         return fields
 
-    def build(self, place: Place, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
-        _, form, tensors = self._cut(place)
-        built = form.build()
+    def build(self, slot: Slot, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
+        _, architecture, tensors = self._cut(slot)
+        built = architecture.build()
         built.load_state_dict(tensors)
-        return built, self.facts(place)
+        return built, self.facts(slot)
 
-    def facts(self, place: Place) -> dict[str, Any]:
+    def facts(self, slot: Slot) -> dict[str, Any]:
         """What matched: the layer, its tensors with their shapes, how many others the file has, the prefixes taken off."""
-        file = checkpoints.read(self.path)
-        layer, _, tensors = self._cut(place)
+        file = weight_files.read(self.path)
+        layer, _, tensors = self._cut(slot)
         return {
             "file": self.path,
             "file_digest": file.digest,
@@ -67,38 +67,38 @@ class ExtractedDonor(LearnedDonor):
             "stripped": list(file.stripped),
         }
 
-    def _cut(self, place: Place) -> tuple[str, Form, dict[str, Tensor]]:
-        from layergraft.hosts.blocks import blank
+    def _cut(self, slot: Slot) -> tuple[str, Architecture, dict[str, Tensor]]:
+        from layergraft.hosts.blocks import on_meta
 
-        file = checkpoints.read(self.path)
-        layer = self._layer(file, place)
+        file = weight_files.read(self.path)
+        layer = self._layer(file, slot)
         where, tensors = f"donor.path={self.path}, {f'layer {layer}' if layer else 'its only layer'}", file.under(layer)
         if self.kind == Stem.kind and "conv.weight" not in tensors:
             tensors = _with_norm(where, file, layer, tensors)
-        checkpoints.require_finite(where, tensors)
+        weight_files.require_finite(where, tensors)
         weights = [tensor for tensor in tensors.values() if tensor.ndim == 4]
         empty = bool(weights) and not any(weight.any() for weight in weights)
         require(not empty, f"{where} is empty: all weights of its convolutions are zero")
-        form = infer(where, tensors, place)
-        require(self.kind in (None, form.kind), f"{where} is a {form.kind}, but donor.kind={self.kind}")
-        wanted = blank(form.build).state_dict()
-        return layer, form, checkpoints.require_match(f"{where} ({form.kind})", tensors, wanted)
+        architecture = infer(where, tensors, slot)
+        require(self.kind in (None, architecture.kind), f"{where} is a {architecture.kind}, but donor.kind={self.kind}")
+        wanted = on_meta(architecture.build).state_dict()
+        return layer, architecture, weight_files.require_match(f"{where} ({architecture.kind})", tensors, wanted)
 
-    def _layer(self, file: checkpoints.Checkpoint, place: Place) -> str:
+    def _layer(self, file: weight_files.Checkpoint, slot: Slot) -> str:
         modules, single = file.modules(), is_layer(file.tensors)
         if self.layer is None and single:
             return ""
-        layer = place.path if self.layer is None else self.layer
+        layer = slot.path if self.layer is None else self.layer
         if layer in modules:
             return layer
         if self.layer is None:
             another = f"donor.layer=PATH names another: {listing(modules)}"
-            raise UserError(f"{self.path} has no {place.path}, where the donor goes; {another}")
+            raise UserError(f"{self.path} has no {slot.path}, where the donor goes; {another}")
         require(not single, f"{self.path} holds a single layer, not {self.layer}; leave donor.layer out")
         raise unknown(f"layer of {self.path} in donor.layer:", self.layer, modules)
 
 
-def _with_norm(where: str, file: checkpoints.Checkpoint, layer: str, conv: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_norm(where: str, file: weight_files.Checkpoint, layer: str, conv: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The convolution and the norm that stands beside it by torchvision's names (conv1, bn1; 0, 1)."""
     name = re.sub(r"conv(\d*)$", r"bn\1", layer)
     name = re.sub(r"(^|\.)0$", r"\g<1>1", layer) if name == layer else name
@@ -114,20 +114,20 @@ def is_layer(tensors: Mapping[str, Tensor]) -> bool:
     return any(names <= tensors.keys() for names in ({"weight"}, {"conv.weight"}, {"conv1.weight", "conv2.weight"}))
 
 
-def infer(where: str, tensors: Mapping[str, Tensor], place: Place) -> Form:
+def infer(where: str, tensors: Mapping[str, Tensor], slot: Slot) -> Architecture:
     """The form of a layer with these tensors; what they do not tell (stride, padding, groups) is the place's.
     Raises UserError where they are no convolution, stem, block or stage."""
     if "weight" in tensors:
-        return _conv(where, tensors, place)
+        return _conv(where, tensors, slot)
     if "conv.weight" in tensors:
-        return Stem(_conv(where, _under("conv", tensors), place), _norm("norm", tensors, place))
+        return Stem(_conv(where, _under("conv", tensors), slot), _norm("norm", tensors, slot))
     if {"conv1.weight", "conv2.weight"} <= tensors.keys():
-        return _block(tensors, place.site.stride, place)
+        return _block(tensors, slot.layer.stride, slot)
     if "0.conv1.weight" in tensors:
         number = 1 + max(int(name.split(".")[0]) for name in tensors if name.split(".")[0].isdigit())
         blocks = [_under(str(i), tensors) for i in range(number)]
         if all({"conv1.weight", "conv2.weight"} <= block.keys() for block in blocks):
-            return Stage(tuple(_block(block, 1 if i else place.site.stride, place) for i, block in enumerate(blocks)))
+            return Stage(tuple(_block(block, 1 if i else slot.layer.stride, slot) for i, block in enumerate(blocks)))
     raise UserError(f"{where} is no convolution, stem, block or stage of blocks; its tensors: {listing(tensors)}")
 
 
@@ -136,26 +136,26 @@ def _under(module: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
-def _conv(where: str, tensors: Mapping[str, Tensor], place: Place) -> Conv:
+def _conv(where: str, tensors: Mapping[str, Tensor], slot: Slot) -> Conv:
     shape = tuple(tensors["weight"].shape)
     square = len(shape) == 4 and shape[2] == shape[3]
     require(square, f"{where} is no square 2-D convolution: its weight has the shape {shape}")
-    site = place.site
+    site = slot.layer
     groups = site.groups if isinstance(site, Conv) and shape[1] * site.groups == site.in_channels else 1
-    conv = place.conv(shape[1] * groups, shape[0], shape[2], bias="bias" in tensors)
+    conv = slot.conv(shape[1] * groups, shape[0], shape[2], bias="bias" in tensors)
     return replace(conv, groups=groups)
 
 
-def _norm(name: str, tensors: Mapping[str, Tensor], place: Place) -> str:
+def _norm(name: str, tensors: Mapping[str, Tensor], slot: Slot) -> str:
     """batch or group. Where a file has no statistics, only a host with group norm tells that none are missing."""
-    return "group" if place.norm == "group" and f"{name}.running_mean" not in tensors else "batch"
+    return "group" if slot.norm == "group" and f"{name}.running_mean" not in tensors else "batch"
 
 
-def _block(tensors: Mapping[str, Tensor], stride: int, place: Place) -> Block:
+def _block(tensors: Mapping[str, Tensor], stride: int, slot: Slot) -> Block:
     first, second = tensors["conv1.weight"].shape, tensors["conv2.weight"].shape
     which, last = ("bottleneck", tensors["conv3.weight"].shape) if "conv3.weight" in tensors else ("basic", second)
     ins, width, outs = first[1], first[0], last[0]
-    own = place.site.blocks[0] if isinstance(place.site, Stage) else place.site
+    own = slot.layer.blocks[0] if isinstance(slot.layer, Stage) else slot.layer
     if "downsample.0.weight" in tensors:
         shortcut = "conv"
     elif isinstance(own, Block) and own.shortcut == "none":
@@ -163,4 +163,4 @@ def _block(tensors: Mapping[str, Tensor], stride: int, place: Place) -> Block:
     else:
         shortcut = "identity" if (ins, stride) == (outs, 1) else "pad"
     groups = max(1, width // max(1, second[1]))
-    return Block(which, ins, width, outs, stride, _norm("bn1", tensors, place), shortcut, groups)
+    return Block(which, ins, width, outs, stride, _norm("bn1", tensors, slot), shortcut, groups)

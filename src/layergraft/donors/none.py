@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from layergraft.config.registry import register
-from layergraft.config.specs import DonorSpec
+from layergraft.config.schema import DonorSpec
 
 
 @register("donor", "none")

@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from layergraft.config.registry import register
-from layergraft.donors.base import DonorKind
-from layergraft.donors.forms import Form, Place, Stem
+from layergraft.donors.donor_kind import DonorKind
 from layergraft.errors import require
-from layergraft.seeds import stream
+from layergraft.hosts.architectures import Architecture, Slot, Stem
+from layergraft.seeds import derive_seed
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def initial(form: Form, seed: int) -> nn.Module:
+def initial(architecture: Architecture, seed: int) -> nn.Module:
     """The untrained layer of this form and seed."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(stream(seed, "donor"))
-        return form.build()
+        torch.default_generator.manual_seed(derive_seed(seed, "donor"))
+        return architecture.build()
 
 
 @register("donor", "random")
@@ -33,19 +33,19 @@ class RandomDonor(DonorKind):
     seed: int = 0
     """Of its weights; conf/donor/random.yaml makes it the run's seed."""
 
-    def form(self, place: Place) -> Form:
+    def architecture(self, slot: Slot) -> Architecture:
         """As the site is, where `kind` is None."""
         if self.kind is None:
-            return place.site
+            return slot.layer
         if self.kind == "block":
-            return place.block()
-        return place.conv() if self.kind == "conv" else Stem(place.conv(), place.norm)
+            return slot.block()
+        return slot.conv() if self.kind == "conv" else Stem(slot.conv(), slot.norm)
 
     def source(self) -> str:
         return "untrained"
 
-    def make(self, place: Place) -> nn.Module:
-        return initial(self.form(place), self.seed)
+    def make(self, slot: Slot) -> nn.Module:
+        return initial(self.architecture(slot), self.seed)
 
 
 def require_conv(kind: str | None, name: str) -> None:

@@ -88,7 +88,7 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
 
 
-def blank(build: Callable[[], nn.Module]) -> nn.Module:
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """What `build` makes, on the meta device: shapes without weights, and no random numbers drawn."""
     with torch.device("meta"):
         return build()

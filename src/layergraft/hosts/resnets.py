@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from layergraft.config.registry import register
-from layergraft.config.specs import HostSpec
+from layergraft.config.schema import HostSpec
 from layergraft.errors import require, unknown
 
 if TYPE_CHECKING:
@@ -50,9 +50,12 @@ class CifarResNet(HostSpec):
 
     def build(self, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
         """As `TorchvisionResNet.build`."""
-        from layergraft.hosts import networks
 
-        return networks.seeded(lambda: networks.CifarResNet(self, image[0], num_classes, CIFAR_BLOCKS[self.name]), seed)
+        from layergraft.hosts import resnet_modules
+
+        return resnet_modules.seeded(
+            lambda: resnet_modules.CifarResNet(self, image[0], num_classes, CIFAR_BLOCKS[self.name]), seed
+        )
 
 
 @register("host", "torchvision_resnet")
@@ -83,7 +86,7 @@ class TorchvisionResNet(HostSpec):
         It takes `x_NCHW` float with images of shape `image` (channels, height, width) and gives logits
         (N, `num_classes`). `weights` are not read here: `layergraft.hosts.weights.pretrained` does.
         """
-        from layergraft.hosts.networks import ScaledResNet, seeded
+        from layergraft.hosts.resnet_modules import ScaledResNet, seeded
 
         auto_small = min(image[1:]) < SMALL and not self.weights_name()
         small_stem = auto_small if self.stem == "auto" else self.stem == "small"

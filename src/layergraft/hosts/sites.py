@@ -43,7 +43,7 @@ class Site:
     """For a convolution: the module path of the norm that takes what it gives."""
 
 
-def survey(network: nn.Module, image: Image) -> dict[str, Site]:
+def find_sites(network: nn.Module, image: Image) -> dict[str, Site]:
     """Every site of `network` by path, in the order in which they act on an image of shape `image`.
 
     The forward is on torch's meta device: it costs next to nothing, and `network` is left as it was.
@@ -54,7 +54,7 @@ def survey(network: nn.Module, image: Image) -> dict[str, Site]:
 
     from layergraft.hosts.norms import NORMS
 
-    probe = dry(network)
+    probe = shapes_only(network)
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
     given: list[tuple[Any, str]] = []  # what each convolution gave; kept, so that no other tensor is the same object
     norms: dict[str, str] = {}
@@ -99,7 +99,7 @@ def survey(network: nn.Module, image: Image) -> dict[str, Site]:
     return found
 
 
-def dry(network: nn.Module) -> nn.Module:
+def shapes_only(network: nn.Module) -> nn.Module:
     """A copy of `network` on torch's meta device for a forward that is about shapes and order: its norms give anything
     of their input's shape, since torch runs norms on that device in Python, slower than all else together."""
     import torch

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layergraft.errors import UserError, require, unknown
-from layergraft.hosts import checkpoints
+from layergraft.hosts import weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from layergraft.config.specs import HostSpec
+    from layergraft.config.schema import HostSpec
 
 
 def fingerprint(spec: HostSpec) -> str | None:
@@ -38,12 +38,12 @@ def matching(spec: HostSpec, network: nn.Module) -> dict[str, Tensor] | None:
         return None
     where = f"host.weights={spec.weights}"
     tensors = dict(_file(spec).tensors)
-    checkpoints.require_finite(where, tensors)
+    weight_files.require_finite(where, tensors)
     wanted = network.state_dict()
     tensors |= {name: wanted[name] for name in _new_head(spec, tensors, wanted)}
     if "conv1.weight" in tensors and tensors["conv1.weight"].ndim == 4:
         _require_kind(where, tensors, wanted)
-    return checkpoints.require_match(f"{where} in {spec.name}", tensors, wanted)
+    return weight_files.require_match(f"{where} in {spec.name}", tensors, wanted)
 
 
 def report(spec: HostSpec, network: nn.Module) -> str:
@@ -78,11 +78,11 @@ def _require_kind(where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str
         require(not differs, f"{where} {what}")
 
 
-def _file(spec: HostSpec) -> checkpoints.Checkpoint:
+def _file(spec: HostSpec) -> weight_files.Checkpoint:
     """The file of weights, torchvision's downloaded first. Whatever lies there is read as data, never as code."""
     assert spec.weights is not None  # who asks has some
     if spec.weights_name() is None:
-        return checkpoints.read(spec.weights)
+        return weight_files.read(spec.weights)
     import torch
     from torchvision.models import get_model_weights
 
@@ -99,4 +99,4 @@ def _file(spec: HostSpec) -> checkpoints.Checkpoint:
             raise UserError(
                 f"cannot download {weights} ({getattr(error, 'reason', error)}); without a network, put {path.name} into {path.parent}, or give a file by host.weights=FILE"
             ) from None
-    return checkpoints.read(str(path))
+    return weight_files.read(str(path))

@@ -27,8 +27,8 @@ def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", w
     """
     from layergraft.errors import counted, listing
     from layergraft.report.contrasts import contrast, design
+    from layergraft.report.narrative import words
     from layergraft.report.table import read, require_completed
-    from layergraft.report.words import words
 
     runs = read(folders, where)
     require_completed(runs)

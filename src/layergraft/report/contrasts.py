@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from layergraft.errors import UserError, require, unknown
+from layergraft.report.query import columns_of, select
 from layergraft.report.table import AXES, NONE, Runs, tidy
-from layergraft.report.where import chosen, columns_of
 from layergraft.stats import Difference, complete, mean_difference, together
 from layergraft.store.records import RunRecord
 
@@ -154,7 +154,7 @@ def contrast(design: Design, name: str, of: Sequence[str], metric: str = "test/a
     that no run meets and for a metric that is none."""
     require_sound(name, of, metric)
     conditions = [term[1:] for term in of]
-    parts = [design.runs[chosen(design.runs, condition, design.axes)] for condition in conditions]
+    parts = [design.runs[select(design.runs, condition, design.axes)] for condition in conditions]
     for condition, part in zip(conditions, parts, strict=True):
         require(len(part) > 0, f"{name}: no completed run has {condition}")
     told = set(itertools.chain(*map(columns_of, conditions)))
@@ -238,7 +238,7 @@ def require_contrasts(records: Iterable[RunRecord], specs: Mapping[str, Mapping[
         require_sound(f"contrast {name}", spec["of"], spec["metric"])
         for term in spec["of"]:
             try:
-                there = chosen(planned.table, term[1:], [*AXES, *planned.swept]).any()
+                there = select(planned.table, term[1:], [*AXES, *planned.swept]).any()
             except UserError as error:
                 raise UserError(f"contrast {name}: {error}") from None
             require(bool(there), f"contrast {name}: no run of this sweep has {term[1:]}")

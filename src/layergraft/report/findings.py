@@ -15,7 +15,7 @@ from scipy.stats import trim_mean
 
 from layergraft.errors import UserError, counted, listing
 from layergraft.report import contrasts
-from layergraft.report.answers import Answer, answers
+from layergraft.report.best_arms import Answer, answers
 from layergraft.report.contrasts import CONTROLS, RANDOM, SCRATCH, Contrast, Design, of_source
 from layergraft.report.table import NONE, Runs
 from layergraft.stats import Shares, association, complete, factorial, mean_difference, shares, together

@@ -16,11 +16,11 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from layergraft.report import figures, pictures
+from layergraft.report import figures, run_figures
 from layergraft.report.contrasts import RANDOM, SCRATCH
 from layergraft.report.findings import Findings, curves, find, measures_of
+from layergraft.report.narrative import in_words, words
 from layergraft.report.table import AXES, NONE, Runs, require_completed
-from layergraft.report.words import in_words, words
 from layergraft.stats import Difference, Shares
 from layergraft.store.files import write_atomic
 from layergraft.store.records import RECORD
@@ -40,8 +40,8 @@ def write_report(runs: Runs, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".figures.") as new:
         charts = _charts(found, axes, table, Path(new))
-        filters = pictures.filters(found.design.runs, Path(new))
-        drawn = {"plans": pictures.plans(runs.plans, Path(new)), "filters": filters}
+        filters = run_figures.filters(found.design.runs, Path(new))
+        drawn = {"plans": run_figures.plans(runs.plans, Path(new)), "filters": filters}
         _move(Path(new), folder / "figures")
     write_atomic(folder / "runs.csv", table.to_csv(index=False))
     write_atomic(folder / "runs.parquet", table.to_parquet(index=False))
@@ -62,7 +62,7 @@ def write_report(runs: Runs, folder: Path) -> Path:
         loader=jinja2.PackageLoader("layergraft.report", "templates"), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, autoescape=jinja2.select_autoescape(["html.j2"]),
     )  # fmt: skip
-    environment.filters |= {"cell": _cell, "p": _p, "percent": _percent}
+    environment.filters |= {"cell": _escaped, "p": _p, "percent": _percent}
     write_atomic(folder / "report.md", environment.get_template("report.md.j2").render(told))
     told |= {
         "vega": figures.script(), "specs": figures.in_page(charts), "data_tables": _data_tables(),
@@ -86,7 +86,7 @@ def _move(new: Path, figures: Path) -> None:
     write_atomic(listed, "\n".join(names))
 
 
-def _cell(text: object) -> str:
+def _escaped(text: object) -> str:
     """Text in a cell of a Markdown table."""
     return str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 

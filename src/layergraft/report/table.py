@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from layergraft.errors import UserError, require
-from layergraft.report.where import chosen
+from layergraft.report.query import select
 from layergraft.store.files import digest, label
-from layergraft.store.manifests import SWEEP, read_sweep
 from layergraft.store.records import RECORD, RunRecord, read_record, run_folder
+from layergraft.store.sweep_folder import SWEEP, read_sweep
 
 AXES = ["strategy", "site", "host", "donor", "data", "seed"]
 NAMED = ("strategy", "host", "donor", "data")  # parts of a config whose names are axes
@@ -73,7 +73,7 @@ def read(folders: Iterable[Path], where: str | None = None) -> Runs:
     runs = tidy((_record(key, path), path) for key, path in found.items())
     if where is not None:
         # Scratch, which has no site, is among those of every site; so is a run that is missing.
-        kept = chosen(runs.table, where, [*AXES, *runs.swept, "status"], nowhere=NONE)
+        kept = select(runs.table, where, [*AXES, *runs.swept, "status"], nowhere=NONE)
         require(bool(kept.any()), f"no run of {' + '.join(names)} has {where}")
         runs.table = runs.table[kept].reset_index(drop=True)
     runs.commands, runs.contrasts = commands, contrasts

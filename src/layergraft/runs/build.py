@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from layergraft import surgery
-from layergraft.config.specs import Config
+from layergraft.config.schema import Config
 from layergraft.data.batches import Normalize
 from layergraft.data.images import ImageData
-from layergraft.donors.cache import Donor, forget_donor, obtain
+from layergraft.donors.donor_cache import Donor, discard_donor, get_or_create
 from layergraft.hosts import weights
 from layergraft.runs.plan import RunPlan, images_of
-from layergraft.seeds import stream
+from layergraft.seeds import derive_seed
 from layergraft.surgery import Grafted
 
 
@@ -62,12 +62,12 @@ def get_donors(plan: RunPlan) -> tuple[Donor, ...]:
     set_threads(plan.config)
     if plan.config.exec.rerun:
         for key in plan.donor_keys:
-            forget_donor(plan.outputs, key, math.inf)
+            discard_donor(plan.outputs, key, math.inf)
     return _donors(plan)
 
 
 def _donors(plan: RunPlan) -> tuple[Donor, ...]:
-    return tuple(obtain(plan.donor, graft.place, plan.backend, plan.outputs) for graft in plan.grafts)
+    return tuple(get_or_create(plan.donor, graft.slot, plan.backend, plan.outputs) for graft in plan.grafts)
 
 
 def set_threads(config: Config) -> None:
@@ -78,7 +78,7 @@ def set_threads(config: Config) -> None:
 
 def calibration_images(config: Config, data: ImageData) -> tuple[torch.Tensor, torch.Tensor]:
     """Up to `surgery.images` training images, normalised, as the seed draws them, and their labels."""
-    generator = torch.Generator().manual_seed(stream(config.seed, "calibration"))
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "calibration"))
     index = torch.randperm(len(data.train), generator=generator)[: config.surgery.images].numpy()
     chosen = data.train.take(index)
     normalize = Normalize(data.train, torch.device("cpu"))

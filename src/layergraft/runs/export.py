@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from layergraft import surgery
-from layergraft.config.plugins import added
-from layergraft.config.registry import rebuilt
-from layergraft.config.specs import SurgerySpec
-from layergraft.donors.forms import from_json
+from layergraft.config.plugins import installed
+from layergraft.config.registry import from_canonical
+from layergraft.config.schema import SurgerySpec
 from layergraft.errors import RunFailed, UserError, listing, require, unknown
-from layergraft.hosts.sites import survey
+from layergraft.hosts.architectures import from_json
+from layergraft.hosts.sites import find_sites
 from layergraft.store.records import RECORD, RunRecord, read_record, run_folder
 
 WEIGHTS = "model.safetensors"
@@ -61,7 +61,7 @@ def trained_network(outputs: Path, key: str) -> tuple[nn.Module, RunRecord]:
     """The network of a completed run with its trained weights, in evaluation mode, and the run's record.
     `key` is the run's, or how the key of no other begins. It is put together from the record alone: neither data nor
     donors need be there. Raises UserError for another key."""
-    added()  # the host may be of a plug-in's kind
+    installed()  # the host may be of a plug-in's kind
     runs = outputs / "runs"
     every = sorted(path.parent.name for path in runs.glob(f"*/{RECORD}"))
     near = [name for name in every if name.startswith(key)]
@@ -74,7 +74,7 @@ def trained_network(outputs: Path, key: str) -> tuple[nn.Module, RunRecord]:
     assert record is not None
     require(record.status == "completed", f"the run {key} is {record.status}; only a completed one has its network")
     require((folder / WEIGHTS).is_file(), f"the weights of {key} are gone: there is no {folder / WEIGHTS}")
-    network = _skeleton(record)
+    network = _meta_host(record)
     network.load_state_dict(load_file(folder / WEIGHTS))
     return network.eval(), record
 
@@ -84,13 +84,13 @@ def _image_of(record: RunRecord) -> tuple[int, int, int]:
     return (record.config["host"]["in_channels"] or channels, height, width)
 
 
-def _skeleton(record: RunRecord) -> nn.Module:
+def _meta_host(record: RunRecord) -> nn.Module:
     """The network of the run's shape, with weights that say nothing."""
     config, image = record.config, _image_of(record)
-    host = rebuilt("host", record.kinds["host"], config["host"])
+    host = from_canonical("host", record.kinds["host"], config["host"])
     network: nn.Module = host.build(image, len(record.data["classes"]), 0)
-    there = survey(network, image)
-    layers = [from_json(donor["form"]).build() for donor in record.donors]
+    there = find_sites(network, image)
+    layers = [from_json(donor["architecture"]).build() for donor in record.donors]
     donors = [(there[graft.site], layer) for graft, layer in zip(record.grafts, layers, strict=True)]
     return surgery.graft(network, donors, SurgerySpec(**config["surgery"]), image, host.roles["head"]).network
 
@@ -103,7 +103,7 @@ def _safetensors(network: nn.Module, record: RunRecord, image: tuple[int, int, i
     known = ("key", "kinds", "config", "grafts", "data", "normalization")
     plain = dataclasses.asdict(record)
     save_file(tensors, path, {name: json.dumps(plain[name]) for name in known})
-    read = _skeleton(record)
+    read = _meta_host(record)
     read.load_state_dict(load_file(path))
     return read.eval()
 

@@ -12,22 +12,22 @@ import torch
 from torch import nn
 
 from layergraft import surgery
-from layergraft.config.recipes import ScheduleSpec
-from layergraft.config.registry import Keyed, canonical, keyed
-from layergraft.config.specs import RESULT_VERSION, Config, Device, HostSpec, Precision
+from layergraft.config.registry import Hashable, canonical, hashable
+from layergraft.config.schema import RESULT_VERSION, Config, Device, HostSpec, Precision
+from layergraft.config.training import ScheduleSpec
 from layergraft.data.batches import BatchSpec
 from layergraft.data.images import DataFacts, ImageData
-from layergraft.donors.base import DonorKind, key_of, require_batch
-from layergraft.donors.forms import Form, Place
+from layergraft.donors.donor_kind import DonorKind, key_of, require_batch
 from layergraft.errors import require
-from layergraft.hosts import sites, skeletons, weights
-from layergraft.hosts.blocks import blank, require_room
+from layergraft.hosts import meta, sites, weights
+from layergraft.hosts.architectures import Architecture, Slot
+from layergraft.hosts.blocks import on_meta, require_room
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import Site
 from layergraft.store.files import digest, label
 from layergraft.store.records import run_folder
-from layergraft.strategies.plan import Curves, Plan, make_plan
 from layergraft.strategies.timeline import timeline
+from layergraft.strategies.training_plan import Curves, TrainingPlan, make_plan
 from layergraft.training.fit import Backend, Recipe, check, lacks_bf16
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class PlannedGraft:
     """A donor that is to go somewhere."""
 
     site: Site
-    place: Place
-    form: Form
+    slot: Slot
+    architecture: Architecture
     """Of the donor."""
     key: str
     """Of the donor."""
@@ -65,7 +65,7 @@ class RunPlan:
     """None without a donor."""
     parameters: Mapping[str, int]
     """Name -> number of elements, of the network with its donors, in the order of the forward pass."""
-    strategy: Plan
+    strategy: TrainingPlan
     batches: BatchSpec
     steps_per_epoch: int
     overrides: tuple[str, ...] = ()
@@ -105,7 +105,7 @@ class RunPlan:
         """The plan on this machine, which may not be the one that it was made on. Raises UserError where data, weights,
         donors' files or the arithmetic are others here and now."""
         backend, images = backend_of(self.config), images_of(self.config)
-        donors = [key_of(self.donor, graft.place, backend) for graft in self.grafts]
+        donors = [key_of(self.donor, graft.slot, backend) for graft in self.grafts]
         found = weights.fingerprint(self.config.host)
         key = key_by(self.axes, identity_of(self.config, backend.precision, images.fingerprint, found, donors))
         why = "its data or files have changed, or precision=auto resolves differently here"
@@ -118,15 +118,15 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
     """Check a run without making anything, so that a large sweep is checked fast. Raises UserError for whatever in the
     config cannot be: this is all the checking there is."""
     backend, images, last = backend_of(config), images_of(config), config.schedule.epochs
-    there = skeletons.sites_of(config.host, images.shape, images.num_classes)
+    there = meta.sites_of(config.host, images.shape, images.num_classes)
     found = weights.fingerprint(config.host)
-    host = keyed(config.host), found, images.shape, images.num_classes
+    host = hashable(config.host), found, images.shape, images.num_classes
     grafts = _grafts(config, host, there, backend) if config.donor.is_layer else ()
-    where, forms = tuple(graft.site for graft in grafts), tuple(graft.form for graft in grafts)
-    of = *host, where, forms, keyed(config.surgery)
+    where, architectures = tuple(graft.site for graft in grafts), tuple(graft.architecture for graft in grafts)
+    of = *host, where, architectures, hashable(config.surgery)
     outline = _outline(*of)
-    strategy = _strategy(of, keyed(config.strategy), last)
-    _require_trainable(of, keyed(config.strategy), last, keyed(config.optim), backend)
+    strategy = _strategy(of, hashable(config.strategy), last)
+    _require_trainable(of, hashable(config.strategy), last, hashable(config.optim), backend)
     for epoch in config.exec.probe.epochs:
         require(epoch <= last, f"exec.probe.epochs has {epoch}, but training ends after {last} epochs")
     optim, data = config.optim, config.data
@@ -211,20 +211,20 @@ def key_by(axes: Mapping[str, str | int], identity: dict[str, Any]) -> str:
 def _grafts(
     config: Config, host: tuple[Any, ...], there: dict[str, Site], backend: Backend
 ) -> tuple[PlannedGraft, ...]:
-    """The grafts in the host whose `_place` the arguments `host` give."""
+    """The grafts in the host whose `_slot` the arguments `host` give."""
     kind = sites.BLOCK if config.donor.kind == "block" else sites.CONV
     where = [sites.resolve(there, site, config.host.name, kind) for site in config.sites]
     surgery.require_apart(where)
-    places = [(site, _place(*host, site, keyed(config.surgery))) for site in where]
+    places = [(site, _slot(*host, site, hashable(config.surgery))) for site in where]
     donor = cast(DonorKind, config.donor).controlled()
-    return tuple(PlannedGraft(site, at, donor.form(at), key_of(donor, at, backend)) for site, at in places)
+    return tuple(PlannedGraft(site, at, donor.architecture(at), key_of(donor, at, backend)) for site, at in places)
 
 
 @lru_cache(maxsize=1024)
-def _place(
-    host: Keyed, weights: str | None, image: tuple[int, int, int], num_classes: int, site: Site, operation: Keyed
-) -> Place:
-    return surgery.place_of(skeletons.skeleton(host.spec, image, num_classes), site, operation.spec, image)
+def _slot(
+    host: Hashable, weights: str | None, image: tuple[int, int, int], num_classes: int, site: Site, operation: Hashable
+) -> Slot:
+    return surgery.slot_of(meta.meta_host(host.spec, image, num_classes), site, operation.spec, image)
 
 
 @dataclass(frozen=True)
@@ -239,32 +239,32 @@ class _Outline:
 
 @lru_cache(maxsize=256)
 def _outline(
-    host: Keyed, weights: str | None, image: tuple[int, int, int], num_classes: int,
-    where: tuple[Site, ...], forms: tuple[Form, ...], operation: Keyed,
+    host: Hashable, weights: str | None, image: tuple[int, int, int], num_classes: int,
+    where: tuple[Site, ...], architectures: tuple[Architecture, ...], operation: Hashable,
 ) -> _Outline:  # fmt: skip
     """The outline of a network with its donors; the arguments are all that decides its shape."""
     spec: HostSpec = host.spec
-    donors = [(site, blank(form.build)) for site, form in zip(where, forms, strict=True)]
-    skeleton = skeletons.skeleton(spec, image, num_classes)
-    grafted = surgery.graft(skeleton, donors, operation.spec, image, spec.roles["head"])
+    donors = [(site, on_meta(architecture.build)) for site, architecture in zip(where, architectures, strict=True)]
+    meta_host = meta.meta_host(spec, image, num_classes)
+    grafted = surgery.graft(meta_host, donors, operation.spec, image, spec.roles["head"])
     require_room("the network with its donors", grafted.network)
     before, after = (grafted.parts["host before"], grafted.parts["host after"]) if donors else ((), ())
     roles = {**spec.roles, **grafted.roles, "before": before, "after": after, "norm": norm_paths(grafted.network)}
-    there = skeletons.sites_of(spec, image, num_classes)
+    there = meta.sites_of(spec, image, num_classes)
     sizes = {name: parameter.numel() for name, parameter in grafted.network.named_parameters()}
     blocks = tuple(path for path, site in there.items() if site.kind == sites.BLOCK)
     return _Outline(grafted.network, sizes, roles, blocks)
 
 
 @lru_cache(maxsize=1024)
-def _require_trainable(of: tuple[Any, ...], strategy: Keyed, epochs: int, optim: Keyed, backend: Backend) -> None:
+def _require_trainable(of: tuple[Any, ...], strategy: Hashable, epochs: int, optim: Hashable, backend: Backend) -> None:
     """Raise UserError for an optimizer that cannot train the network `of`, or devices that cannot share it."""
     recipe = Recipe(optim.spec, ScheduleSpec(epochs=epochs))
     check(_outline(*of).network, _strategy(of, strategy, epochs), recipe, backend)
 
 
 @lru_cache(maxsize=1024)
-def _strategy(of: tuple[Any, ...], strategy: Keyed, epochs: int) -> Plan:
+def _strategy(of: tuple[Any, ...], strategy: Hashable, epochs: int) -> TrainingPlan:
     """The strategy's plan for the network whose `_outline` the arguments `of` give."""
     outline = _outline(*of)
     norms = statistics_paths(outline.network)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layergraft.config.specs import RESULT_VERSION, Config
+from layergraft.config.schema import RESULT_VERSION, Config
 from layergraft.data.batches import Normalize
 from layergraft.data.duplicates import near_duplicates
 from layergraft.data.gabor import gabor_features
@@ -26,7 +26,7 @@ from layergraft.data.images import ImageData, Split
 from layergraft.metrics.distances import frechet_distance, leep, linear_classifier, logme, proxy_a_distance
 from layergraft.metrics.tasks import Task
 from layergraft.runs.build import BuiltRun
-from layergraft.seeds import stream
+from layergraft.seeds import derive_seed
 from layergraft.store.files import digest, write_json
 from layergraft.store.records import read_json
 from layergraft.training.evaluation import BATCH, evaluating, measuring
@@ -43,7 +43,7 @@ def similarity(run: BuiltRun) -> dict[str, Any] | None:
     if not plan.grafts or not config.exec.similarity.resamples:
         return None
     donor = plan.donor
-    source = donor.images(plan.grafts[0].place)
+    source = donor.images(plan.grafts[0].slot)
     if source is None or donor.data is None:
         return None
     settings = vars(config.exec.similarity)
@@ -79,7 +79,7 @@ def _fixed(source: ImageData, target: ImageData, config: Config) -> dict[str, An
 
 def _some(split: Split, config: Config) -> Split:
     """Training images, as many as are to be looked at."""
-    rng = np.random.default_rng(stream(0, "similarity", "images"))
+    rng = np.random.default_rng(derive_seed(0, "similarity", "images"))
     number = min(len(split), config.exec.similarity.images)
     return split.take(np.sort(rng.choice(len(split), number, replace=False)))
 
@@ -88,7 +88,7 @@ def _at_sites(run: BuiltRun, source: ImageData) -> dict[str, Any]:
     config, plan, device = run.config, run.plan, torch.device(run.plan.backend.device)
     found = {}
     for planned, graft, made in zip(plan.grafts, run.grafted.grafts, run.donors, strict=True):
-        learned_in = plan.donor.saw(planned.place, made, plan.backend, plan.outputs)
+        learned_in = plan.donor.saw(planned.slot, made, plan.backend, plan.outputs)
         if learned_in is None:
             continue  # this kind of donor does not say what it was given in training
         at = run.network.get_submodule(next(iter(graft.donor_paths.values())))
@@ -152,9 +152,9 @@ def _measured(
         return {}  # too few to measure anything
     values: dict[str, list[float]] = {name: [] for name in MEASURES}
     for resample in range(config.exec.similarity.resamples):
-        rng = np.random.default_rng(stream(0, "similarity", resample))
+        rng = np.random.default_rng(derive_seed(0, "similarity", resample))
         s, t = (rng.choice(len(x), count, replace=False) for x in compared)
-        x_s, x_t, halves = compared[0][s], compared[1][t], stream(0, "similarity", "halves", resample)
+        x_s, x_t, halves = compared[0][s], compared[1][t], derive_seed(0, "similarity", "halves", resample)
         values["frechet"].append(frechet_distance(x_s, x_t))
         values["a_distance"].append(proxy_a_distance(x_s, x_t, halves))
         y_s, y_t = labels[0][s], labels[1][t]

@@ -22,28 +22,28 @@ from omegaconf import OmegaConf
 
 import layergraft
 from layergraft import surgery
-from layergraft.config.plugins import added
+from layergraft.config.plugins import installed
 from layergraft.config.registry import canonical, name_of
 from layergraft.data.batches import Batches
-from layergraft.data.manifest import written
+from layergraft.data.provenance import written
 from layergraft.errors import UserError, require
 from layergraft.hosts.sites import STAGE
 from layergraft.metrics.tasks import unit_of
-from layergraft.networks.kept import save
+from layergraft.networks.network_cache import save
 from layergraft.runs.build import BuiltRun, set_threads
 from layergraft.runs.failures import disk_full, is_full, spoils_its_process, transient
 from layergraft.runs.plan import RunPlan
 from layergraft.runs.similarity import similarity
 from layergraft.runs.tensorboard import write_figures
-from layergraft.seeds import stream
+from layergraft.seeds import derive_seed
 from layergraft.store.files import write_atomic
-from layergraft.store.leases import Claimed, claim
-from layergraft.store.records import RECORD, GraftRecord, RunRecord, claim_of, is_done, read_record, write_record
-from layergraft.training import ranks
+from layergraft.store.leases import LeaseHeld, lease
+from layergraft.store.records import RECORD, GraftRecord, RunRecord, is_done, lease_path, read_record, write_record
+from layergraft.training import ddp
 from layergraft.training.checkpoints import CHECKPOINT, facts_of, require_same
-from layergraft.training.fit import Backend, Fitted, Recipe, Saving, fit
+from layergraft.training.fit import Backend, CheckpointSettings, Fitted, Recipe, fit
 from layergraft.training.module import Diverged
-from layergraft.training.probes import Probes, Subject
+from layergraft.training.probes import Probes, ProbeTargets
 
 Callbacks = Sequence[pl.Callback]
 
@@ -55,7 +55,7 @@ class Pruned(Exception):
 def execute(plan: RunPlan, callbacks: Callbacks = (), *, wait: bool = True, newer_than: float = 0.0) -> RunRecord:
     """Do the run, unless the store has it, and return its record. One that was interrupted goes on from its checkpoint.
 
-    Where another process does it, that is waited for, and the run done if the other dies; without `wait`, Claimed is
+    Where another process does it, that is waited for, and the run done if the other dies; without `wait`, LeaseHeld is
     raised. What was written before `newer_than` (of the disk's clock) does not count as done. Raises UserError for a
     checkpoint that is not for this run, and DiskFull. Whatever else goes wrong ends in the record as `failed` or `diverged`,
     with the traceback; Ctrl-C as `interrupted`, and goes on up.
@@ -63,7 +63,7 @@ def execute(plan: RunPlan, callbacks: Callbacks = (), *, wait: bool = True, newe
     set_threads(plan.config)
     settings, folder = plan.config.exec, plan.folder
     since = math.inf if settings.rerun else newer_than
-    with claim(claim_of(plan.outputs, plan.key), wait) as ours:
+    with lease(lease_path(plan.outputs, plan.key), wait) as ours:
         if is_done(folder, since):
             again = "exec.rerun=true does it again from the checkpoint"
             require(settings.resume is None, f"exec.resume: the run {plan.key} is in the store already; {again}")
@@ -86,7 +86,7 @@ def execute(plan: RunPlan, callbacks: Callbacks = (), *, wait: bool = True, newe
             _outcome(plan, record, resume, callbacks)
             record.timings["total_seconds"] = time.perf_counter() - start
             if not ours():  # it was stopped for so long that another has taken it over
-                raise Claimed(f"another process has taken {plan.key} over")
+                raise LeaseHeld(f"another process has taken {plan.key} over")
             write_record(folder, record)
         except OSError as error:
             if is_full(error):
@@ -153,18 +153,20 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
     ]  # fmt: skip
     record.data = written(config.data, run.images, plan.outputs)
     record.similarity = similarity(run)
-    settings, order = config.exec, stream(config.seed, "data")
-    batches = Batches.of(run.images, plan.batches, order, plan.backend.device, settings.data_gib, settings.readers)
+    settings, order = config.exec, derive_seed(config.seed, "data")
+    batches = Batches.of(
+        run.images, plan.batches, order, plan.backend.device, settings.data_gib, settings.reader_threads
+    )
     scale = batches.train.normalize
     record.normalization = {"mean": scale.mean.flatten().tolist(), "std": scale.std.flatten().tolist()}
     probes = probes_of(run, batches)
-    saving = Saving(folder, settings.checkpoint_seconds, plan.identity, resume)
+    saving = CheckpointSettings(folder, settings.checkpoint_seconds, plan.identity, resume)
     recipe = Recipe(config.optim, config.schedule, config.regularizer)
-    seed = stream(config.seed, "training")
+    seed = derive_seed(config.seed, "training")
     options: dict[str, Any] = {"folder": folder, "probe": probes, "saving": saving}
     start = time.perf_counter()
     if plan.backend.devices > 1:
-        fitted = ranks.fit(run.network, plan.strategy, batches, recipe, plan.backend, seed=seed, **options)
+        fitted = ddp.fit(run.network, plan.strategy, batches, recipe, plan.backend, seed=seed, **options)
     else:
         own_gpu = [torch.cuda.current_device()] if plan.backend.device == "cuda" else []
         with torch.random.fork_rng(own_gpu):  # a network that draws does so from its own seed
@@ -189,7 +191,7 @@ def probes_of(run: BuiltRun, batches: Batches) -> Probes:
     plan, config, grafts = run.plan, run.config, run.grafted.grafts
     if not grafts:
         head = config.host.roles["head"]
-        subject = Subject([path for path, site in plan.sites.items() if site.kind == STAGE] + list(head))
+        subject = ProbeTargets([path for path, site in plan.sites.items() if site.kind == STAGE] + list(head))
     else:
         # As `fit` will have the network, so that what is alike gives the same bits.
         plan.backend.lay_out(run.grafted.host)
@@ -197,7 +199,7 @@ def probes_of(run: BuiltRun, batches: Batches) -> Probes:
         beside = {graft.site.path: (graft.site.path, graft.replaced[-1]) for graft in grafts}
         gates = [path for graft in grafts for path in graft.adapter_paths if path.endswith(".gate")]
         kernels = [name for name in donors if run.network.get_parameter(name).ndim == 4]
-        subject = Subject(run.grafted.watched(plan.sites), beside, run.grafted.host, donors, gates, kernels)
+        subject = ProbeTargets(run.grafted.watched(plan.sites), beside, run.grafted.host, donors, gates, kernels)
     images = batches.val.first(config.exec.probe.images)
     with plan.backend.arithmetic():
         return Probes(config.exec.probe, run.network, subject, images, batches.val, config.schedule.epochs)
@@ -214,7 +216,7 @@ def _curves(fitted: Fitted) -> str:
 
 def environment(backend: Backend) -> dict[str, Any]:
     """What ran it: versions and hardware."""
-    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", *added())
+    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", *installed())
     return {
         "device": torch.cuda.get_device_name() if backend.device == "cuda" else f"CPU {platform.machine()}",
         "precision": backend.precision,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from layergraft.errors import UserError
-from layergraft.store.leases import claim
+from layergraft.store.leases import lease
 
 
 def digest(value: Any) -> str:
@@ -82,11 +82,11 @@ def write_atomic(path: Path, text: str | bytes) -> None:
         raise
 
 
-def once(folder: Path, make: Callable[[Path], None]) -> None:
+def create_once(folder: Path, make: Callable[[Path], None]) -> None:
     """Have `folder` there, whole: `make` fills another, which is then moved to its place. One process does it."""
     if folder.exists():
         return
-    with claim(_marker_of(folder)):
+    with lease(_marker_of(folder)):
         if folder.exists():
             return
         for left in folder.parent.glob(f".{folder.name}.*.unfinished"):  # by one that was killed
@@ -100,9 +100,9 @@ def once(folder: Path, make: Callable[[Path], None]) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)  # gone already where it was moved
 
 
-def forget(folder: Path, older_than: float) -> None:
-    """Remove what `once` has made, where that was before `older_than` (of the disk's clock)."""
-    with claim(_marker_of(folder)):
+def discard(folder: Path, older_than: float) -> None:
+    """Remove what `create_once` has made, where that was before `older_than` (of the disk's clock)."""
+    with lease(_marker_of(folder)):
         if folder.exists() and folder.stat().st_mtime < older_than:
             aside = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
             os.replace(folder, aside)  # all of it at once
@@ -110,7 +110,7 @@ def forget(folder: Path, older_than: float) -> None:
 
 
 def _marker_of(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.claim")
+    return folder.with_name(f".{folder.name}.lease")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,8 +1,8 @@
-"""Claims: one process at a time is at something, on one machine or on several that share a disk.
+"""Leases: one process at a time is at something, on one machine or on several that share a disk.
 
-A claim is a file `MARKER~N`, which is created exclusively and then renewed. That, and reading a folder, is all that is asked
+A lease is a file `MARKER~N`, which is created exclusively and then renewed. That, and reading a folder, is all that is asked
 of the disk: network file systems have locks that do not hold between machines, and refuse to exchange two names, which is how
-filelock takes a dead owner's lease over. Who finds a claim whose owner is dead makes the one with the next number, looks
+filelock takes a dead owner's lease over. Who finds a lease whose owner is dead makes the one with the next number, looks
 again, and withdraws if anybody else is there: of two that take over at once, both or one withdraw, and try again.
 """
 
@@ -22,23 +22,23 @@ LEASE_SECONDS = 60.0  # longer than NFS keeps what it knows of a file
 POLL_SECONDS = 0.2
 
 
-class Claimed(Exception):
+class LeaseHeld(Exception):
     """Another process, here or on another machine, is at it."""
 
 
 @contextmanager
-def claim(marker: Path, wait: bool = True) -> Iterator[Callable[[], bool]]:
+def lease(marker: Path, wait: bool = True) -> Iterator[Callable[[], bool]]:
     """Be the only one at what `marker` stands for; what is yielded tells whether that still holds.
 
-    A claim whose owner has died is taken over, at once on the same machine, after `LEASE_SECONDS` without a renewal on
-    another. An owner that was stopped for longer loses its claim, and must not commit what it has done. Raises Claimed
+    A lease whose owner has died is taken over, at once on the same machine, after `LEASE_SECONDS` without a renewal on
+    another. An owner that was stopped for longer loses its lease, and must not commit what it has done. Raises LeaseHeld
     where another has it, unless it is to be waited for."""
     marker.parent.mkdir(parents=True, exist_ok=True)
     watched: dict[tuple[str, str, int], float] = {}
     content = f"{_machine()} {os.getpid()} {_started(os.getpid())} {uuid.uuid4().hex}"
     while (path := _taken(marker, content, watched)) is None:
         if not wait:
-            raise Claimed(f"another process is at {marker.name}")
+            raise LeaseHeld(f"another process is at {marker.name}")
         time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
 
     def ours() -> bool:
@@ -56,7 +56,7 @@ def claim(marker: Path, wait: bool = True) -> Iterator[Callable[[], bool]]:
             path.unlink(missing_ok=True)
 
 
-def claimed(folder: Path, now: float) -> set[str]:
+def leased(folder: Path, now: float) -> set[str]:
     """The names of the markers in `folder` that somebody has renewed of late, of the disk's clock, which says `now`."""
     names = set()
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -67,7 +67,7 @@ def claimed(folder: Path, now: float) -> set[str]:
 
 
 def _taken(marker: Path, content: str, watched: dict[tuple[str, str, int], float]) -> Path | None:
-    """The claim, made; None where somebody else has it or wants it too."""
+    """The lease, made; None where somebody else has it or wants it too."""
     dead = _others(marker)
     if any(_is_alive(*other, watched) for other in dead):
         return None
@@ -93,7 +93,7 @@ def _taken(marker: Path, content: str, watched: dict[tuple[str, str, int], float
 
 
 def _others(marker: Path) -> list[tuple[str, str, int]]:
-    """Name, content and time of the last renewal of each claim that is there."""
+    """Name, content and time of the last renewal of each lease that is there."""
     found = []
     for name in (name for name in os.listdir(marker.parent) if name.rpartition("~")[0] == marker.name):
         with suppress(FileNotFoundError), open(marker.with_name(name)) as file:  # opened, so that NFS asks its server
@@ -112,7 +112,7 @@ def _is_alive(name: str, content: str, renewed: int, watched: dict[tuple[str, st
 
 def _renew(path: Path, stop: threading.Event) -> None:
     while not stop.wait(LEASE_SECONDS / 4):
-        with suppress(OSError):  # it may pass; if it does not, the claim runs out
+        with suppress(OSError):  # it may pass; if it does not, the lease runs out
             os.utime(path)
 
 

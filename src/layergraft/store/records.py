@@ -2,7 +2,7 @@
 
 A run's folder holds config.yaml (resolved), curves.csv (a row an epoch), model.safetensors (the trained network),
 TensorBoard's events and record.json, which is written last and whole: a run is in the store when it is there. Whoever
-does it holds `outputs/claims/<key>`.
+does it holds `outputs/leases/<key>`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from layergraft.store.files import write_json
 
 RECORD_VERSION = 8  # raise it when a field is added, goes, or means something else
 RECORD = "record.json"
-CLAIMS = "claims"
+LEASES = "leases"
 DONE = ("completed", "diverged")
 STATUSES = (*DONE, "failed", "interrupted", "pruned")
 
@@ -92,9 +92,9 @@ def run_folder(outputs: Path, key: str) -> Path:
     return outputs / "runs" / key
 
 
-def claim_of(outputs: Path, key: str) -> Path:
+def lease_path(outputs: Path, key: str) -> Path:
     """The marker that is there while somebody does the run."""
-    return outputs / CLAIMS / key
+    return outputs / LEASES / key
 
 
 def write_record(folder: Path, record: RunRecord) -> None:

@@ -10,8 +10,8 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
-from layergraft.config.recipes import ScheduleSpec
-from layergraft.strategies.plan import Curves, Plan
+from layergraft.config.training import ScheduleSpec
+from layergraft.strategies.training_plan import Curves, TrainingPlan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def timeline(
-    plan: Plan,
+    plan: TrainingPlan,
     lr: float,
     schedule: ScheduleSpec,
     steps_per_epoch: int,
@@ -37,7 +37,7 @@ def timeline(
     rates = [[plan.rates(schedule, step, steps_per_epoch, curves) for step in steps] for steps in ends]
     return {
         "epochs": epochs,
-        "auto": plan.auto,
+        "tensor_lr": plan.tensor_lr,
         "groups": {
             group: {
                 "tensors": list(names),
@@ -48,7 +48,7 @@ def timeline(
         },
         "phases": [
             {"name": phase.name, "epoch": start, "plateau": _words(phase.plateau),
-             "statistics": [group for group in plan.groups if group in phase.statistics]}
+             "batch_norm_statistics": [group for group in plan.groups if group in phase.batch_norm_statistics]}
             for phase, start in zip(plan.phases, plan.starts(curves), strict=True) if start < epochs
         ],
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """Surgery: how a donor goes into a host. `graft` makes the new network, `calibrated` fits it to the host's activations."""
 
 from layergraft.surgery.calibrate import calibrated
-from layergraft.surgery.operations import Graft, Grafted, graft, place_of, require_apart, under
+from layergraft.surgery.operations import Graft, Grafted, graft, require_apart, slot_of, under
 
-__all__ = ["Graft", "Grafted", "calibrated", "graft", "place_of", "require_apart", "under"]
+__all__ = ["Graft", "Grafted", "calibrated", "graft", "slot_of", "require_apart", "under"]

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from layergraft.config.specs import SurgerySpec
+from layergraft.config.schema import SurgerySpec
 from layergraft.hosts.norms import batch_norms
 from layergraft.surgery.operations import Graft, Grafted
 from layergraft.training.evaluation import BATCH, measuring, reestimate

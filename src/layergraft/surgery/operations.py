@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from layergraft.config.specs import SurgerySpec
-from layergraft.donors.forms import Block, Conv, Place, Stem, describe, form_of
+from layergraft.config.schema import SurgerySpec
 from layergraft.errors import UserError
+from layergraft.hosts.architectures import Block, Conv, Slot, Stem, architecture_of, describe
 from layergraft.hosts.norms import BATCH_NORMS, batch_norms, norm_kind
-from layergraft.hosts.sites import BLOCK, STAGE, Site, dry
-from layergraft.seeds import stream
-from layergraft.surgery.fit import dropped_bias, fitted
+from layergraft.hosts.sites import BLOCK, STAGE, Site, shapes_only
+from layergraft.seeds import derive_seed
+from layergraft.surgery.channel_matching import dropped_bias, fitted
 
 PARTS = ("donor", "adapter", "host before", "host after", "head")
 
@@ -46,7 +46,7 @@ class Graft:
     """What was done at one site."""
 
     site: Site
-    place: Place
+    slot: Slot
     donor: str
     """The donor's form in words."""
     did: tuple[str, ...]
@@ -89,7 +89,7 @@ class Grafted:
 
         What acts before the first donor and what after is measured by a dry forward.
         """
-        probe = dry(self.network)
+        probe = shapes_only(self.network)
         order: list[str] = []
         for path, module in probe.named_modules():
             if next(module.parameters(recurse=False), None) is not None:
@@ -183,14 +183,14 @@ def under(name: str, paths: Sequence[str]) -> bool:
     return any(name == path or name.startswith(path + ".") for path in paths)
 
 
-def place_of(host: nn.Module, site: Site, spec: SurgerySpec, image: tuple[int, int, int]) -> Place:
+def slot_of(host: nn.Module, site: Site, spec: SurgerySpec, image: tuple[int, int, int]) -> Slot:
     """What a donor finds at `site` under this surgery."""
     blocks = [Block.of(part) for part in host.modules() if isinstance(part, (BasicBlock, Bottleneck))]
     shortcut = next((block.shortcut for block in blocks if block.shortcut != "identity"), "conv")
     channels = (site.in_shape if spec.where == "before" else site.out_shape)[0]
     link = Conv(channels, channels, 3, 1, 1)
-    form = link if spec.name == "insert" else form_of(host.get_submodule(site.path))
-    return Place(site.path, form, image, norm_kind(host), shortcut)
+    architecture = link if spec.name == "insert" else architecture_of(host.get_submodule(site.path))
+    return Slot(site.path, architecture, image, norm_kind(host), shortcut)
 
 
 def graft(
@@ -216,9 +216,9 @@ def graft(
     grafts = []
     for number, (site, donor) in enumerate(donors):
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(stream(seed, "adapter", number))
+            torch.default_generator.manual_seed(derive_seed(seed, "adapter", number))
             layer = copy.deepcopy(donor).train(host.training)
-            grafts.append(_graft(network, site, layer, place_of(host, site, spec, image), spec))
+            grafts.append(_graft(network, site, layer, slot_of(host, site, spec, image), spec))
     return Grafted(network, host, tuple(grafts), image, tuple(head)).with_changes()
 
 
@@ -233,9 +233,9 @@ def require_apart(sites: Sequence[Site]) -> None:
                 raise UserError(f"the site {inner} is inside {outer}, which is a site itself")
 
 
-def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec: SurgerySpec) -> Graft:
-    form = form_of(donor)
-    fit = fitted(donor, place, spec.fit)
+def _graft(network: nn.Module, site: Site, donor: nn.Module, slot: Slot, spec: SurgerySpec) -> Graft:
+    architecture = architecture_of(donor)
+    fit = fitted(donor, slot, spec.fit)
     did, path, own = list(fit.did), site.path, network.get_submodule(site.path)
     device = next(own.parameters()).device
     for adapter in (fit.before, fit.after):
@@ -250,7 +250,7 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
     follows = site.norm if fit.after is None and (spec.name == "replace" or links) else None
     affine = None
     if spec.calibrate == "moments":
-        channels = place.site.out_channels
+        channels = slot.layer.out_channels
         affine = nn.Conv2d(channels, channels, 1, groups=channels, device=device)
         nn.init.ones_(affine.weight)
         nn.init.zeros_(cast(Tensor, affine.bias))  # it has one by default
@@ -259,7 +259,7 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
     around = {name: module for name, module in row.items() if module is not None}
     adapters: tuple[str, ...]
 
-    if isinstance(form, Stem) and spec.name == "replace" and follows is not None:
+    if isinstance(architecture, Stem) and spec.name == "replace" and follows is not None:
         # The host's convolution and norm make room for the donor's; the ReLU after them is the host's.
         conv, norm = (fit.donor.get_submodule(name) for name in ("conv", "norm"))
         network.set_submodule(path, conv if fit.pad is None else _row(pad=fit.pad, donor=conv))
@@ -268,7 +268,7 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
         donors["norm"] = follows if affine is None else f"{follows}.norm"
         adapters = () if affine is None else (f"{follows}.affine",)
         did.append(f"{path} and {follows} make room for the stem's convolution and norm")
-        return Graft(site, place, describe(form), tuple(did), donors, adapters, follows, None, (path, follows))
+        return Graft(site, slot, describe(architecture), tuple(did), donors, adapters, follows, None, (path, follows))
 
     chain, start = fit.donor if len(around) == 1 else _row(**around), path
     inserted = spec.where if spec.name == "insert" else None
@@ -294,7 +294,7 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, place: Place, spec:
         named = [("before", fit.before), ("after", fit.after)]
         words = [f"{name} {m.in_channels} -> {m.out_channels}" for name, m in named if m is not None]
         did.append(f"1 x 1 convolutions: {', '.join(words)}, start {spec.start}")
-    return Graft(site, place, describe(form), tuple(did), donors, adapters, start, inserted, (path,))
+    return Graft(site, slot, describe(architecture), tuple(did), donors, adapters, start, inserted, (path,))
 
 
 def _row(**modules: nn.Module) -> nn.Sequential:
@@ -311,7 +311,7 @@ def _bias(
         return []
     if spec.bias == "drop":
         return ["bias dropped"]
-    is_stem = isinstance(form_of(donor), Stem)
+    is_stem = isinstance(architecture_of(donor), Stem)
     if affine is not None and not is_stem:
         with torch.no_grad():
             cast(Tensor, affine.bias).add_(bias)

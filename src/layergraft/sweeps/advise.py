@@ -18,7 +18,7 @@ from layergraft.sweeps.launchers import LocalLauncher
 from layergraft.sweeps.manifest import write_plan
 
 if TYPE_CHECKING:
-    from layergraft.report.advice import Advice
+    from layergraft.report.recommendation import Advice
     from layergraft.runs.plan import RunPlan
 
 STRATEGIES = "freeze,low_lr,hybrid,full,gradual,l2_sp"
@@ -36,9 +36,10 @@ class AdviseSweeper(GridSweeper):
         self.epochs, self.seeds, self.finalists = epochs, seeds, finalists
 
     def sweep(self, arguments: list[str]) -> Any:
+        from layergraft.report import recommendation
+
         self._require()
         pool.warm()
-        from layergraft.report import advice
 
         self.own = [str(o.input_line) for o in self.asked(arguments) if not o.is_sweep_override()]
         self.sweep_folder = self.folder(arguments)
@@ -47,29 +48,29 @@ class AdviseSweeper(GridSweeper):
         whole = config.schedule.epochs
         shortest = self._shortest(list(arms.values()), self.epochs or whole)
         epochs = self.epochs or max(shortest, -(-whole // 2))
-        planned = advice.rounds(len(arms), self.finalists, epochs, self.seeds, config.seed, shortest)
+        planned = recommendation.rounds(len(arms), self.finalists, epochs, self.seeds, config.seed, shortest)
         without = [o for o in self.own if key_of(o) not in ("site", "strategy")] + ["strategy=scratch"]
         for at in planned:  # all that can be wrong is told before anything is trained
-            for cell in [*arms.values(), without]:
-                self._plans([cell], at)
+            for combination in [*arms.values(), without]:
+                self._plans([combination], at)
         for why, names in left_out.items():
             say(f"left out: {', '.join(names)}: {why}")
         lengths = [f"{counted(len(at.seeds), 'seed')} of {counted(at.epochs, 'epoch')}" for at in planned]
         rounds = ", ".join(f"{at.num_arms} x {length}" for at, length in zip(planned, lengths, strict=True))
-        cost = advice.cost(planned, whole)
+        cost = recommendation.cost(planned, whole)
         say(f"{counted(len(arms), 'arm')}: {rounds}: as much as {cost:.{1 if cost < 10 else 0}f} runs of {whole}")
 
         self.told: list[dict[str, Any]] = []
         for at, after in pairwise(planned):
             val_AS, _ = self._measured(list(arms), list(arms.values()), at)
-            names = [list(arms)[arm] for arm in advice.best(val_AS, after.num_arms)]
+            names = [list(arms)[arm] for arm in recommendation.best(val_AS, after.num_arms)]
             arms = {name: arms[name] for name in names}
             say(f"after {counted(at.epochs, 'epoch')} there are left: {'; '.join(arms)}")
 
         last = planned[-1]
         val_AS, test_AS = self._measured([*arms, "strategy=scratch"], [*arms.values(), without], last)
         found, chosen, commands = self._conclude(arguments, arms, val_AS, test_AS)
-        lines = advice.in_lines(found, list(arms), len(last.seeds), last.epochs)
+        lines = recommendation.in_lines(found, list(arms), len(last.seeds), last.epochs)
         finish(self.sweep_folder, list(dict.fromkeys(key for row in self.told[-1]["arms"] for key in row["runs"])), 0.0)
         print(*lines, "", *commands, sep="\n")
         kept = {"advice": lines, "commands": commands, "take": chosen, "rounds": self.told, "left out": left_out}
@@ -81,9 +82,9 @@ class AdviseSweeper(GridSweeper):
 
         Raises UserError where there is none.
         """
-        from layergraft.config.compose import spelled
+        from layergraft.config.compose import to_hydra
 
-        given = {key_of(a) for a in map(spelled, arguments)}
+        given = {key_of(a) for a in map(to_hydra, arguments)}
         asked = [*arguments, *([] if "strategy" in given else [f"strategy={STRATEGIES}"])]
         anywhere = "site" not in given
         arms, left_out = self._fitting([*asked, f"site={SITES}"] if anywhere else asked, self.own)
@@ -99,7 +100,7 @@ class AdviseSweeper(GridSweeper):
             why, names = next(iter(left_out.items()))
             hint = "; `layergraft sites` lists sites, surgery.fit=project adapts channels"
             raise UserError(f"{why} [{names[0]}]{hint if 'does not fit' in why else ''}")
-        swept = {key_of(o) for cell in arms.values() for o in cell if o not in self.own}
+        swept = {key_of(o) for combination in arms.values() for o in combination if o not in self.own}
         alone = "advise has seeds and lengths of its own (--seeds, --epochs); neither can be swept"
         require(not {"seed", "schedule.epochs"} & swept, alone)
         return arms, left_out
@@ -109,11 +110,11 @@ class AdviseSweeper(GridSweeper):
         (product,) = self.split_arguments(self.asked(arguments), None)
         arms: dict[str, list[str]] = {}
         left_out: dict[str, list[str]] = {}
-        for cell in self.composer.without_foreign([list(cell) for cell in product]):
-            name = " ".join(o for o in cell if o not in own) or "as given"
+        for combination in self.composer.without_foreign([list(combination) for combination in product]):
+            name = " ".join(o for o in combination if o not in own) or "as given"
             try:
-                self.plan([cell])
-                arms[name] = cell
+                self.plan([combination])
+                arms[name] = combination
             except UserError as error:
                 left_out.setdefault(str(error).partition(" [in the run")[0], []).append(name)
         return arms, left_out
@@ -121,7 +122,7 @@ class AdviseSweeper(GridSweeper):
     def _every_site(self) -> list[str]:
         """List the sites of the host that are of the donor's kind."""
         from layergraft.hosts import sites
-        from layergraft.hosts.skeletons import sites_of
+        from layergraft.hosts.meta import sites_of
 
         config = self.composer(self.own)
         images = config.images()
@@ -136,37 +137,41 @@ class AdviseSweeper(GridSweeper):
         require(self.epochs is None or self.epochs > 0, f"--epochs is {self.epochs}; it must be 1 or more")
         require(not self.config.exec.rerun, "advise takes what the store has; exec.rerun=true is of train")
 
-    def _shortest(self, cells: Sequence[Sequence[str]], epochs: int) -> int:
-        """How many epochs each of `cells` can do with, up to `epochs`: a strategy that thaws halfway takes two."""
-        from layergraft.report.advice import Round
+    def _shortest(self, combinations: Sequence[Sequence[str]], epochs: int) -> int:
+        """How many epochs each of `combinations` can do with, up to `epochs`: a strategy that thaws halfway takes two."""
+        from layergraft.report.recommendation import Round
 
         for length in range(1, epochs):
             with suppress(UserError):  # of `epochs` itself it is raised later
-                self._plans(cells, Round(length, (0,), len(cells)))
+                self._plans(combinations, Round(length, (0,), len(combinations)))
                 return length
         return epochs
 
-    def _plans(self, cells: Sequence[Sequence[str]], at: Any) -> list[RunPlan]:
-        """The runs of `cells` in a round, cell by cell, one for each seed."""
-        kept = [[o for o in cell if key_of(o) not in ("seed", "schedule.epochs")] for cell in cells]
-        asked = [[*cell, f"schedule.epochs={at.epochs}", f"seed={seed}"] for cell in kept for seed in at.seeds]
-        return [plan for cell in asked for plan in self.plan([cell])]
+    def _plans(self, combinations: Sequence[Sequence[str]], at: Any) -> list[RunPlan]:
+        """The runs of `combinations` in a round, cell by cell, one for each seed."""
+        kept = [
+            [o for o in combination if key_of(o) not in ("seed", "schedule.epochs")] for combination in combinations
+        ]
+        asked = [
+            [*combination, f"schedule.epochs={at.epochs}", f"seed={seed}"] for combination in kept for seed in at.seeds
+        ]
+        return [plan for combination in asked for plan in self.plan([combination])]
 
-    def _measured(self, names: Sequence[str], cells: Sequence[Sequence[str]], at: Any) -> tuple[Any, Any]:
+    def _measured(self, names: Sequence[str], combinations: Sequence[Sequence[str]], at: Any) -> tuple[Any, Any]:
         """Do the runs of a round, and note them. Return validation and test accuracies, (A, S), nan for what failed."""
         import numpy as np
 
-        from layergraft.sweeps import sweep
+        from layergraft.sweeps import execution
 
-        plans = self._plans(cells, at)
-        different = sweep.distinct(plans)
+        plans = self._plans(combinations, at)
+        different = execution.distinct(plans)
         write_plan(self.sweep_folder, different, shlex.join(["layergraft", *sys.argv[1:]]))
         self.launcher.newer_than = 0.0
         self.launcher.work(different)
         metrics = [record.metrics if (record := read_record(plan.folder)) else {} for plan in plans]
         both = ([m.get(name, np.nan) for m in metrics] for name in ("val/acc", "test/acc"))
-        val_AS, test_AS = (np.array(values, float).reshape(len(cells), -1) for values in both)
-        keys_AS = np.array([plan.key for plan in plans]).reshape(len(cells), -1)
+        val_AS, test_AS = (np.array(values, float).reshape(len(combinations), -1) for values in both)
+        keys_AS = np.array([plan.key for plan in plans]).reshape(len(combinations), -1)
         plain = [[None if np.isnan(val) else val for val in row] for row in val_AS.tolist()]
         known = zip(names, plain, keys_AS.tolist(), strict=True)
         rows = [{"arm": name, "val/acc": val, "runs": keys} for name, val, keys in known]
@@ -180,15 +185,15 @@ class AdviseSweeper(GridSweeper):
         `val_AS` and `test_AS` the last arm is the host without a donor. Raises RunFailed where no arm is complete."""
         import numpy as np
 
-        from layergraft.config.compose import as_typed
-        from layergraft.report import advice
+        from layergraft.config.compose import from_hydra
+        from layergraft.report import recommendation
 
         if np.isnan(val_AS[:-1]).any(1).all():
             raise RunFailed(f"no finalist was completed; {self.sweep_folder} has the runs")
-        found = advice.advise(val_AS[:-1], test_AS[:-1], test_AS[-1])
-        cell = list(arms.values())[found.arm]
-        chosen = [o for o in cell if o not in self.own]
-        one = [*(as_typed(a) for a in arguments if key_of(a) not in map(key_of, chosen)), *chosen]
-        strategy = next(o for o in reversed(cell) if key_of(o) == "strategy")
+        found = recommendation.advise(val_AS[:-1], test_AS[:-1], test_AS[-1])
+        combination = list(arms.values())[found.arm]
+        chosen = [o for o in combination if o not in self.own]
+        one = [*(from_hydra(a) for a in arguments if key_of(a) not in map(key_of, chosen)), *chosen]
+        strategy = next(o for o in reversed(combination) if key_of(o) == "strategy")
         beside = [*(o for o in one if key_of(o) not in ("strategy", "seed")), f"{strategy},scratch", "seed=range(5)"]
         return found, chosen, [shlex.join(["layergraft", "train", *given]) for given in (one, ["-m", *beside])]

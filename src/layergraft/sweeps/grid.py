@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from layergraft.errors import UserError, counted, unknown
 from layergraft.store.files import digest, label, write_atomic
-from layergraft.store.manifests import RERUN, SWEEP, read_sweep
 from layergraft.store.records import DONE, RECORD, read_record, run_folder, status_of
+from layergraft.store.sweep_folder import RERUN, SWEEP, read_sweep
 from layergraft.sweeps import pool
 from layergraft.sweeps.launchers import LocalLauncher
 from layergraft.sweeps.manifest import finished, signature, write_plan
@@ -72,10 +72,10 @@ class GridSweeper(BasicSweeper):
 
     def asked(self, arguments: list[str]) -> list[Override]:
         """What is swept over and what is fixed. Raises UserError for what is nothing to sweep over."""
-        from layergraft.config.compose import spelled
+        from layergraft.config.compose import to_hydra
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*map(spelled, self._parse_config()), *arguments])
+        overrides = parser.parse_overrides([*map(to_hydra, self._parse_config()), *arguments])
         for override in (o for o in overrides if o.is_sweep_override()):
             if within(override.key_or_group, "exec"):
                 raise UserError(f"{override.input_line}: exec cannot be swept over; nothing there changes a result")
@@ -83,9 +83,9 @@ class GridSweeper(BasicSweeper):
                 raise UserError(f"{override.input_line} has no values, so there is nothing to run")
         return overrides
 
-    def cells(self, arguments: list[str]) -> list[list[str]]:
+    def combinations(self, arguments: list[str]) -> list[list[str]]:
         """The overrides of every run asked for: the product, then each control over it, without repeats."""
-        from layergraft.config.compose import spelled
+        from layergraft.config.compose import to_hydra
 
         overrides = self.asked(arguments)
         for override in overrides:
@@ -93,13 +93,15 @@ class GridSweeper(BasicSweeper):
                 searched = "an interval is to be searched: hydra/sweeper=optuna does"
                 raise UserError(f"{override.input_line}: {searched}; give a list or a range")
         (product,) = self.split_arguments(overrides, None)
-        cells = [list(cell) for cell in product]
+        combinations = [list(combination) for combination in product]
         for control in self.controls:
             pinned = [key_of(override) for override in control]
-            for cell in product:
-                kept = [override for override in cell if not any(within(key_of(override), key) for key in pinned)]
-                cells.append([*kept, *map(spelled, control)])
-        return [list(cell) for cell in dict.fromkeys(map(tuple, cells))]
+            for combination in product:
+                kept = [
+                    override for override in combination if not any(within(key_of(override), key) for key in pinned)
+                ]
+                combinations.append([*kept, *map(to_hydra, control)])
+        return [list(combination) for combination in dict.fromkeys(map(tuple, combinations))]
 
     @cached_property
     def composer(self) -> Composer:
@@ -107,13 +109,16 @@ class GridSweeper(BasicSweeper):
 
         return Composer(self.hydra_context.config_loader, self.config)
 
-    def plan(self, cells: Sequence[Sequence[str]]) -> list[RunPlan]:
-        """Plan the different runs among `cells`, as the machines that the launcher has will do them."""
-        from layergraft.sweeps import sweep
+    def plan(self, combinations: Sequence[Sequence[str]]) -> list[RunPlan]:
+        """Plan the different runs among `combinations`, as the machines that the launcher has will do them."""
+
+        from layergraft.sweeps import execution
 
         own = isinstance(self.launcher, LocalLauncher)
-        each = ((o, self.launcher.resolved(config) if own else config) for o, config in self.composer.each(cells))
-        return sweep.distinct(sweep.planned(each))
+        each = (
+            (o, self.launcher.resolved(config) if own else config) for o, config in self.composer.each(combinations)
+        )
+        return execution.distinct(execution.planned(each))
 
     def folder(self, arguments: list[str]) -> Path:
         """Where the sweep is: under its name, or one that is the same for the same overrides: that of the experiment, and of
@@ -131,7 +136,7 @@ class GridSweeper(BasicSweeper):
             pool.warm()
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
-        loader, asked = self.hydra_context.config_loader, self.cells(arguments)
+        loader, asked = self.hydra_context.config_loader, self.combinations(arguments)
         paths = [item.path for item in loader.get_search_path().get_path()]
         signed = signature(asked, self.config, [Path(path[7:]) for path in paths if path.startswith("file://")])
         keys = None if settings.rerun else finished(folder, Path(settings.outputs), signed)
@@ -140,9 +145,9 @@ class GridSweeper(BasicSweeper):
             finish(folder, keys, 0.0)
             return [[]]
         pool.warm()
-        cells = self.composer.without_foreign(asked)
-        say(f"checking {counted(len(cells), 'run')} before the first starts")
-        plans = self.plan(cells)
+        combinations = self.composer.without_foreign(asked)
+        say(f"checking {counted(len(combinations), 'run')} before the first starts")
+        plans = self.plan(combinations)
         if self.contrasts:  # the report of these runs is to have them all
             from layergraft.report.contrasts import require_contrasts
             from layergraft.runs.train import planned_record

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from layergraft.errors import UserError
 
 if TYPE_CHECKING:
-    from layergraft.config.specs import Config, ExecSpec
+    from layergraft.config.schema import Config, ExecSpec
     from layergraft.runs.plan import RunPlan
 
 
@@ -49,20 +49,21 @@ class LocalLauncher(Launcher):
 
     def work(self, plans: Sequence[RunPlan]) -> None:
         """Do the runs that the store does not have."""
-        from layergraft.sweeps import sweep
+
+        from layergraft.sweeps import execution
 
         with self.crew(plans[0].config.exec) as (crew, where):
-            sweep.run(plans, newer_than=self.newer_than, crew=crew, where=where)
+            execution.run(plans, newer_than=self.newer_than, crew=crew, where=where)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from layergraft.config.compose import Composer
         from layergraft.store.records import RunRecord, read_record, status_of
-        from layergraft.sweeps import sweep
+        from layergraft.sweeps import execution
 
         plans, self.planned = self.planned, None
         if plans is None:
-            plans = sweep.planned(Composer(self.hydra_context.config_loader, self.config).each(job_overrides))
-        self.work(sweep.distinct(plans))
+            plans = execution.planned(Composer(self.hydra_context.config_loader, self.config).each(job_overrides))
+        self.work(execution.distinct(plans))
         returns = []
         for plan in plans:
             record = read_record(plan.folder) if status_of(plan.folder, self.newer_than) else None
@@ -93,7 +94,7 @@ class RayLauncher(LocalLauncher):
         gpus = 0.0 if settings.device.name == "cpu" else self.gpus
         crew = RayCrew(self.address, self.cpus, gpus, settings.jobs_per_gpu, dict(self.init))
         try:
-            yield crew, crew.places()[: settings.workers]
+            yield crew, crew.devices()[: settings.workers]
         finally:
             ray.shutdown()
 
@@ -109,7 +110,7 @@ class SlurmLauncher(LocalLauncher):
         self.gpus = self.parameters.get("gpus_per_node")
 
     def work(self, plans: Sequence[RunPlan]) -> None:
-        from layergraft.sweeps.slurm import Array
+        from layergraft.sweeps.slurm_array import Array
 
         folder = Path(self.config.hydra.sweep.dir)
         Array(folder, self.num_jobs, self.max_num_timeout, self.parameters).work(plans, self.newer_than)

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 import layergraft
 from layergraft.config.registry import canonical
 from layergraft.store.files import digest, write_atomic, write_json
-from layergraft.store.manifests import RERUN, SWEEP, read_sweep, rerun_since
 from layergraft.store.records import is_done, run_folder
+from layergraft.store.sweep_folder import RERUN, SWEEP, read_sweep, rerun_since
 
 if TYPE_CHECKING:
     from layergraft.runs.plan import RunPlan
@@ -56,11 +56,11 @@ def finished(folder: Path, outputs: Path, signed: str) -> list[str] | None:
     return known["runs"] if all(is_done(run_folder(outputs, key)) for key in known["runs"]) else None
 
 
-def signature(cells: Iterable[Sequence[str]], master: DictConfig, config_folders: Iterable[Path]) -> str:
+def signature(combinations: Iterable[Sequence[str]], master: DictConfig, config_folders: Iterable[Path]) -> str:
     """Of all that the configs of the cells (overrides), and what is made of them, come of: less the files of data."""
     stamps = [_stamp(folder) for folder in (Path(layergraft.__file__).parent, *config_folders)]
     machine = [sys.version, *map(version, PACKAGES), *_gpus()]
-    return digest([[list(cell) for cell in cells], OmegaConf.to_yaml(master), machine, stamps])
+    return digest([[list(combination) for combination in combinations], OmegaConf.to_yaml(master), machine, stamps])
 
 
 def _stamp_of(paths: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 # Imported once, in the server that the workers are forked from: what any run takes, and what some do.
-PRELOAD = ["layergraft.runs.imports", "sklearn.datasets", "sklearn.linear_model", "sklearn.model_selection"]
+PRELOAD = ["layergraft.runs.preload", "sklearn.datasets", "sklearn.linear_model", "sklearn.model_selection"]
 GRACE_SECONDS = 20.0  # for a worker to write down where it was
 _context = multiprocessing.get_context("forkserver")
 
@@ -72,14 +72,14 @@ class Task:
     """At most so many tasks at its worker's place while it runs; None: as many as there are workers."""
     tries: int = 0
     """How often it was tried again, for whoever gets the outcome."""
-    place: str = field(default="", init=False)
+    device: str = field(default="", init=False)
     """Where it ran."""
 
 
 class Worker:
     """One process, somewhere. What it has nothing to do at, it need not define."""
 
-    place: str
+    device: str
     """The GPU that it uses, or the machine."""
 
     def send(self, function: Callable[[Any], Any], argument: Any) -> None: ...
@@ -99,19 +99,19 @@ class Worker:
 class Crew(Protocol):
     """Where workers come from."""
 
-    def start(self, place: str) -> Worker: ...
+    def start(self, device: str) -> Worker: ...
 
     def wait(self, workers: Sequence[Any]) -> list[Any]:
         """Of its own workers those that have an outcome, or died; at least one."""
 
 
 class Pool:
-    """One worker for each of `places`, which may name one more than once; a context manager. Tasks are given out in order,
+    """One worker for each of `devices`, which may name one more than once; a context manager. Tasks are given out in order,
     one to each worker that is free. Ctrl-C is passed on to the workers."""
 
-    def __init__(self, places: Sequence[str], crew: Crew | None = None) -> None:
+    def __init__(self, devices: Sequence[str], crew: Crew | None = None) -> None:
         self.crew: Crew = crew or Processes()
-        self.workers: list[Worker] = [self.crew.start(place) for place in places]
+        self.workers: list[Worker] = [self.crew.start(device) for device in devices]
         self.waiting: deque[Task] = deque()
         self.busy: dict[Worker, Task] = {}
 
@@ -133,7 +133,7 @@ class Pool:
         while self.busy:
             for worker in self.crew.wait(list(self.busy)):
                 task, outcome = self.busy.pop(worker), worker.outcome()
-                task.place = worker.place
+                task.device = worker.device
                 died = isinstance(outcome, Failed) and outcome.kind == WORKER_DIED
                 if died or getattr(outcome, "process_spoilt", False):
                     self._replace(worker)
@@ -144,13 +144,13 @@ class Pool:
     def _replace(self, worker: Worker) -> Worker:
         worker.stop(interrupt=False)
         worker.join()
-        new = self.crew.start(worker.place)
+        new = self.crew.start(worker.device)
         self.workers[self.workers.index(worker)] = new
         return new
 
     def _give(self) -> None:
         for worker in [worker for worker in self.workers if worker not in self.busy]:
-            task = self._next(worker.place)
+            task = self._next(worker.device)
             if task is None:
                 worker.rest()
                 continue
@@ -161,9 +161,9 @@ class Pool:
                 worker.send(task.function, task.argument)
             self.busy[worker] = task
 
-    def _next(self, place: str) -> Task | None:
-        """Take the first task that there is room for at `place`."""
-        there = [task.crowd for worker, task in self.busy.items() if worker.place == place]
+    def _next(self, device: str) -> Task | None:
+        """Take the first task that there is room for at `device`."""
+        there = [task.crowd for worker, task in self.busy.items() if worker.device == device]
         if any(crowd is not None and len(there) >= crowd for crowd in there):
             return None
         found = next((task for task in self.waiting if task.crowd is None or len(there) < task.crowd), None)
@@ -171,9 +171,9 @@ class Pool:
             self.waiting.remove(found)
         return found
 
-    def crowd(self, place: str) -> int:
-        """Count the workers at `place`."""
-        return sum(worker.place == place for worker in self.workers)
+    def crowd(self, device: str) -> int:
+        """Count the workers at `device`."""
+        return sum(worker.device == device for worker in self.workers)
 
 
 class Processes:
@@ -183,12 +183,12 @@ class Processes:
     def __init__(self) -> None:
         warm()
 
-    def start(self, place: str) -> _Process:
+    def start(self, device: str) -> _Process:
         ours, theirs = _context.Pipe()
-        process = _context.Process(target=_work, args=(theirs, place), daemon=True)
+        process = _context.Process(target=_work, args=(theirs, device), daemon=True)
         process.start()
         theirs.close()  # so that the worker's death is the end of the connection
-        return _Process(place, process, ours)
+        return _Process(device, process, ours)
 
     def wait(self, workers: Sequence[_Process]) -> list[_Process]:
         by_connection: dict[Any, _Process] = {worker.connection: worker for worker in workers}
@@ -197,7 +197,7 @@ class Processes:
 
 @dataclass(eq=False)
 class _Process(Worker):
-    place: str
+    device: str
     process: Any
     connection: Connection
 
@@ -244,9 +244,9 @@ def _end_with_the_parent() -> None:
     os._exit(1)
 
 
-def _work(connection: Connection, place: str) -> None:
-    if place:
-        os.environ["CUDA_VISIBLE_DEVICES"] = place  # before CUDA starts: it reads this once
+def _work(connection: Connection, device: str) -> None:
+    if device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device  # before CUDA starts: it reads this once
     gc.freeze()  # what is the server's too stays shared memory: a look of the collector would copy it
     sys.unraisablehook = _unraisable
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts it in the background ignores Ctrl-C

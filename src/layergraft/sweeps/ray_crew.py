@@ -33,7 +33,7 @@ class RayCrew:
         self.new = ray.remote(_Hand).options(num_cpus=cpus, num_gpus=gpus).remote
         self.cpus, self.gpus = cpus, gpus
 
-    def places(self) -> list[str]:
+    def devices(self) -> list[str]:
         """One for each worker that the cluster has room for; Ray says which is where once it has started it. Raises
         UserError where it has room for none: it would be waited for in silence."""
         room = 0
@@ -44,8 +44,8 @@ class RayCrew:
         require(room > 0, f"no node of the Ray cluster has room for {asks}")
         return [f"worker {index}" for index in range(room)]
 
-    def start(self, place: str) -> _Actor:
-        return _Actor(place, lambda: self.new(os.getcwd()))
+    def start(self, device: str) -> _Actor:
+        return _Actor(device, lambda: self.new(os.getcwd()))
 
     def wait(self, workers: Sequence[_Actor]) -> list[_Actor]:
         by_result = {worker.result: worker for worker in workers}
@@ -61,8 +61,8 @@ def _require_somebody_at(address: str | None) -> None:
 
 
 class _Actor(Worker):
-    def __init__(self, place: str, new: Callable[[], Any]) -> None:
-        self.place, self.new = place, new
+    def __init__(self, device: str, new: Callable[[], Any]) -> None:
+        self.device, self.new = device, new
         self.actor: Any = None
         self.result: Any = None
 
@@ -72,7 +72,7 @@ class _Actor(Worker):
 
     def outcome(self) -> Any:
         try:
-            self.place, outcome = ray.get(self.result)
+            self.device, outcome = ray.get(self.result)
         except ray.exceptions.RayError as error:
             line = f"its worker died: {str(error).splitlines()[0]}"
             return Failed(WORKER_DIED, line, str(error))
@@ -95,5 +95,5 @@ class _Hand:
     def work(self, function: Callable[[Any], Any], argument: Any) -> tuple[str, Any]:
         """The GPU, or the node, that this is on, and what the function gives."""
         node = ray.get_runtime_context().get_node_id()
-        place = f"{node} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
-        return place, call(function, argument)
+        device = f"{node} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
+        return device, call(function, argument)

@@ -20,9 +20,11 @@ class SearchSweeper(GridSweeper):
 
     def __init__(self, params: dict[str, str] | None, **options: Any) -> None:
         super().__init__(params=params)
-        self.options = options  # of `study.Search`
+        self.options = options  # of `optuna_study.Search`
 
     def sweep(self, arguments: list[str]) -> Any:
+        from layergraft.sweeps import execution, optuna_study
+
         try:
             import optuna  # noqa: F401
         except ImportError:
@@ -33,25 +35,24 @@ class SearchSweeper(GridSweeper):
         from layergraft.sweeps import pool
 
         pool.warm()
-        from layergraft.sweeps import study, sweep
 
         folder = self.folder(arguments)
         asked = self.asked(arguments)
-        distributions = study.space(asked)
+        distributions = optuna_study.space(asked)
         fixed = [str(override.input_line) for override in asked if not override.is_sweep_override()]
 
         def plan_of(overrides: list[str]) -> RunPlan:
             return self.plan(self.composer.without_foreign([[*fixed, *overrides]]))[0]
 
-        search = study.Search(folder, distributions, plan_of, **self.options)
+        search = optuna_study.Search(folder, distributions, plan_of, **self.options)
         settings = self.composer([]).exec
         with self.launcher.crew(settings) as (crew, where):
-            search.run(where or sweep.places(settings, self.options["num_trials"]), crew)
+            search.run(where or execution.devices(settings, self.options["num_trials"]), crew)
         return self.show(folder, search.write(), list(distributions))
 
     def show(self, folder: Path, rows: list[dict[str, Any]], searched: list[str]) -> Any:
         """Say what came of it; the best trial's parameters."""
-        from layergraft.store.manifests import TRIALS
+        from layergraft.store.sweep_folder import TRIALS
 
         metric = self.options["metric"]
         done = [row for row in rows if row["status"] == "complete"]

@@ -16,9 +16,9 @@ from rich.live import Live
 
 from layergraft.errors import counted
 from layergraft.store.files import modified
-from layergraft.store.leases import claimed
-from layergraft.store.manifests import SWEEP, read_sweep, rerun_since
-from layergraft.store.records import CLAIMS, DONE, RECORD, run_folder, status_of
+from layergraft.store.leases import leased
+from layergraft.store.records import DONE, LEASES, RECORD, run_folder, status_of
+from layergraft.store.sweep_folder import SWEEP, read_sweep, rerun_since
 
 INTERVAL = 2.0  # seconds
 RECENT = 20  # runs whose ends tell the pace
@@ -64,7 +64,7 @@ def status(folder: Path) -> Status:
     outputs = folder.resolve().parents[1]
     since = rerun_since(folder)
     now, started = _now(folder), (folder / SWEEP).stat().st_mtime
-    alive = claimed(outputs / CLAIMS, now)
+    alive = leased(outputs / LEASES, now)
     folders = {key: run_folder(outputs, key) for key in keys}
     statuses = {key: "running" if key in alive else status_of(at, since) for key, at in folders.items()}
     times = [at for folder in folders.values() if (at := modified(folder / RECORD)) > max(started, since)]
@@ -78,7 +78,7 @@ def status(folder: Path) -> Status:
         running=running,
         waiting=len(keys) - done - failed - running,
         per_minute=60 * len(recent) / (now - recent[0]) if len(recent) > 1 and now > recent[0] else None,
-        donors=sum(name.endswith(".claim") for name in claimed(outputs / "donors", now)),
+        donors=sum(name.endswith(".lease") for name in leased(outputs / "donors", now)),
         troubled={key: name for key, name in statuses.items() if name in ("failed", "diverged")},
     )
 

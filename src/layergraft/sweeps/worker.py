@@ -13,7 +13,7 @@ from layergraft.runs.build import get_donors
 from layergraft.runs.failures import MACHINE, disk_full, is_full, spoils_its_process, transient
 from layergraft.runs.plan import RunPlan
 from layergraft.runs.train import execute
-from layergraft.store.leases import Claimed
+from layergraft.store.leases import LeaseHeld
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Outcome:
     """What became of a run that a worker was given."""
 
     status: str
-    """One of `store.records.STATUSES`, or `claimed` where another process is at it."""
+    """One of `store.records.STATUSES`, or `leased` where another process is at it."""
     error: str = ""
     traceback: str = ""
     transient: str | None = None
@@ -46,8 +46,8 @@ def attempt(task: Attempt) -> Outcome:
     """Do the run, unless another is at it. Raises DiskFull."""
     try:
         record = execute(task.plan.here(), task.callbacks, wait=task.wait, newer_than=task.newer_than)
-    except Claimed as error:
-        return Outcome("claimed", str(error))
+    except LeaseHeld as error:
+        return Outcome("leased", str(error))
     except Exception as error:  # before its training, or after it
         return _failed(error, task.plan)
     kind, spoilt = record.transient, record.process_spoilt

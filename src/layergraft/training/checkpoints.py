@@ -66,7 +66,7 @@ class Checkpoints(pl.Callback):
         if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
             return
         start = time.perf_counter()
-        # Of this process alone: one that has lost its claim to the run may still be writing.
+        # Of this process alone: one that has lost its lease to the run may still be writing.
         unfinished = self.path.with_name(f".{self.path.name}.{socket.gethostname()}.{os.getpid()}")
         try:
             trainer.save_checkpoint(unfinished)

@@ -79,7 +79,7 @@ def reestimate(network: nn.Module, norms: Sequence[nn.Module], batches: Iterable
         norm.momentum = momentum
 
 
-class Judged:
+class Evaluation:
     """Loss and accuracy over batches of logits, kept on the device until they are asked for."""
 
     def __init__(self, task: Task) -> None:
@@ -104,7 +104,7 @@ class Judged:
 @torch.no_grad()
 def evaluate(network: nn.Module, batches: Iterable[Batch], task: Task, mode: Mode = measuring) -> dict[str, float]:
     """The figures of `network` over batches (x_NCHW, y_N), run as `mode` has it."""
-    judged = Judged(task)
+    judged = Evaluation(task)
     with mode(network):
         for x_NCHW, y_N in batches:
             judged.add(network(x_NCHW), y_N)
@@ -149,7 +149,7 @@ class Statistics:
 
 
 @dataclass
-class Seen:
+class Activations:
     """A network on some images."""
 
     activations: dict[str, Statistics]  # module path -> statistics of what it gives
@@ -157,14 +157,14 @@ class Seen:
     accuracy: float  # percent
 
 
-def see(
+def record_activations(
     network: nn.Module,
     paths: Sequence[str],
     x_NCHW: Tensor,
     y_N: Tensor,
     mode: Mode = measuring,
     task: Task = Task.multi_class,
-) -> Seen:
+) -> Activations:
     """Run `network` on these images, as `mode` has it, and look at what the modules at `paths` give."""
     activations = {path: Statistics() for path in paths}
     with ExitStack() as hooks:
@@ -172,4 +172,4 @@ def see(
             module = network.get_submodule(path)
             hooks.enter_context(module.register_forward_hook(lambda module, args, output, of=of: of.add(output)))
         figures = evaluate(network, zip(x_NCHW.split(BATCH), y_N.split(BATCH), strict=True), task, mode)
-    return Seen(activations, figures["loss"], figures["acc"])
+    return Activations(activations, figures["loss"], figures["acc"])

@@ -19,16 +19,16 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import nn
 
-from layergraft.config.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
-from layergraft.config.specs import Device, Precision
+from layergraft.config.schema import Device, Precision
+from layergraft.config.training import OptimSpec, RegularizerSpec, ScheduleSpec
 from layergraft.errors import require
-from layergraft.strategies.plan import Plan
-from layergraft.training.averages import Averages
+from layergraft.strategies.training_plan import TrainingPlan
 from layergraft.training.checkpoints import CHECKPOINT, Checkpoints
 from layergraft.training.module import Diverged, PlannedModule
 from layergraft.training.optimizers import make
-from layergraft.training.prefix import FrozenPrefix, Kept
+from layergraft.training.prefix_cache import FrozenPrefix, Kept
 from layergraft.training.unfreeze import UnfreezeByPhase
+from layergraft.training.weight_averaging import Averages
 
 WIDEST = 512  # channels of a convolution; on a CPU, of it and wider ones, channels-first is faster
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
@@ -134,7 +134,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Saving:
+class CheckpointSettings:
     """Whether and where checkpoints are written, and which one to go on from."""
 
     folder: Path
@@ -230,7 +230,7 @@ class _Look(pl.Callback):
         self.probe.look(pl_module, trainer.current_epoch + 1)
 
 
-def check(network: nn.Module, plan: Plan, recipe: Recipe, backend: Backend) -> None:
+def check(network: nn.Module, plan: TrainingPlan, recipe: Recipe, backend: Backend) -> None:
     """Raise UserError for an optimizer that cannot be, or a network that the devices cannot share.
 
     `network` may lie on the meta device.
@@ -242,7 +242,7 @@ def check(network: nn.Module, plan: Plan, recipe: Recipe, backend: Backend) -> N
         there = torch.cuda.device_count()
         require(devices <= there, f"exec.devices is {devices}, but torch sees {there} CUDA devices here")
     elif devices > 1:
-        moving = any(phase.statistics & set(plan.norms.values()) for phase in plan.phases)
+        moving = any(phase.batch_norm_statistics & set(plan.norms.values()) for phase in plan.phases)
         needs = f"exec.devices={devices} on a CPU: batch norm over several processes needs CUDA"
         require(not moving, f"{needs}; host.norm=group does without")
 
@@ -275,13 +275,13 @@ def _quietly() -> Iterator[None]:
 @_quietly()
 def fit(
     network: nn.Module,
-    plan: Plan,
+    plan: TrainingPlan,
     batches: Batches,
     recipe: Recipe,
     backend: Backend,
     *,
     folder: Path | None = None,
-    saving: Saving | None = None,
+    saving: CheckpointSettings | None = None,
     probe: Probe | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> Fitted:

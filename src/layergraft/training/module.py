@@ -11,12 +11,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from layergraft.config.recipes import OptimSpec, RegularizerSpec, ScheduleSpec
+from layergraft.config.training import OptimSpec, RegularizerSpec, ScheduleSpec
 from layergraft.errors import UserError
 from layergraft.metrics.tasks import Task
-from layergraft.strategies.plan import Phase, Plan
+from layergraft.strategies.training_plan import Phase, TrainingPlan
 from layergraft.training import gradients, optimizers
-from layergraft.training.evaluation import Judged
+from layergraft.training.evaluation import Evaluation
 
 
 class Diverged(Exception):
@@ -35,7 +35,7 @@ class PlannedModule(pl.LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        plan: Plan,
+        plan: TrainingPlan,
         optim: OptimSpec,
         schedule: ScheduleSpec,
         regularizer: RegularizerSpec,
@@ -51,8 +51,8 @@ class PlannedModule(pl.LightningModule):
         self.norms_of: dict[str | None, list[nn.Module]] = {}
         for path, group in plan.norms.items():
             self.norms_of.setdefault(group, []).append(network.get_submodule(path))
-        anchored = [(group, p) for group in plan.anchor for p in self.parameters_of[group] if optimizers.is_anchored(p)]
-        self.anchors = [(plan.anchor[group], p, p.detach().clone()) for group, p in anchored]
+        anchored = [(group, p) for group in plan.l2_sp for p in self.parameters_of[group] if optimizers.is_anchored(p)]
+        self.anchors = [(plan.l2_sp[group], p, p.detach().clone()) for group, p in anchored]
         self.phase: Phase | None = None
         self.curves: list[dict[str, float]] = []
         self.by_tensor: dict[str, float] = {}
@@ -60,7 +60,7 @@ class PlannedModule(pl.LightningModule):
         self.behind_prefix: Callable[[Tensor], Tensor] | None = None
         """What takes what the frozen prefix gives, where the batches are of that (`training.prefix`)."""
         self._losses: list[Tensor] = []
-        self._judged = Judged(task)
+        self._judged = Evaluation(task)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_current_fx_name":  # Lightning sets it 45 times a step, and nn.Module looks up each at length
@@ -96,7 +96,7 @@ class PlannedModule(pl.LightningModule):
         super().train(mode)
         if mode and self.phase is not None:
             for group, norms in self.norms_of.items():
-                if group not in self.phase.statistics:
+                if group not in self.phase.batch_norm_statistics:
                     for norm in norms:
                         norm.eval()
         return self
@@ -104,7 +104,7 @@ class PlannedModule(pl.LightningModule):
     def norms_that_moved(self, first_epoch: int) -> list[nn.Module]:
         """Norm layers whose statistics moved in an epoch that is over, from `first_epoch` on."""
         phases = [self.plan.phase(epoch, self.curves) for epoch in range(first_epoch, len(self.curves))]
-        moved = {group for phase in phases for group in phase.statistics}
+        moved = {group for phase in phases for group in phase.batch_norm_statistics}
         return [norm for group, norms in self.norms_of.items() if group in moved for norm in norms]
 
     # Steps
@@ -123,7 +123,7 @@ class PlannedModule(pl.LightningModule):
         return {group: self.optim.lr * share for group, share in shares.items()}
 
     def on_train_epoch_start(self) -> None:
-        if self.plan.auto == "none":
+        if self.plan.tensor_lr == "none":
             return
         assert self.phase is not None  # it is applied before an epoch starts
         names = [name for group, names in self.plan.groups.items() if self.phase.trains(group) for name in names]
@@ -132,7 +132,7 @@ class PlannedModule(pl.LightningModule):
         batches = itertools.islice(train.of_epoch(self.current_epoch), gradients.NUM_BATCHES)
         with self.trainer.precision_plugin.forward_context():
             grads = gradients.measured(self.network, batches, training, self.task)
-        self.by_tensor = gradients.WEIGHTS[self.plan.auto](grads, training)
+        self.by_tensor = gradients.WEIGHTS[self.plan.tensor_lr](grads, training)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         rates = self.rates(self.current_epoch * self.steps_per_epoch + batch_idx // self.optim.accumulate)
@@ -167,7 +167,7 @@ class PlannedModule(pl.LightningModule):
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self._judged = Judged(self.task)
+        self._judged = Evaluation(self.task)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x_NCHW, y_N = batch

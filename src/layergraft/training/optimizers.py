@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from layergraft.config.recipes import OptimSpec
+from layergraft.config.training import OptimSpec
 from layergraft.errors import UserError, require, unknown
-from layergraft.strategies.plan import Plan
+from layergraft.strategies.training_plan import TrainingPlan
 
 # They need a closure that is called again and again, or sparse gradients, or nothing but matrices.
 UNFIT = ("LBFGS", "SparseAdam", "Muon")
@@ -41,17 +41,17 @@ def class_of(spec: OptimSpec) -> type[torch.optim.Optimizer]:
     return CLASSES[name]
 
 
-def groups_of(network: nn.Module, plan: Plan, spec: OptimSpec) -> list[dict[str, Any]]:
+def groups_of(network: nn.Module, plan: TrainingPlan, spec: OptimSpec) -> list[dict[str, Any]]:
     """The optimizer's groups: one for each group of the plan and weight decay in it, in the plan's order; with learning
-    rates by tensor (`plan.auto`) one for each tensor. `group` is the plan's, `tensors` are the parameters' names."""
+    rates by tensor (`plan.tensor_lr`) one for each tensor. `group` is the plan's, `tensors` are the parameters' names."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for group, names in plan.groups.items():
         for name in names:
             parameter = network.get_parameter(name)
             decay = plan.weight_decay.get(group, spec.weight_decay)
-            if parameter.ndim < 2 and not spec.decay_1d or group in plan.anchor and is_anchored(parameter):
+            if parameter.ndim < 2 and not spec.decay_1d or group in plan.l2_sp and is_anchored(parameter):
                 decay = 0.0
-            label = name if plan.auto != "none" else f"{group}, weight decay {decay:g}"
+            label = name if plan.tensor_lr != "none" else f"{group}, weight decay {decay:g}"
             new = {"params": [], "name": label, "group": group, "tensors": [], "weight_decay": decay}
             entry = found.setdefault((group, label), new)
             entry["params"].append(parameter)
@@ -64,7 +64,7 @@ def is_anchored(parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1
 
 
-def make(network: nn.Module, plan: Plan, spec: OptimSpec) -> torch.optim.Optimizer:
+def make(network: nn.Module, plan: TrainingPlan, spec: OptimSpec) -> torch.optim.Optimizer:
     """Raises UserError for values that the class refuses."""
     cls: Callable[..., torch.optim.Optimizer] = class_of(spec)
     groups = groups_of(network, plan, spec)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layergraft.config.specs import ProbeSpec
+from layergraft.config.schema import ProbeSpec
 from layergraft.metrics.distances import centred_gram, frechet_distance, linear_cka
-from layergraft.training.evaluation import BATCH, Batch, Mode, evaluate, evaluating, measuring, see
+from layergraft.training.evaluation import BATCH, Batch, Mode, evaluate, evaluating, measuring, record_activations
 from layergraft.training.module import PlannedModule
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ MAX_FILTERS = 64
 
 
 @dataclass(frozen=True)
-class Subject:
+class ProbeTargets:
     """What to look at in a network, by module paths and parameter names; `training` knows no more of it."""
 
     paths: Sequence[str] = ()  # modules whose output is described
-    places: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    compared: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Name -> (module whose input, module whose output) are compared with the intact network's."""
     intact: nn.Module | None = None  # the network before surgery, on the CPU
     drifting: Sequence[str] = ()  # parameters whose distance from where they started is told
@@ -43,7 +43,7 @@ class Probes:
     """Looks at the epochs that `spec` names; `points` has what was seen, plain numbers (None for what is not finite)."""
 
     def __init__(
-        self, spec: ProbeSpec, network: nn.Module, subject: Subject, images: Batch, val: Any, epochs: int
+        self, spec: ProbeSpec, network: nn.Module, subject: ProbeTargets, images: Batch, val: Any, epochs: int
     ) -> None:
         """`images` are what activations are measured on, `val` the batches that loss and accuracy at step 0 are of; both
         lie on one device."""
@@ -56,7 +56,7 @@ class Probes:
         self.intact = {"loss": math.nan, "acc": math.nan}
         if subject.intact is not None and spec.epochs:
             intact = subject.intact.to(self.x_NCHW.device)
-            self.of_intact = _features(intact, subject.places, self.x_NCHW)
+            self.of_intact = _features(intact, subject.compared, self.x_NCHW)
             self.intact = evaluate(intact, val, val.task)
             subject.intact.cpu()
 
@@ -73,11 +73,11 @@ class Probes:
         # Before training, graft and intact host are run alike: norms that have no statistics yet take the batch's.
         mode = measuring if epoch == 0 else evaluating
         point: dict[str, Any] = {"epoch": epoch}
-        seen = see(network, self.subject.paths, self.x_NCHW, self.y_N, mode, module.task)
+        seen = record_activations(network, self.subject.paths, self.x_NCHW, self.y_N, mode, module.task)
         for path, statistics in seen.activations.items():
             values = {"mean": statistics.mean, "variance": statistics.deviation**2, "dead": statistics.share_dead}
             point |= {f"activation/{path}/{name}": value for name, value in values.items()}
-        features = _features(network, self.subject.places if self.of_intact else {}, self.x_NCHW, mode)
+        features = _features(network, self.subject.compared if self.of_intact else {}, self.x_NCHW, mode)
         for place, sides in features.items():
             for side, (pooled, gram) in sides.items():
                 intact_pooled, intact_gram = self.of_intact[place][side]

@@ -1,0 +1,119 @@
+"""What every kind of donor says of itself: its form at a site, what decides its weights, how it is made, how it saw its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layergraft.config.registry import canonical
+from layergraft.config.schema import RESULT_VERSION, DataSpec, DonorSpec
+from layergraft.config.training import OptimSpec
+from layergraft.errors import UserError, require
+from layergraft.hosts.architectures import Architecture, Slot, to_json
+from layergraft.store.files import digest, label
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from layergraft.data.images import ImageData
+    from layergraft.donors.donor_cache import Donor
+    from layergraft.training.fit import Backend
+
+
+class DonorKind(DonorSpec):
+    """A donor that is a layer: all kinds but `none`. A kind says `source` and `architecture`, and `make`s its layer; one that is
+    trained says `build`, and one that learns from images in which network it `saw` them."""
+
+    seed: int
+    """Of all that is drawn for it."""
+    data: DataSpec | None = None
+    """The source task; None where it learns from no images."""
+    optim: OptimSpec | None = None
+    """Of its own training."""
+
+    def source(self) -> str:
+        """Where it comes from, a word for keys and reports."""
+        raise NotImplementedError
+
+    def architecture(self, slot: Slot) -> Architecture:
+        """What layer it is there. Raises UserError where it is none."""
+        raise NotImplementedError
+
+    def make(self, slot: Slot) -> nn.Module:
+        """The layer for this place, of a kind that takes nothing from the store."""
+        raise NotImplementedError
+
+    def build(self, slot: Slot, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
+        """The layer, and what else is known of it for its provenance. Raises RunFailed where training it diverges."""
+        return self.make(slot), {}
+
+    def decides(self, slot: Slot) -> dict[str, Any]:
+        """The keys that decide its weights there, as plain data: files by their content."""
+        fields: dict[str, Any] = canonical(self)
+        fields["name"] = type(self).__name__  # what a YAML calls it changes nothing
+        if self.data is not None:
+            fields["data"] = self.data.identity()
+        return fields
+
+    def images(self, slot: Slot) -> ImageData | None:
+        """The images that it learns from, with the channels of the host's (grey repeated, colours averaged); None where it
+        learns from none. Raises UserError where they cannot be had."""
+        if self.data is None:
+            return None
+        images = self.loaded()
+        return images.with_channels(slot.image[0]) if 1 in (images.channels, slot.image[0]) else images
+
+    def loaded(self) -> ImageData:
+        """The source's images as they are. Raises UserError, which says whose they are, where they cannot be had, its
+        optimizer is none, or its batches are larger than the training split."""
+        assert self.data is not None
+        try:
+            images: ImageData = self.data.load(self.seed)
+        except UserError as error:
+            raise UserError(f"donor: {error}") from error
+        if self.optim is not None:
+            from layergraft.training.optimizers import class_of
+
+            class_of(self.optim)
+            require_batch("donor.optim", self.optim, images)
+        return images
+
+    def saw(self, slot: Slot, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
+        """The network that was given `images` when `donor` learned, and what in it was the layer; None where that is not known."""
+        return None
+
+    def controlled(self) -> DonorKind:
+        """This donor under its control, if it has one (`donors.controls`)."""
+        return self
+
+
+def require_batch(where: str, optim: OptimSpec, data: ImageData) -> None:
+    """Raise UserError where the training split has fewer images than a batch takes."""
+    have, times = len(data.train), f" x {where}.accumulate={optim.accumulate}" if optim.accumulate > 1 else ""
+    said = f"{where}.batch_size is {optim.batch_size}{times}, but there are {have} training images"
+    require(optim.batch_size * optim.accumulate <= have, said)
+
+
+def identity(donor: DonorKind, slot: Slot, backend: Backend) -> dict[str, Any]:
+    """All that decides a donor's weights. Raises UserError where it cannot be made."""
+    images, fields = donor.images(slot), donor.decides(slot)
+    known: dict[str, Any] = {
+        "version": RESULT_VERSION,
+        "spec": fields,
+        "architecture": to_json(donor.architecture(slot)),
+    }
+    if images is not None and "data" in fields:
+        known |= {"data": images.fingerprint, "image": list(images.shape), "precision": backend.precision}
+    return known
+
+
+def key_of(donor: DonorKind, slot: Slot, backend: Backend) -> str:
+    """The name of a donor's folder: readable, and unique by the hash of all that decides its weights."""
+    donor = donor.controlled()
+    architecture, known = donor.architecture(slot), identity(donor, slot, backend)
+    size = getattr(getattr(architecture, "conv", architecture), "kernel_size", None)
+    what = (
+        f"{architecture.kind}{f'{size}x{size}' if size else ''}-{architecture.in_channels}-{architecture.out_channels}"
+    )
+    seed = [f"seed{donor.seed}"] if "seed" in known["spec"] else []
+    return label(what, donor.source(), *seed, digest(known))

@@ -1,0 +1,99 @@
+"""A network that is trained here once, on one device, and kept in `outputs/networks/<key>/`, then read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from layergraft.config.schema import DataSpec
+from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.errors import RunFailed
+from layergraft.hosts import weight_files
+from layergraft.seeds import derive_seed
+from layergraft.store.files import create_once, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from layergraft.data.images import ImageData
+    from layergraft.training.fit import Backend
+
+WEIGHTS, FACTS = "network.safetensors", "network.json"
+ALL_TRAINS = StrategySpec("all", groups={"all": [".*"]}, phases={"start": PhaseSpec(0, {"all": 1.0})})
+
+
+class Learning(Protocol):
+    """How a network is trained."""
+
+    data: DataSpec
+    optim: OptimSpec
+    schedule: ScheduleSpec
+    seed: int
+
+
+def trained(
+    network: nn.Module, how: Learning, images: ImageData, folder: Path, known: dict[str, Any], backend: Backend
+) -> dict[str, Any]:
+    """Give `network` the weights that training it gives, by the first who asks, in whichever process; others read them.
+    Returns `network` (its key, which names `folder`), `num_train` (images) and `metrics`. `known` is what the key is
+    the hash of. Raises RunFailed where it diverges."""
+    key = folder.name
+
+    def make(unfinished: Path) -> None:
+        metrics = _fit(network, images, how, backend, unfinished, key)
+        save(network, unfinished / WEIGHTS)
+        write_json(unfinished / FACTS, {**known, "num_train": len(images.train), "metrics": metrics})
+
+    create_once(folder, make)
+    load(network, folder / WEIGHTS)
+    facts = json.loads((folder / FACTS).read_text())
+    return {"network": key, "num_train": facts["num_train"], "metrics": facts["metrics"]}
+
+
+def folder_of(outputs: Path, key: str) -> Path:
+    return outputs / "networks" / key
+
+
+def save(module: nn.Module, path: Path) -> None:
+    """Write the module's tensors as safetensors."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    write_atomic(path, save(tensors))  # safetensors' own files are shut to colleagues
+
+
+def load(module: nn.Module, path: Path) -> None:
+    """The inverse of `save`. Raises UserError for a file that does not match."""
+    tensors = weight_files.read(str(path)).tensors
+    module.load_state_dict(weight_files.require_match(str(path.parent), tensors, module.state_dict()))
+
+
+def _fit(
+    network: nn.Module, images: ImageData, how: Learning, backend: Backend, folder: Path, key: str
+) -> dict[str, float]:
+    """Train `network` in place on one thread and return its figures. Raises RunFailed, with `key`, where it diverges."""
+    import torch
+
+    from layergraft.data.batches import Batches, BatchSpec
+    from layergraft.hosts.norms import statistics_paths
+    from layergraft.strategies.training_plan import make_plan
+    from layergraft.training.fit import Recipe, fit
+    from layergraft.training.module import Diverged
+
+    names = [name for name, _ in network.named_parameters()]
+    plan = make_plan(ALL_TRAINS, names, statistics_paths(network), {}, how.schedule.epochs)
+    batch = BatchSpec(how.optim.batch_size, how.optim.accumulate, how.data.shift, how.data.flip)
+    batches = Batches.of(images, batch, derive_seed(how.seed, "donor", "data"), backend.device)
+    # One thread, and so on, whoever asks: those change the last bits, and runs share what comes out.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one = replace(backend, devices=1, compile=False, channels_last=None)
+        fitted = fit(network, plan, batches, Recipe(how.optim, how.schedule), one, folder=folder)
+    except Diverged as error:
+        raise RunFailed(f"the donor {key} diverged: {error}") from error
+    finally:
+        torch.set_num_threads(threads)
+    return fitted.summary()

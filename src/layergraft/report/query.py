@@ -1,0 +1,56 @@
+"""Which runs: `site=early|late,strategy=freeze,seed<3`, one language for filters and contrasts. Imports no torch."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+
+from layergraft.errors import UserError, unknown
+
+ORDER = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+TERM = re.compile(r"^([^=<>!]+?)(!=|<=|>=|=|<|>)(.*)$")  # column, sign, values
+
+
+def columns_of(text: str) -> list[str]:
+    """The columns that a condition names."""
+    return [column for column, _, _ in _parsed(text)]
+
+
+def select(table: pd.DataFrame, text: str, columns: Sequence[str], nowhere: str | None = None) -> pd.Series:
+    """Which rows of `table` meet all terms of `text`, each COLUMN=VALUE|VALUE or with !=, <, >, <=, >=.
+
+    A row that has `nowhere` for an axis meets whatever is asked of it. Raises UserError for a column that is not among
+    `columns`, and for a value that no row has.
+    """
+    kept = pd.Series(True, index=table.index)
+    for column, sign, values in _parsed(text):
+        if column not in columns:
+            raise unknown("axis", column, columns)
+        there = table[column].astype(str)
+        free = there.isin([] if nowhere is None else [nowhere, "<NA>"])
+        if sign in ORDER:
+            numbers = pd.to_numeric(table[column], errors="coerce")
+            try:
+                kept &= free | ORDER[sign](numbers, float(values)).fillna(False).astype(bool)
+            except ValueError:
+                raise UserError(f"{text}: {sign} compares with a number, not with '{values}'") from None
+            continue
+        wanted = [values] if values in set(there) else values.split("|")
+        for value in wanted:
+            if value not in set(there):
+                raise unknown(f"{column} among these runs:", value, sorted(set(there)))
+        kept &= free | (there.isin(wanted) != (sign == "!="))
+    return kept
+
+
+def _parsed(text: str) -> list[tuple[str, str, str]]:
+    found = []
+    for term in re.split(r",(?=[^,=<>]+[=<>!])", text):
+        match = TERM.match(term.strip())
+        if match is None:
+            raise UserError(f"'{term}' is no condition; write AXIS=VALUE, such as site=early|late,strategy=freeze")
+        found.append((match[1].strip(), match[2], match[3].strip()))
+    return found

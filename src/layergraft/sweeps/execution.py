@@ -1,0 +1,197 @@
+"""Many runs: planned whole before the first starts, each done once, shared out among warm workers."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from layergraft.config.error_messages import of_the_run
+from layergraft.config.schema import Config, ExecSpec
+from layergraft.donors.donor_cache import discard_donor, is_kept
+from layergraft.errors import counted, require
+from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, disk_full, is_full
+from layergraft.runs.plan import RunPlan, plan_run, precision_note
+from layergraft.runs.train import planned_record
+from layergraft.store.leases import LeaseHeld, lease
+from layergraft.store.records import is_done, lease_path, write_record
+from layergraft.sweeps.pool import WORKER_DIED, Crew, Failed, Pool, Task
+from layergraft.sweeps.worker import Attempt, Outcome, attempt, make_donors
+
+
+def planned(combinations: Iterable[tuple[Sequence[str], Config]]) -> list[RunPlan]:
+    """The plan of each cell (overrides, and the config that comes of them).
+
+    Raises UserError, with the overrides, for the first that cannot be run.
+    """
+    plans = []
+    for overrides, config in combinations:
+        with of_the_run(overrides):
+            resume = config.exec.resume
+            require(resume is None, "exec.resume is of a single run; a sweep goes on with each run by itself")
+            require(config.exec.devices == 1, "exec.devices is of a single run; a sweep does a run on each device")
+            plans.append(plan_run(config, overrides))
+    return plans
+
+
+def distinct(plans: Iterable[RunPlan]) -> list[RunPlan]:
+    """One plan for each different run; the first of equals stays."""
+    different: dict[str, RunPlan] = {}
+    for one in plans:
+        different.setdefault(one.key, one)
+    return list(different.values())
+
+
+def for_a_worker(plan: RunPlan, beside: int = 1) -> RunPlan:
+    """One run among others, so many where it is: on one thread, since not the number of workers may change its last bits;
+    what is to be done again is told by its age."""
+    settings = plan.config.exec
+    settings = replace(settings, threads=settings.threads or 1, workers=beside, rerun=False)
+    return replace(plan, config=replace(plan.config, exec=settings))
+
+
+def devices(settings: ExecSpec, num_jobs: int) -> list[str]:
+    """The place of each worker: a core of this machine, or a GPU as CUDA_VISIBLE_DEVICES names it, `exec.jobs_per_gpu`
+    times each."""
+    gpus: list[str] = []
+    if settings.device.name != "cpu" and torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    slots = gpus * settings.jobs_per_gpu if gpus else [""] * _cores()
+    return [slots[i % len(slots)] for i in range(min(settings.workers or len(slots), num_jobs))]
+
+
+def _cores() -> int:
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, int(os.environ.get("SLURM_CPUS_PER_TASK", there)))  # not every cluster binds a job to its cores
+
+
+def run(
+    plans: Sequence[RunPlan], *, newer_than: float = 0.0, crew: Crew | None = None, where: Sequence[str] = ()
+) -> None:
+    """Do every run that the store does not have, donors first.
+
+    What was written before `newer_than` (of the disk's clock) does not count. A run that fails is one run's failure;
+    what may pass is tried again. Workers are this machine's, or come from `crew`, one for each place of `where`. Raises
+    DiskFull.
+    """
+    todo = [plan for plan in plans if not is_done(plan.folder, newer_than)]
+    console = Console(stderr=True)
+    if len(todo) < len(plans):
+        console.print(f"{len(plans) - len(todo)} of {counted(len(plans), 'run')} in the store already")
+    if not todo:
+        return
+    for note in {precision_note(plan) for plan in todo} - {None}:
+        console.print(note, markup=False)
+    where = list(where)[: len(todo)] or devices(todo[0].config.exec, len(todo))
+    beside = max(Counter(where).values())
+    held = _held(todo, newer_than)
+    with Pool(where, crew) as pool, _Bar(console, len(where), donors=len(held), runs=len(todo)) as bar:
+
+        def add(plan: RunPlan) -> None:
+            pool.add(Task(attempt, Attempt(for_a_worker(plan, beside), newer_than=newer_than), [plan]))
+
+        for waiting in held.values():
+            pool.add(Task(make_donors, Attempt(for_a_worker(waiting[0])), waiting))
+        for plan in todo:
+            if plan.donor_keys not in held:
+                add(plan)
+        for task, outcome in settled(pool):
+            if task.function is make_donors:
+                bar.count("donors")
+                if outcome.status == "completed":
+                    for plan in task.about:
+                        add(plan)
+                    continue
+            for plan in task.about:
+                bar.count("runs")
+                if not outcome.recorded:
+                    record_failure(plan, outcome, newer_than)
+
+
+def _held(todo: Sequence[RunPlan], newer_than: float) -> dict[tuple[str, ...], list[RunPlan]]:
+    """Forget donors of before `newer_than`. Return the keys of those to be made, with the runs that wait for them."""
+    if newer_than:
+        for outputs, key in {(plan.outputs, key) for plan in todo for key in plan.donor_keys}:
+            discard_donor(outputs, key, newer_than)
+    held: dict[tuple[str, ...], list[RunPlan]] = defaultdict(list)
+    for plan in todo:
+        if not all(is_kept(plan.outputs, key) for key in plan.donor_keys):
+            held[plan.donor_keys].append(plan)
+    return held
+
+
+def settled(pool: Pool) -> Iterator[tuple[Task, Outcome]]:
+    """Yield each task, of an Attempt, with what became of it in the end, after any other tries. Raises DiskFull."""
+    for task, given in pool.outcomes():
+        outcome = given
+        if isinstance(given, Failed):
+            if given.kind == DiskFull.__name__:
+                raise disk_full(task.argument.plan.outputs)
+            kind = MACHINE if given.kind == WORKER_DIED else None
+            outcome = Outcome("failed", given.error, given.traceback, kind, recorded=False)
+        again = _again(task, outcome, pool)
+        if again is None:
+            yield task, outcome
+        else:
+            pool.add(again)
+
+
+def _again(task: Task, outcome: Outcome, pool: Pool) -> Task | None:
+    """Return the task for another try; None where it is settled.
+
+    What another process is at is waited for, after all else. What has run out of memory is tried with half as many
+    beside it on its GPU until it is alone there; what else may pass, `exec.retries` times, the last time alone.
+    """
+    if outcome.status == "leased":
+        return replace(task, argument=replace(task.argument, wait=True), crowd=None)
+    if outcome.transient == MEMORY and task.crowd != 1:
+        return replace(task, crowd=max(1, (task.crowd or pool.crowd(task.device)) // 2))
+    retries = task.argument.plan.config.exec.retries
+    if outcome.transient in (None, MEMORY) or task.tries >= retries:
+        return None
+    crowd = 1 if task.tries + 1 == retries else task.crowd  # the kernel kills where memory runs out
+    return replace(task, tries=task.tries + 1, crowd=crowd)
+
+
+def record_failure(plan: RunPlan, outcome: Outcome, newer_than: float = 0.0) -> None:
+    """Write the record of a run that could not write its own, unless another process has the run or has done it."""
+    record = planned_record(plan, "failed")
+    record.error, record.traceback, record.transient = outcome.error, outcome.traceback, outcome.transient
+    try:
+        with suppress(LeaseHeld), lease(lease_path(plan.outputs, plan.key), wait=False):
+            if not is_done(plan.folder, newer_than):
+                write_record(plan.folder, record)
+    except OSError as error:
+        if is_full(error):
+            raise disk_full(plan.outputs) from error
+        raise
+
+
+class _Bar(Progress):
+    """Progress bars with the time left; plain lines, ten in all, where the output is no terminal."""
+
+    def __init__(self, console: Console, num_workers: int, **totals: int) -> None:
+        columns = (TextColumn("{task.description:>6}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+        super().__init__(*columns, console=console, disable=not console.is_terminal)
+        self.totals = {name: total for name, total in totals.items() if total}
+        self.rows = {name: self.add_task(name, total=total) for name, total in self.totals.items()}
+        if self.disable:
+            parts = ", ".join(counted(total, name[:-1]) for name, total in self.totals.items())
+            console.print(f"{parts} on {counted(num_workers, 'worker')}")
+
+    def count(self, name: str) -> None:
+        """Count one more of `name` as ended."""
+        self.advance(self.rows[name])
+        row, total = self.tasks[self.rows[name]], self.totals[name]
+        done, elapsed = int(row.completed), row.elapsed or 0.0
+        if self.disable and done * 10 // total > (done - 1) * 10 // total:
+            left = elapsed / done * (total - done)
+            self.console.print(f"{name}: {done}/{total} in {elapsed:.0f} s, about {left:.0f} s left")
