@@ -242,10 +242,10 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", 4)
-    kept = [combination.get("outputs") for combination in notebook.combinations]
+    kept = [cell.get("outputs") for combination in notebook.cells]
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()  # raises
-    for before, combination in zip(kept, notebook.combinations, strict=True):  # the same kind of answer in each
-        assert [o.output_type for o in before or []] == [o.output_type for o in combination.get("outputs") or []]
+    for before, cell in zip(kept, notebook.cells, strict=True):  # the same kind of answer in each
+        assert [o.output_type for o in before or []] == [o.output_type for o in cell.get("outputs") or []]
     assert len(list((tmp_path / "outputs" / "runs").iterdir())) == 9
 
 
