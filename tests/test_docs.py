@@ -242,7 +242,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", 4)
-    kept = [cell.get("outputs") for combination in notebook.cells]
+    kept = [cell.get("outputs") for cell in notebook.cells]
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()  # raises
     for before, cell in zip(kept, notebook.cells, strict=True):  # the same kind of answer in each
         assert [o.output_type for o in before or []] == [o.output_type for o in cell.get("outputs") or []]
