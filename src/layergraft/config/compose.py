@@ -22,8 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from layergraft.config.error_messages import of_the_run
 from layergraft.config.plugins import installed
 from layergraft.config.registry import kind_of, validate
+from layergraft.config.renamed import renamed
 from layergraft.config.schema import Config
-from layergraft.errors import unknown
+from layergraft.errors import require, unknown
 
 installed()  # before a config is composed: each module registers its kinds
 SOURCE = "data@donor.data"
@@ -111,6 +112,8 @@ def _refuse_added(node: DictConfig, at: str) -> None:
     known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list(node)
     for key in node:
         if key not in known:
+            old = renamed(f"{at}.{key!s}")
+            require(old is None, str(old))
             raise unknown(f"key{f' in {at}' if at else ''}:", str(key), known)
         child: Any = node._get_node(key)
         if _is_there(child):

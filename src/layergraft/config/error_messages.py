@@ -11,6 +11,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from layergraft.config.renamed import renamed
 from layergraft.errors import DISK_FULL, RunFailed, UserError, unknown
 
 MAX_LINE = 4000
@@ -45,7 +46,9 @@ def _said(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, MissingConfigException):
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        return str(unknown(group, name, error.options or [])) if group else _first_line(error)
+        if not group:
+            return _first_line(error)
+        return renamed(f"{group}={name}") or str(unknown(group, name, error.options or []))
     if isinstance(error, OverrideParseException):
         if re.match(r"site=.*depth=", str(error.override)):
             return f"cannot read the override '{error.override}'; a relative depth is a number: site=0.5"
@@ -96,6 +99,8 @@ def _first_line(error: BaseException) -> str:
 
 def _omegaconf(error: OmegaConfBaseException) -> str:
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)):
+        if old := renamed(error.full_key or str(error.key)):
+            return old
         parent, _, key = (error.full_key or str(error.key)).rpartition(".")
         known = _keys_of(error) if parent else [*_keys_of(error), "hydra/launcher", "hydra/sweeper"]
         return str(unknown(f"key{f' in {parent}:' if parent else ''}", key, known))

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from layergraft.errors import UserError, unknown
+from layergraft.config.renamed import renamed
+from layergraft.errors import UserError, require, unknown
 
 ORDER = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 TERM = re.compile(r"^([^=<>!]+?)(!=|<=|>=|=|<|>)(.*)$")  # column, sign, values
@@ -28,6 +29,7 @@ def select(table: pd.DataFrame, text: str, columns: Sequence[str], nowhere: str 
     kept = pd.Series(True, index=table.index)
     for column, sign, values in _parsed(text):
         if column not in columns:
+            require(renamed(column) is None, f"{text}: {renamed(column)}")
             raise unknown("axis", column, columns)
         there = table[column].astype(str)
         free = there.isin([] if nowhere is None else [nowhere, "<NA>"])
@@ -41,6 +43,8 @@ def select(table: pd.DataFrame, text: str, columns: Sequence[str], nowhere: str 
         wanted = [values] if values in set(there) else values.split("|")
         for value in wanted:
             if value not in set(there):
+                old = renamed(f"{column}={value}")
+                require(old is None, f"{text}: {old}")
                 raise unknown(f"{column} among these runs:", value, sorted(set(there)))
         kept &= free | (there.isin(wanted) != (sign == "!="))
     return kept
