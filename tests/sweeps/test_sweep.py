@@ -364,7 +364,7 @@ def test_status(brief, tmp_path, command):
     for wrong, message in (
         ([str(outputs / "sweeps" / "breif")], f"did you mean '{folder}'?"),
         ([str(outputs)], str(folder)),
-        ([], "status takes one folder"),
+        ([], "status: the following arguments are required: DIR"),
         ([str(folder), "--wacth"], "unknown option of status '--wacth'; did you mean '--watch'?"),
     ):
         code, _, err = command("status", *wrong)

@@ -1,17 +1,17 @@
-"""The commands: their arguments and help. What they do is in `show`, `sweeps`, `runs` and `report`."""
+"""The commands: their arguments and help. What they do is in `run_commands`, `sweeps`, `runs` and `report`."""
 
 from __future__ import annotations
 
-import inspect
+import argparse
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import layergraft
-from layergraft.errors import RunFailed, require, unknown
+from layergraft.errors import RunFailed, UserError, require, unknown
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
-        if "--help" in rest or "-h" in rest:
+        if command in SINGLE and {"--help", "-h"}.intersection(rest):
             print(_help(command, rest), end="")
         else:
             COMMANDS[command](rest)
@@ -91,7 +91,7 @@ def _of_an_interrupt(error: BaseException | None) -> bool:
 
 
 def _on_one_run(command: str) -> Callable[[list[str]], None]:
-    """A command that takes the keys of a run and hands its config to a function of `show`."""
+    """A command that takes the keys of a run and hands its config to a function of `run_commands`."""
 
     def show_one(composed: DictConfig) -> Any:
         from layergraft.cli import run_commands
@@ -110,108 +110,116 @@ def _on_one_run(command: str) -> Callable[[list[str]], None]:
     return run
 
 
-def advise(arguments: list[str]) -> None:
-    """layergraft advise [KEY=VALUE ...] [--epochs N] [--seeds 5] [--finalists 3]
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors that are raised, for `main` to print as it prints others."""
 
-    At which site and by which strategy to load this donor into this host for these data: all of them run briefly, the better third
-    is trained anew for longer, and the finalists on seeds that the choice has not seen, beside the host without a donor. Ends with the
-    advice, how sure it is, and the command for the whole run. It takes what `layergraft train` takes; lists of values
-    (site=layer1.0,layer3.0 surgery=replace,parallel) are what it chooses from, in place of three sites and six strategies.
-    --epochs: of the longest runs, by default half of schedule.epochs, or what the strategies take where that is more; --seeds: of
-    the finalists. The runs are in the store like any other: the same command goes on where it was.
-    """
-    require(not SWEEP.intersection(arguments), "advise takes no -m; lists of values are what it chooses from")
-    rest, options = _options("advise", arguments, ("--epochs", "--seeds", "--finalists"), others=True)
-    for name, value in options.items():
-        require(value.isdecimal(), f"advise: {name} takes a number{f', not {value}' if value else ''}")
-    chosen = [f"hydra.sweeper.{name[2:]}={value}" for name, value in options.items()]
-    _hydra(["-m", "hydra/sweeper=advise", *chosen, *rest], lambda composed: None)
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog.removeprefix('layergraft ')}: {message}")
+
+
+def _parser(command: str, does: str, **arguments: dict[str, Any]) -> _Parser:
+    """The parser of `command`: `does` is what its help says, `arguments` are names -> what argparse needs to know."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(f"layergraft {command}", description=does, formatter_class=formatter, allow_abbrev=False)
+    for name, options in arguments.items():
+        is_option = "default" in options or "action" in options
+        parser.add_argument(f"--{name}" if is_option else name, **options)
+    return parser
+
+
+def advise(arguments: list[str]) -> None:
+    number = {"type": int, "default": None, "metavar": "N"}
+    parser = _parser("advise", ADVISE, epochs=number | {"help": "of the longest runs; by default half of schedule.epochs, or what the strategies take where that is more"},
+                     seeds=number | {"help": "of the finalists (5)"}, finalists=number | {"help": "arms that are run to the end (3)"})  # fmt: skip
+    parser.usage = "layergraft advise [KEY=VALUE ...] [--epochs N] [--seeds N] [--finalists N]"
+    options, rest = parser.parse_known_args(arguments)
+    require(not SWEEP.intersection(rest), "advise takes no -m; lists of values are what it chooses from")
+    given = [f"hydra.sweeper.{name}={value}" for name, value in vars(options).items() if value is not None]
+    _hydra(["-m", "hydra/sweeper=advise", *given, *rest], lambda composed: None)
 
 
 def status(arguments: list[str]) -> None:
-    """layergraft status DIR [--watch]
-
-    How far the sweep in DIR (outputs/sweeps/NAME) is, whoever runs it, on whichever machine: done, running, failed and waiting runs, runs a minute, time left. --watch: again every 2 seconds, until it is done.
-    """
-    folders, _ = _options("status", [a for a in arguments if a != "--watch"], flags=("--watch",))
-    _require(len(folders) == 1, "status takes one folder of a sweep, such as outputs/sweeps/quickstart", folders)
+    options = _parsed(STATUS, arguments)
     from layergraft.sweeps.status import show
 
-    show(Path(folders[0]), watch="--watch" in arguments)
+    show(Path(options.folder), options.watch)
 
 
 def report(arguments: list[str]) -> None:
-    """layergraft report DIR ... [--where CONDITION] [--to FOLDER]
-
-    Writes report.html, report.md, runs.csv, runs.parquet and figures/ from the records of sweeps (outputs/sweeps/NAME) or of a
-    folder of runs (outputs/runs): into the sweep's own folder, or for several, or with --where, below outputs/reports.
-    """
-    folders, options = _options("report", arguments, ("--where", "--to"))
-    takes = "report takes folders of sweeps, such as outputs/sweeps/quickstart, or outputs/runs"
-    _require(bool(folders), takes, folders)
+    options = _parsed(REPORT, arguments)
     from layergraft import report as pages
 
-    to = options.get("--to")
-    print(pages.write([Path(folder) for folder in folders], options.get("--where"), Path(to) if to else None))
+    print(pages.write(list(map(Path, options.folders)), options.where, Path(options.to) if options.to else None))
 
 
 def compare(arguments: list[str]) -> None:
-    """layergraft compare A B [DIR ...] [--metric test/acc] [--where CONDITION]
-
-    The mean difference of the runs that meet the condition A to those that meet B, paired by seed, over the cells that both
-    have, with its 95% interval. DIR: sweeps, or a folder of runs; left out: outputs/runs.
-    """
-    given, options = _options("compare", arguments, ("--metric", "--where"))
-    conditions = [a for a in given if re.search("[=<>]", a)]
-    folders = [a for a in given if a not in conditions]
-    takes = "compare takes two conditions, such as strategy=freeze,site=early and strategy=scratch"
-    _require(len(conditions) == 2, takes, given)
+    options = _parsed(COMPARE, arguments)
     from layergraft import report as pages
 
-    (one, other), metric = conditions, options.get("--metric", "test/acc")
-    print(pages.compare(one, other, [Path(f) for f in folders or ["outputs/runs"]], metric, options.get("--where")))
+    folders = list(map(Path, options.folders or ["outputs/runs"]))
+    print(pages.compare(options.a, options.b, folders, options.metric, options.where))
 
 
 def export(arguments: list[str]) -> None:
-    """layergraft export KEY [--format safetensors|torch.export|onnx] [--to FILE] [--outputs outputs]
-
-    Writes the trained network of a run of outputs/runs, donor included, and checks that what was written gives the same logits
-    as the run's own. safetensors: the weights, with the config; torch.export: a .pt2 that needs no layergraft; onnx: needs
-    layergraft[export]. Images go in as (N, C, H, W) float32, normalised as the run's record says.
-    """
-    keys, options = _options("export", arguments, ("--format", "--to", "--outputs"))
-    _require(len(keys) == 1, "export takes the key of one run, a folder in outputs/runs", keys)
+    options = _parsed(EXPORT, arguments)
     from layergraft.runs.export import export as write
 
-    to = options.get("--to")
-    outputs, form = Path(options.get("--outputs", "outputs")), options.get("--format", "safetensors")
-    print(write(outputs, keys[0], form, Path(to) if to else None))
+    to = Path(options.to) if options.to else None
+    print(write(Path(options.outputs), options.key, options.format, to))
 
 
-def _require(holds: bool, takes: str, given: Sequence[str]) -> None:
-    require(holds, f"{takes}; given: {' '.join(given) or 'none'}")
+def _parsed(parser: _Parser, arguments: list[str]) -> argparse.Namespace:
+    """Raises UserError, which guesses what was meant by an option that is none."""
+    options, rest = parser.parse_known_intermixed_args(arguments)
+    for argument in rest:
+        what = parser.prog.removeprefix("layergraft ")
+        require(argument.startswith("-"), f"{what}: one argument too many: {argument}")
+        raise unknown(
+            f"option of {what}", argument.partition("=")[0], [o for o in parser._option_string_actions if o[:2] == "--"]
+        )
+    return options
 
 
-def _options(
-    command: str, arguments: Sequence[str], names: Sequence[str] = (), flags: Sequence[str] = (), others: bool = False
-) -> tuple[list[str], dict[str, str]]:
-    """What is no option, and option -> its value, given as `--to DIR` or `--to=DIR`. Raises UserError for other options
-    and for a missing value, unless `others` are Hydra's affair: then a missing value is empty."""
-    rest, found, left = [], {}, list(arguments)
-    while left:
-        argument = left.pop(0)
-        name, equals, value = argument.partition("=")
-        if name in names:
-            require(bool(equals or left or others), f"{command}: {name} needs a value")
-            found[name] = value if equals or not left else left.pop(0)
-        elif argument.startswith("-") and not others:
-            raise unknown(f"option of {command}", name, [*names, *flags])
-        else:
-            rest.append(argument)
-    return rest, found
+CONDITIONS = """
+A condition is AXIS=VALUE, several joined by commas: strategy=freeze,site=early|late,seed<3. Axes are strategy, site, host,
+donor, data, seed and whatever else was swept, by its key (host.width=8); with = and != a value or several (a|b), with <, >,
+<=, >= a number.
+"""
+ADVISE = """At which site and by which strategy to load this donor into this host for these data: all of them run briefly, the better third
+is trained anew for longer, and the finalists on seeds that the choice has not seen, beside the host without a donor. Ends with the
+advice, how sure it is, and the command for the whole run. It takes what `layergraft train` takes; lists of values
+(site=layer1.0,layer3.0 surgery=replace,parallel) are what it chooses from, in place of three sites and six strategies.
+The runs are in the store like any other: the same command goes on where it was."""
+WHERE = {"default": None, "metavar": "CONDITION", "help": "only the runs that meet it"}
+STATUS = _parser(
+    "status", "How far a sweep is, whoever runs it, on whichever machine: done, running, failed and waiting runs, runs a minute, time left.",
+    folder={"metavar": "DIR", "help": "the sweep's folder, outputs/sweeps/NAME"},
+    watch={"action": "store_true", "help": "again every 2 seconds, until it is done"},
+)  # fmt: skip
+REPORT = _parser(
+    "report", f"Writes report.html, report.md, runs.csv, runs.parquet and figures/ from the records of runs.\n{CONDITIONS}",
+    folders={"metavar": "DIR", "nargs": "+", "help": "folders of sweeps (outputs/sweeps/NAME), or of runs (outputs/runs)"},
+    where=WHERE, to={"default": None, "metavar": "FOLDER", "help": "by default the sweep's own; for several, or with --where, one below outputs/reports"},
+)  # fmt: skip
+COMPARE = _parser(
+    "compare", f"""The mean difference of the runs that meet condition A to those that meet B, paired by seed, over the cells that both have,
+with its 95% interval.\n{CONDITIONS}""",
+    a={"metavar": "A", "help": "a condition, such as strategy=freeze,site=early"}, b={"metavar": "B", "help": "another, such as donor=none"},
+    folders={"metavar": "DIR", "nargs": "*", "help": "sweeps, or folders of runs; by default outputs/runs"},
+    metric={"default": "test/acc", "help": "what is compared (test/acc)"}, where=WHERE,
+)  # fmt: skip
+EXPORT = _parser(
+    "export", """Writes the trained network of a run, donor included, and checks that what was written gives the same logits as the run's own.
+safetensors: the weights, with the config; torch.export: a .pt2 that needs no layergraft; onnx: needs layergraft[export]. Images
+go in as (N, C, H, W) float32, normalised as the run's record says.""",
+    key={"metavar": "KEY", "help": "of the run, or any unique prefix of it: a folder in outputs/runs"},
+    format={"default": "safetensors", "help": "safetensors (the default), torch.export or onnx"},
+    to={"default": None, "metavar": "FILE", "help": "by default KEY with the suffix of the format, here"},
+    outputs={"default": "outputs", "metavar": "DIR", "help": "the store (outputs)"},
+)  # fmt: skip
 
 
-# Commands on one run's config -> the function of `show`, and what it does.
+# Commands on one run's config -> the function of `run_commands`, and what it does.
 SINGLE = {
     "train": ("train_one", "does the run"),
     "plan": ("print_plan", "prints every group with its tensors, when it is frozen, its learning rate by epoch"),
@@ -222,11 +230,6 @@ SINGLE = {
 }
 FOLDERS = {"status": status, "report": report, "compare": compare, "export": export}  # take no keys of a run
 COMMANDS = {command: _on_one_run(command) for command in SINGLE} | {"advise": advise} | FOLDERS
-CONDITIONS = """
-A condition is AXIS=VALUE, several joined by commas: strategy=freeze,site=early|late,seed<3. Axes are strategy, site, host,
-donor, data, seed and whatever else was swept, by its key (host.width=8); with = and != a value or several (a|b), with <, >,
-<=, >= a number.
-"""
 
 
 def _help(command: str, arguments: Sequence[str]) -> str:
@@ -234,10 +237,8 @@ def _help(command: str, arguments: Sequence[str]) -> str:
         from layergraft.cli.help import train_help
 
         return train_help(arguments)
-    if command in SINGLE:
-        does = SINGLE[command][1]
-        return f"layergraft {command} [KEY=VALUE ...]\n\nTakes what `layergraft train` takes; {does}.\n"
-    return f"{inspect.getdoc(COMMANDS[command])}\n{CONDITIONS if command in ('report', 'compare') else ''}"
+    does = SINGLE[command][1]
+    return f"layergraft {command} [KEY=VALUE ...]\n\nTakes what `layergraft train` takes; {does}.\n"
 
 
 def _hydra(arguments: list[str], task: Callable[[DictConfig], object]) -> None:
