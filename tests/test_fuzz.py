@@ -64,7 +64,7 @@ WORDS = {
     "strategy.phases": ["{}", "{a:{epoch:0}}", "{a:{epoch:0,train:{all:1}}}", "{a:null}", "{a:{epoch:1,freeze:[x]}}"],
 }
 KEYS = sorted(set(WORDS)) + [
-    "seed", "exec.data_gib", "exec.features_gib", "exec.rerun", "exec.retries", "exec.resume",
+    "seed", "exec.data_gib", "exec.features_gib", "exec.rerun", "exec.retries", 
     "exec.compile", "exec.channels_last", "exec.threads", "exec.devices", "exec.workers", "exec.reader_threads", "exec.device",
     "exec.checkpoint_seconds", "exec.jobs_per_gpu", "exec.probe.images", "exec.probe.thresholds", "exec.similarity.images",
     "exec.similarity.resamples", "data.name", "data.shift", "data.flip", "data.train_size", "data.train_per_class",

@@ -103,7 +103,7 @@ def test_every_strategy_takes_group_norm_and_a_stem(name, config):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_says_where_it_is_from(name):
     text = (conf_dir() / "strategy" / f"{name}.yaml").read_text()
-    if name in ("gradual", "discriminative", "lp_ft", "l2_sp", "surgical", "auto_rgn", "auto_snr"):
+    if name in ("gradual", "discriminative", "lp_ft", "l2_sp", "surgical", "auto_rgn"):
         assert ", 20" in text  # author, title, year
 
 

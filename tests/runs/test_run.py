@@ -1,7 +1,6 @@
 """One run: its key, its record, its place in the store."""
 
 import json
-import shutil
 import subprocess
 import time
 
@@ -204,32 +203,6 @@ def test_a_run_that_was_interrupted_goes_on_and_one_that_failed_does_not(tiny, t
     assert first.resumed and first.status == "failed"
     again = execute(plan_run(settings))
     assert not again.resumed and again.status == "completed"  # what failed may fail for what it was resumed from
-
-
-def test_resuming_by_name_and_what_cannot_be_resumed(tiny, tmp_path):
-    class Keep(pl.Callback):
-        def on_train_epoch_start(self, trainer, module):
-            if trainer.current_epoch == 4:
-                (checkpoint,) = tmp_path.glob("runs/*/last.ckpt")
-                shutil.copy(checkpoint, tmp_path / "kept.ckpt")
-
-    whole = execute(plan_run(tiny(*LONG[1:])), [Keep()])
-    kept = f"exec.resume={tmp_path / 'kept.ckpt'}"
-    again = execute(plan_run(tiny(*LONG[1:], kept, "exec.rerun=true")))
-    assert again.resumed and again.metrics == whole.metrics
-    for overrides, message in {
-        ("optim.lr=0.5",): r"is of another run, which differs in config.optim.lr \(0.001 then, 0.5 now\)",
-        ("host=resnet20",): r"differs in config.host.name \(resnet18 then, resnet20 now\)",
-        ("strategy=freeze",): "differs in config.strategy.name",
-        ("exec.resume=nowhere.ckpt",): "there is no checkpoint nowhere.ckpt",
-        (f"exec.resume={tmp_path / 'runs' / whole.key / 'model.safetensors'}",): "is not a whole checkpoint of a run",
-    }.items():
-        with pytest.raises(UserError, match=message) as error:
-            execute(plan_run(tiny(*LONG[1:], kept, "exec.rerun=true", *overrides)))
-        assert "\n" not in str(error.value)
-    assert execute(plan_run(tiny(*LONG[1:]))).metrics == whole.metrics  # nothing was lost
-    with pytest.raises(UserError, match="is in the store already; exec.rerun=true does it again from the checkpoint"):
-        execute(plan_run(tiny(*LONG[1:], kept)))
 
 
 @pytest.mark.parametrize("asked, said", [("auto", True), ("bf16_mixed", False), ("float32", False)])

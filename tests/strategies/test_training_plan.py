@@ -93,10 +93,10 @@ def test_layer_wise_decay_is_the_numbers_written_here():
     assert made.phases[0].lr == pytest.approx(expected, abs=1e-9)  # 2.6 ** -4, -3, -2, -1, 0
     assert made.groups["all.head"] == ["fc.weight", "fc.bias"] and made.norms == {"bn1": "all.stem"}
 
-    made = deep(SplitSpec("block", 0.75, min_scale=0.25), {"p": phase(all=0.5)})
-    expected = {"all.stem": 0.5 * 0.25, "all.layer1.0": 0.5 * 0.25, "all.layer1.1": 0.5 * 0.31640625,
+    made = deep(SplitSpec("block", 0.75), {"p": phase(all=0.5)})
+    expected = {"all.stem": 0.5 * 0.177978515625, "all.layer1.0": 0.5 * 0.2373046875, "all.layer1.1": 0.5 * 0.31640625,
                 "all.layer2.0": 0.5 * 0.421875, "all.layer2.1": 0.5 * 0.5625, "all.layer3.0": 0.5 * 0.75, "all.head": 0.5}  # fmt: skip
-    assert made.phases[0].lr == pytest.approx(expected, abs=1e-9)  # 0.75 ** 6 and ** 5 are below 0.25
+    assert made.phases[0].lr == pytest.approx(expected, abs=1e-9)  # 0.75 ** 6 to 1
     assert list(made.groups) == list(expected)
     assert made.groups["all.layer2.0"] == ["layer2.0.host.conv1.weight", "layer2.0.donor.weight"]
     # A donor beside a whole stage is of the block next to it: it adds no level.

@@ -21,7 +21,7 @@ from torch import nn
 from conftest import LAYERGRAFT, SWEEP, TINY
 from layergraft.cli.commands import main
 from layergraft.store.records import read_record
-from layergraft.sweeps.execution import places
+from layergraft.sweeps.execution import devices
 
 
 def keys(outputs):
@@ -139,16 +139,16 @@ def test_stock_launcher(tmp_path, command):
 
 def test_workers_by_cores_and_gpus(config, monkeypatch):
     monkeypatch.setattr("layergraft.sweeps.execution._cores", lambda: 4)
-    assert places(config("exec=cpu").exec, 9) == [""] * 4
-    assert places(config("exec=cpu").exec, 2) == [""] * 2
-    assert places(config("exec=cpu", "exec.workers=6").exec, 9) == [""] * 6
+    assert devices(config("exec=cpu").exec, 9) == [""] * 4
+    assert devices(config("exec=cpu").exec, 2) == [""] * 2
+    assert devices(config("exec=cpu", "exec.workers=6").exec, 9) == [""] * 6
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert places(config("exec.jobs_per_gpu=2").exec, 9) == ["0", "1", "0", "1"]
+    assert devices(config("exec.jobs_per_gpu=2").exec, 9) == ["0", "1", "0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert places(config().exec, 9) == ["3", "5"]
-    assert places(config("exec=cpu").exec, 2) == ["", ""]
+    assert devices(config().exec, 9) == ["3", "5"]
+    assert devices(config("exec=cpu").exec, 2) == ["", ""]
 
 
 def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"layergraft {layergraft.__version__}")
         return
     command, *rest = arguments
-    asks_for_all = re.compile(r"exec\.traceback=(true|yes|on|1)", re.IGNORECASE)
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1" or any(map(asks_for_all.fullmatch, rest))
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's own way to ask for the traceback
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)

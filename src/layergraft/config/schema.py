@@ -267,8 +267,6 @@ class ExecSpec:
     checkpoint_seconds: float | None = bounded(None, "[0, inf]", "it must be 0 or more, or null")
     """A run can go on from its last checkpoint. Seconds between two; 0: one after every step; null: as often as costs 2%
     of the time."""
-    resume: str | None = None
-    """A checkpoint to go on from; null: the one that an interrupted run has left in its folder."""
     probe: ProbeSpec = field(default_factory=ProbeSpec)
     similarity: SimilaritySpec = field(default_factory=SimilaritySpec)
     retries: int = bounded(2, "[0, inf)")
@@ -276,8 +274,6 @@ class ExecSpec:
     What has run out of memory is tried with fewer runs beside it, until it is alone."""
     rerun: bool = False
     """Do again what is in the store already, the donors too."""
-    traceback: bool = False
-    """Show where an error arose."""
 
     def check(self, at: str) -> None:
         require(

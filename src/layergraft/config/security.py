@@ -39,7 +39,7 @@ PINNED: dict[str, tuple[Any, str]] = {
     "callbacks": ({}, "it would run other code"),
     "job_logging": (SILENT, "it can run other code, and write elsewhere"),
     "hydra_logging": (SILENT, "it can run other code, and write elsewhere"),
-    "verbose": (False, "exec.traceback=true shows where an error arose"),
+    "verbose": (False, "HYDRA_FULL_ERROR=1 in the environment shows where an error arose"),
     "searchpath": ([], "--config-dir=FOLDER adds choices"),
 }
 PLUGINS = {"launcher": Launcher, "sweeper": Sweeper}

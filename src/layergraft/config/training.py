@@ -117,8 +117,6 @@ class SplitSpec:
     """stage or block."""
     decay: float = bounded(1.0, "(0, 1]")
     """The learning rate of a part is this times that of the part above it, the head's being the group's own."""
-    min_scale: float = bounded(0.0, "[0, 1]")
-    """What is left of the group's learning rate at the least."""
 
 
 @dataclass
@@ -157,8 +155,8 @@ class StrategySpec:
     """Group -> weight decay in place of optim.weight_decay."""
     l2_sp: dict[str, float] = bounded(dict, "[0, inf)", "it must be 0 or more, and finite")
     """Group -> alpha of L2-SP: its weights are drawn to where they started, not to 0, and have no weight decay."""
-    tensor_lr: str = one_of("none", ("none", "rgn", "snr"))
-    """none, rgn or snr: learning rates by tensor, from its gradients over the first batches of each epoch."""
+    tensor_lr: str = one_of("none", ("none", "rgn"))
+    """none, or rgn: learning rates by tensor, from its gradients over the first batches of each epoch."""
     phases: dict[str, PhaseSpec] = field(default_factory=dict)
     """Ordered by epoch; the first starts at epoch 0."""
 

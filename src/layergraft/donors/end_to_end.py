@@ -44,8 +44,6 @@ class EndToEndDonor(LearnedDonor):
     host: HostSpec = MISSING
     optim: OptimSpec = MISSING
     schedule: ScheduleSpec = MISSING
-    tune: bool = False
-    """Train a network that comes with weights, too, from those on."""
     layer: str | None = None
     """The module path in the network; null: the site's own path. A stem is named by its convolution."""
 
@@ -55,7 +53,7 @@ class EndToEndDonor(LearnedDonor):
     @property
     def is_trained(self) -> bool:
         """Whether the network is trained here, rather than taken with its weights as it is."""
-        return self.host.weights is None or self.tune
+        return self.host.weights is None
 
     def images(self, slot: Slot) -> ImageData:
         """With the channels that its network takes, whatever the host does."""

@@ -26,7 +26,7 @@ from layergraft.config.plugins import installed
 from layergraft.config.registry import canonical, name_of
 from layergraft.data.batches import Batches
 from layergraft.data.provenance import written
-from layergraft.errors import UserError, require
+from layergraft.errors import UserError
 from layergraft.hosts.sites import STAGE
 from layergraft.metrics.tasks import unit_of
 from layergraft.networks.network_cache import save
@@ -40,7 +40,7 @@ from layergraft.store.files import write_atomic
 from layergraft.store.leases import LeaseHeld, lease
 from layergraft.store.records import RECORD, GraftRecord, RunRecord, is_done, lease_path, read_record, write_record
 from layergraft.training import ddp
-from layergraft.training.checkpoints import CHECKPOINT, facts_of, require_same
+from layergraft.training.checkpoints import CHECKPOINT, facts_of
 from layergraft.training.fit import Backend, CheckpointSettings, Fitted, Recipe, fit
 from layergraft.training.module import Diverged
 from layergraft.training.probes import Probes, ProbeTargets
@@ -56,8 +56,7 @@ def execute(plan: RunPlan, callbacks: Callbacks = (), *, wait: bool = True, newe
     """Do the run, unless the store has it, and return its record. One that was interrupted goes on from its checkpoint.
 
     Where another process does it, that is waited for, and the run done if the other dies; without `wait`, LeaseHeld is
-    raised. What was written before `newer_than` (of the disk's clock) does not count as done. Raises UserError for a
-    checkpoint that is not for this run, and DiskFull. Whatever else goes wrong ends in the record as `failed` or `diverged`,
+    raised. What was written before `newer_than` (of the disk's clock) does not count as done. Raises DiskFull. Whatever else goes wrong ends in the record as `failed` or `diverged`,
     with the traceback; Ctrl-C as `interrupted`, and goes on up.
     """
     set_threads(plan.config)
@@ -65,8 +64,6 @@ def execute(plan: RunPlan, callbacks: Callbacks = (), *, wait: bool = True, newe
     since = math.inf if settings.rerun else newer_than
     with lease(lease_path(plan.outputs, plan.key), wait) as ours:
         if is_done(folder, since):
-            again = "exec.rerun=true does it again from the checkpoint"
-            require(settings.resume is None, f"exec.resume: the run {plan.key} is in the store already; {again}")
             return cast(RunRecord, read_record(folder))  # it is done, so it is there
         resume = _checkpoint(plan, since)
         if resume is None:
@@ -125,11 +122,7 @@ def _outcome(plan: RunPlan, record: RunRecord, resume: Path | None, callbacks: C
 
 
 def _checkpoint(plan: RunPlan, since: float) -> Path | None:
-    """The checkpoint to go on from: the one that is asked for, or what this run left when it was interrupted.
-    Raises UserError where the one asked for is another run's."""
-    if plan.config.exec.resume is not None:
-        require_same(Path(plan.config.exec.resume), plan.identity)
-        return Path(plan.config.exec.resume)
+    """The checkpoint that this run left when it was interrupted."""
     left = plan.folder / CHECKPOINT
     if not left.exists() or left.stat().st_mtime < since:
         return None

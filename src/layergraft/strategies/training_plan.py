@@ -236,9 +236,7 @@ def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: N
 def _phases(spec: StrategySpec, what: str, epochs: int, own: Names, groups: Names) -> list[Phase]:
     require(bool(spec.phases), f"{what} has no phases; it needs one that starts at epoch 0")
     scale = {
-        of: max(split.min_scale, split.decay**above)
-        for group, split in spec.split.items()
-        for above, of in enumerate(reversed(own[group]))
+        of: split.decay**above for group, split in spec.split.items() for above, of in enumerate(reversed(own[group]))
     }
     phases: list[Phase] = []
     for name, phase in spec.phases.items():

@@ -33,8 +33,6 @@ def planned(combinations: Iterable[tuple[Sequence[str], Config]]) -> list[RunPla
     plans = []
     for overrides, config in combinations:
         with of_the_run(overrides):
-            resume = config.exec.resume
-            require(resume is None, "exec.resume is of a single run; a sweep goes on with each run by itself")
             require(config.exec.devices == 1, "exec.devices is of a single run; a sweep does a run on each device")
             plans.append(plan_run(config, overrides))
     return plans

@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from layergraft.errors import UserError, listing
+from layergraft.errors import UserError
 from layergraft.store.files import require_regular, require_unpacked
 from layergraft.training.module import Diverged, PlannedModule
 
@@ -93,28 +93,3 @@ def facts_of(path: Path) -> dict[str, Any]:
     if not isinstance(facts, Mapping):
         raise UserError(f"{path} is not a whole checkpoint of a run of layergraft")
     return dict(facts)
-
-
-def require_same(path: Path, facts: Mapping[str, Any]) -> None:
-    """Raise UserError, naming the keys that differ, unless the checkpoint is of the run that `facts` describe."""
-    then, now = _leaves(facts_of(path)), _leaves(facts)
-    differing = [key for key in {**then, **now} if then.get(key, "unset") != now.get(key, "unset")]
-    if not differing and list(then) != list(now):  # groups and phases are ordered
-        differing = ["the order of " + next(a for a, b in zip(then, now, strict=True) if a != b).rpartition(".")[0]]
-        raise UserError(f"{path} is of another run, which differs in {differing[0]}")
-    # Where another strategy or host was chosen, what it consists of goes without saying.
-    other = [key.removesuffix("name") for key in differing if key.endswith(".name")]
-    differing = [key for key in differing if key.endswith(".name") or not key.startswith(tuple(other))]
-    if differing:
-        words = [f"{key} ({then.get(key, 'unset')} then, {now.get(key, 'unset')} now)" for key in differing]
-        raise UserError(f"{path} is of another run, which differs in {listing(words)}")
-
-
-def _leaves(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for name, value in facts.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= _leaves(value, f"{prefix}{name}.")
-        else:
-            leaves[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return leaves

@@ -12,7 +12,6 @@ from layergraft.metrics.tasks import Task
 from layergraft.training.evaluation import Batch, eagerly
 
 NUM_BATCHES = 5
-SNR_THRESHOLD = 0.95
 
 
 def measured(
@@ -60,22 +59,3 @@ def rgn_weights(grads: Sequence[Mapping[str, Tensor]], parameters: Mapping[str, 
     measures = [norm for name, norm in norms.items() if parameters[name].ndim and norm != math.inf]
     largest = max(measures, default=0.0) or math.inf
     return {name: 1.0 if norm == math.inf else min(1.0, norm / largest) for name, norm in norms.items()}
-
-
-def snr_weights(grads: Sequence[Mapping[str, Tensor]], parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    """Auto-SNR: 1 for a tensor whose signal-to-noise ratio, mean of g^2 / (Var(g) + 1e-8), is 0.95 or more, else 0.
-
-    The variance is over a tensor's first axis (its output channels), as in the authors' code; a tensor of a single
-    output has none, and counts as noise-free.
-    """
-    ratios = [torch.stack([_signal_to_noise(g[name]) for g in grads]).mean() for name in parameters]
-    return dict(zip(parameters, (torch.stack(ratios) >= SNR_THRESHOLD).double().tolist(), strict=True))
-
-
-def _signal_to_noise(grad: Tensor) -> Tensor:
-    grad = grad.reshape(1, 1) if grad.ndim == 0 else grad
-    variance = torch.var(grad, dim=0, keepdim=True, correction=1 if len(grad) > 1 else 0)
-    return (grad.square() / (variance + 1e-8)).mean()
-
-
-WEIGHTS = {"rgn": rgn_weights, "snr": snr_weights}

@@ -132,7 +132,7 @@ class PlannedModule(pl.LightningModule):
         batches = itertools.islice(train.of_epoch(self.current_epoch), gradients.NUM_BATCHES)
         with self.trainer.precision_plugin.forward_context():
             grads = gradients.measured(self.network, batches, training, self.task)
-        self.by_tensor = gradients.WEIGHTS[self.plan.tensor_lr](grads, training)
+        self.by_tensor = gradients.rgn_weights(grads, training)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         rates = self.rates(self.current_epoch * self.steps_per_epoch + batch_idx // self.optim.accumulate)
