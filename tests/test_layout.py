@@ -99,3 +99,8 @@ def test_these_start_without_torch(module):
 
 def test_no_file_past_400_lines():
     assert [str(path) for path in FILES if len(path.read_text().splitlines()) > 400] == []
+
+
+def test_no_two_files_of_one_name():
+    names = [path.name for path in FILES if path.name not in ("__init__.py", "__main__.py")]
+    assert sorted(names) == sorted(set(names))
