@@ -48,7 +48,9 @@ def calibration_error(p_NC, y_N, bins=15):
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 20.0])
 def test_calibration_error_is_of_probabilities_whatever_the_logits_look_like(scale):
-    logits = (LOGITS - LOGITS.min()) * scale / (LOGITS.max() - LOGITS.min())  # at a scale up to 1 as probabilities would
+    logits = (
+        (LOGITS - LOGITS.min()) * scale / (LOGITS.max() - LOGITS.min())
+    )  # at a scale up to 1 as probabilities would
     expected = calibration_error(logits.softmax(1).double().numpy(), CLASSES.numpy())
     assert ece(logits, CLASSES) == pytest.approx(expected, abs=1e-4)
 

@@ -3,8 +3,8 @@
 import pytest
 from tests.report.made import design_of, rows, runs_of, scratch
 
-from layergraft.errors import UserError
 from layergraft.config.metrics import recorded
+from layergraft.errors import UserError
 from layergraft.report.contrasts import between, contrast, gains, named, require_contrasts
 from layergraft.stats import difference
 from layergraft.store.records import RunRecord
@@ -93,7 +93,11 @@ def test_named_contrasts_are_corrected_together_and_what_is_lacking_is_told():
         (["+strategy=full", "strategy=scratch"], "test/acc", "must begin with"),
         (["+strategy=full", "-strategy=scrach"], "test/acc", "did you mean 'scratch'"),
         (["+strategy=full", "-strategy=scratch"], "test/ac", "unknown metric of 'c': 'test/ac'; did you mean 'test/a"),
-        (["+strategy=full", "-strategy=scratch"], "drift", "unknown metric of 'c': 'drift'. There are: test/acc, val/acc, val/aulc"),
+        (
+            ["+strategy=full", "-strategy=scratch"],
+            "drift",
+            "unknown metric of 'c': 'drift'. There are: test/acc, val/acc, val/aulc",
+        ),
         (["+site=early,seed<0", "-strategy=scratch"], "test/acc", "no completed run has site=early,seed<0"),
     ],
 )

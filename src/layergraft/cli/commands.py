@@ -159,7 +159,8 @@ def compare(arguments: list[str]) -> None:
     """layergraft compare A B [DIR ...] [--metric test/acc] [--where CONDITION]
 
     The mean difference of the runs that meet the condition A to those that meet B, paired by seed, over the cells that both
-    have, with its 95% interval. DIR: sweeps, or a folder of runs; left out: outputs/runs.
+    have, with its 95% interval. DIR: sweeps, or a folder of runs; left out: outputs/runs. --metric: any that the runs have
+    (docs/training.md lists them).
     """
     given, options = _options("compare", arguments, ("--metric", "--where"))
     conditions = [a for a in given if re.search("[=<>]", a)]
