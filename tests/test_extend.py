@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
@@ -34,6 +35,7 @@ def there(tmp_path_factory):
         arguments = [sys.executable, "-m", "layergraft", *words[1:]]
         return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
 
+    run.folder = folder
     return run
 
 
@@ -42,7 +44,7 @@ def command(line):
     return pytest.param(line, marks=[pytest.mark.slow] if is_long else [])
 
 
-@pytest.mark.parametrize("command", [command(line) for line in COMMANDS if not line.startswith("pip")])
+@pytest.mark.parametrize("command", [command(line) for line in COMMANDS if not re.match("pip|.*macro_f1", line)])
 def test_every_command_of_the_page_does_what_it_is_there_for(command, there):
     done = there(command)
     assert done.returncode == 0, done.stderr
@@ -58,6 +60,24 @@ def test_what_is_added_is_in_help_and_checked(there):
     done = there("layergraft plan host=two_stages host.blocks=0")
     assert (done.returncode, done.stderr) == (2, "error: host.blocks is 0; it must be 1 or more\n")
     assert "did you mean 'stripes'?" in there("layergraft plan data=stripe").stderr
+
+
+def test_an_added_metric_is_recorded_stops_training_and_is_compared(there):
+    train, compare = (line for line in COMMANDS if "macro_f1" in line)
+    done = there(train)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = there.folder.glob("outputs/sweeps/f1")
+    runs = pd.read_csv(sweep / "runs.csv")
+    assert len(runs) == 4 and runs[["val/macro_f1", "test/macro_f1"]].notna().all(axis=None)
+    assert "| test/macro_f1 | % | higher |" in (sweep / "report.md").read_text()
+    lengths = []
+    for key in runs.key:
+        f1 = pd.read_csv(there.folder / "outputs/runs" / key / "curves.csv")["val/macro_f1"]
+        assert (f1.cummax().diff()[1:-1] > 0).all()  # the first epoch that is no better is the last
+        lengths.append(len(f1))
+    assert min(lengths) < 15, lengths
+    done = there(compare)
+    assert done.stdout.startswith("strategy=freeze less strategy=full, test/macro_f1, points: "), done.stderr
 
 
 def test_the_network_of_an_added_host_is_exported_and_loaded_again(there):

@@ -107,7 +107,8 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """The figures that runs are compared by: `test/acc` and `val/acc` in percent, losses, steps to accuracies (None: never)."""
+        """The metrics that runs are compared by: `test/acc` and `val/acc` in percent, the others of the data's task, steps to
+        accuracies (None: never). `record.units` has their units."""
         return self.record.metrics
 
     @property

@@ -1,12 +1,13 @@
-"""Losses and figures of the kinds of labels, against torch and scikit-learn; and whole runs on them."""
+"""Losses of the kinds of labels, against torch; and whole runs on them."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 from tests.data.written import medmnist_arrays
 from torch.nn import functional as F
 
+from layergraft.config.metrics import metrics_of, recorded
 from layergraft.metrics.tasks import Task
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
@@ -20,9 +21,6 @@ def test_multi_class_and_ordinal_are_cross_entropy():
     for task in (Task.multi_class, Task.ordinal):
         assert task.loss(LOGITS, CLASSES) == F.cross_entropy(LOGITS, CLASSES)
         assert task.num_right(LOGITS, CLASSES) == (LOGITS.argmax(1) == CLASSES).sum()
-    assert Task.multi_class.figures(LOGITS, CLASSES) == {}
-    expected = np.abs(LOGITS.argmax(1).numpy() - CLASSES.numpy()).mean()
-    assert Task.ordinal.figures(LOGITS, CLASSES) == {"mae": pytest.approx(expected)}
 
 
 def test_multi_label_is_binary_cross_entropy_of_every_label():
@@ -34,10 +32,6 @@ def test_multi_label_is_binary_cross_entropy_of_every_label():
     assert task.num_right(LOGITS, LABELS).item() / 40 == pytest.approx(
         ((LOGITS > 0) == (LABELS > 0)).float().mean().item()
     )
-    assert task.figures(LOGITS, LABELS) == {"auc": pytest.approx(roc_auc_score(LABELS, LOGITS))}
-    never = torch.cat([LABELS, torch.zeros(40, 1).long()], 1)  # a label that no image has is no part of the mean
-    padded = torch.cat([LOGITS, LOGITS[:, :1]], 1)
-    assert task.figures(padded, never)["auc"] == pytest.approx(roc_auc_score(LABELS, LOGITS))
 
 
 @pytest.mark.parametrize(
@@ -56,14 +50,14 @@ def test_a_run_on_a_set_of_medmnist(name, arrays, figure, config, tmp_path):
                  "exec.probe.epochs=[0,-1]", "strategy=auto_rgn")  # fmt: skip
     record = execute(plan_run(run))
     assert record.status == "completed", record.traceback
-    metrics = record.metrics
+    metrics, task = record.metrics, {"auc": "multi_label", "mae": "ordinal"}.get(figure, "multi_class")
     assert ("test/auc" in metrics, "test/mae" in metrics) == (figure == "auc", figure == "mae")
     if figure:
         assert f"val/{figure}" in metrics and 0 <= metrics[f"test/{figure}"] <= 4
-    assert record.data["task"] == {"auc": "multi_label", "mae": "ordinal"}.get(figure, "multi_class")
+    assert record.data["task"] == task
+    assert set(metrics) <= set(recorded(task, run.exec.probe.thresholds)) and set(metrics) == set(record.units)
+    assert {f"{split}/{name}" for split in ("val", "test") for name in metrics_of(task)} <= set(metrics)
+    curves = pd.read_csv(tmp_path / "o" / "runs" / record.key / "curves.csv")
+    assert {f"val/{name}" for name in metrics_of(task)} <= set(curves)
     measured = set(record.similarity["fixed"])
     assert measured == {"frechet", "a_distance", "logme"} | ({"leep"} if figure != "auc" else set())
-
-
-def test_a_diverged_network_has_no_auc():
-    assert np.isnan(Task.multi_label.figures(LOGITS * float("inf"), LABELS)["auc"])

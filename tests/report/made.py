@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from layergraft.config.metrics import lookup
 from layergraft.report.contrasts import design
 from layergraft.report.table import AXES, Runs
 
@@ -35,7 +36,8 @@ def runs_of(*groups):
     table[swept] = table[swept].map(
         lambda value: "-" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
     )
-    return Runs(table, swept)
+    units = {name: known.unit for name in table if (known := lookup(name))}
+    return Runs(table, swept, units=units)
 
 
 def design_of(*groups):

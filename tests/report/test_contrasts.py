@@ -3,6 +3,7 @@
 import pytest
 from tests.report.made import design_of, rows, runs_of, scratch
 
+from layergraft.config.metrics import recorded
 from layergraft.errors import UserError
 from layergraft.report.contrasts import between, contrast, gains, named, require_contrasts
 from layergraft.stats import difference
@@ -92,7 +93,11 @@ def test_named_contrasts_are_corrected_together_and_what_is_lacking_is_told():
         (["+strategy=full", "strategy=scratch"], "test/acc", "must begin with"),
         (["+strategy=full", "-strategy=scrach"], "test/acc", "did you mean 'scratch'"),
         (["+strategy=full", "-strategy=scratch"], "test/ac", "unknown metric of 'c': 'test/ac'; did you mean 'test/a"),
-        (["+strategy=full", "-strategy=scratch"], "drift", "no completed run has the metric drift"),
+        (
+            ["+strategy=full", "-strategy=scratch"],
+            "drift",
+            "unknown metric of 'c': 'drift'. There are: test/acc, val/acc, val/aulc",
+        ),
         (["+site=early,seed<0", "-strategy=scratch"], "test/acc", "no completed run has site=early,seed<0"),
     ],
 )
@@ -103,9 +108,14 @@ def test_what_is_no_contrast_is_refused(of, metric, message):
 
 def test_contrasts_are_checked_against_what_is_planned():
     records = [RunRecord("k", "planned", {"strategy": "full", "site": "early", "host": "h", "donor": "trained", "data": "d", "seed": s}) for s in (0, 1)]  # fmt: skip
+    metrics = recorded("ordinal", [75.0])
     with pytest.raises(UserError, match="contrast c: unknown strategy among these runs: 'ful'; did you mean 'full'"):
-        require_contrasts(records, {"c": {"of": ["+strategy=ful", "-strategy=full"], "metric": "test/acc"}})
-    require_contrasts(records, {"c": {"of": ["+seed=0", "-seed=1"], "metric": "steps_to/75"}})
+        require_contrasts(records, {"c": {"of": ["+strategy=ful", "-strategy=full"], "metric": "test/acc"}}, metrics)
+    for metric in ("steps_to/75", "test/mae", "val/loss", "drift"):
+        require_contrasts(records, {"c": {"of": ["+seed=0", "-seed=1"], "metric": metric}}, metrics)
+    for metric in ("steps_to/80", "test/auc", "train/acc"):
+        with pytest.raises(UserError, match=f"unknown metric of 'contrast c': '{metric}'.* There are: test/acc"):
+            require_contrasts(records, {"c": {"of": ["+seed=0", "-seed=1"], "metric": metric}}, metrics)
 
 
 def test_a_sweep_without_baseline_compares_every_pair():

@@ -11,10 +11,11 @@ import pytest
 from tests.report.made import rows, runs_of, scratch
 
 from layergraft import report
+from layergraft.errors import UserError
 from layergraft.report import page
 from layergraft.report.contrasts import between, design
 from layergraft.report.findings import curves, find
-from layergraft.report.narrative import in_words, words
+from layergraft.report.narrative import in_words, measured, words
 from layergraft.report.table import read
 from layergraft.stats import mean_difference
 
@@ -287,18 +288,40 @@ def test_markdown_stands_what_a_name_may_have(tmp_path):
     assert columns == {7, 6}  # of the contrasts, of the answers
 
 
+def test_any_metric_of_the_runs_is_compared_and_listed(sweep):
+    small = sweep / "sweeps" / "small"
+    sides = ("strategy=freeze,donor=trained", "strategy=hybrid")
+    told = {name: report.compare(*sides, [small], name).splitlines()[0] for name in ("test/ece", "val/loss", "drift")}
+    assert "less strategy=hybrid, test/ece, points, lower is better: " in told["test/ece"]
+    assert "less strategy=hybrid, val/loss, nats, lower is better: " in told["val/loss"]
+    assert "less strategy=hybrid, drift, relative: " in told["drift"]
+    with pytest.raises(UserError, match="'val/eec'; did you mean 'val/ece'.*val/balanced_acc"):
+        report.compare(*sides, [small], "val/eec")
+    lines = (small / "report.md").read_text().splitlines()
+    assert "| test/balanced_acc | % | higher |" in lines and "| val/ece | % | lower |" in lines
+    assert "| drift | relative |  |" in lines
+    assert {"test/ece", "val/balanced_acc"} <= set(pd.read_csv(small / "runs.csv"))
+
+
+def test_a_metric_of_a_package_that_is_gone_is_told_without_a_direction():
+    assert measured("test/f1", {"test/f1": "%"}) == "test/f1, %"
+
+
 def test_compare_says_what_counts(sweep, tmp_path):
     small = sweep / "sweeps" / "small"
     told = report.compare("strategy=freeze,donor=trained", "strategy=hybrid", [small])
     accuracies = pd.read_csv(small / "runs.csv").groupby(["strategy", "donor", "seed"])["test/acc"].mean()
     delta = accuracies["freeze", "trained"] - accuracies["hybrid", "trained"]
     first, second = told.splitlines()
-    assert first.startswith(f"strategy=freeze,donor=trained less strategy=hybrid, test/acc: {delta.mean():+.1f} ± ")
+    assert first.startswith(
+        f"strategy=freeze,donor=trained less strategy=hybrid, points of test accuracy: {delta.mean():+.1f} ± "
+    )
     assert second.startswith("2 seeds (0, 1), 2 cells, p = ")
     shutil.copytree(sweep, tmp_path / "outputs")
     shutil.rmtree(next((tmp_path / "outputs" / "runs").glob("hybrid.late*seed1*")))
     told = report.compare(
         "strategy=freeze,donor=trained", "strategy=hybrid", [tmp_path / "outputs" / "sweeps" / "small"], "val/acc"
     )
+    assert "less strategy=hybrid, val/acc, points: " in told
     assert "one seed tells nothing" in told and "seeds that lack a cell: 1" in told
     assert told.splitlines()[-1] == "not counted, as missing: 1 run"

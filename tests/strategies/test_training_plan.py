@@ -192,10 +192,15 @@ def test_a_plateau_starts_the_next_phase_sooner():
 
 def test_epochs_to_plateau_by_hand():
     def points(*values):
-        return [{"val/acc": value, "val/loss": value} for value in values]
+        return [dict.fromkeys(("val/acc", "val/loss", "val/ece", "val/auc"), value) for value in values]
 
     assert epochs_to_plateau(PlateauSpec("val/acc", 2), points(1, 2, 3, 3, 2, 9)) == 5
     assert epochs_to_plateau(PlateauSpec("val/loss", 2), points(3, 2, 1, 1, 2)) == 5
+    assert (
+        epochs_to_plateau(PlateauSpec("val/ece", 2), points(3, 2, 1, 1, 2)) == 5
+    )  # as the registry says, less is better
+    assert epochs_to_plateau(PlateauSpec("val/auc", 2), points(1, math.nan, 2, math.nan, math.nan)) == 5
+    assert epochs_to_plateau(PlateauSpec("val/auc", 2), points(math.nan, 1, 0, 0)) == 4
     assert epochs_to_plateau(PlateauSpec("val/loss", 1), points(3, 4)) == 2
     assert epochs_to_plateau(PlateauSpec("val/acc", 3), points(1, 2, 2, 2)) == math.inf
     assert epochs_to_plateau(PlateauSpec(), points(1, 1, 1, 1)) == math.inf

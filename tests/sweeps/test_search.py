@@ -79,10 +79,17 @@ def test_a_search_of_which_all_fails_ends_and_another_search_is_refused_its_fold
 
 
 def test_a_trial_without_the_metric_has_failed(tmp_path, command):
-    never = ["exec.probe.thresholds=[100]", "hydra.sweeper.metric=steps_to/100", "hydra.sweeper.direction=minimize"]
+    never = ["exec.probe.thresholds=[100]", "hydra.sweeper.metric=steps_to/100"]
     search = [*BASE, "schedule.epochs=1", "hydra.sweeper.num_trials=1", f"exec.outputs={tmp_path}"]
     code, _, err = command("train", *search, *never)
     assert code == 1 and "steps_to/100 was never reached" in err and "0 trials completed" in err
+
+
+def test_any_metric_of_validation_is_searched_in_its_own_direction(tmp_path, command):
+    search = [*BASE, "schedule.epochs=1", "hydra.sweeper.num_trials=3", "hydra.sweeper.metric=val/ece"]
+    code, _, err = command("train", *search, f"exec.outputs={tmp_path}")
+    values = [float(row["val/ece"]) for row in rows(tmp_path)]
+    assert code == 0 and "3 trials completed" in err and values == sorted(values)  # the lowest is the best
 
 
 def test_a_search_keeps_its_metric_unless_there_is_none_of_that_name(tmp_path, command):
@@ -102,6 +109,8 @@ def test_a_search_keeps_its_metric_unless_there_is_none_of_that_name(tmp_path, c
         (["hydra.sweeper.sampler=tpee"], "unknown hydra.sweeper.sampler 'tpee'; did you mean 'tpe'?"),
         (["hydra.sweeper.pruner=medan"], "unknown hydra.sweeper.pruner 'medan'; did you mean 'median'?"),
         (["hydra.sweeper.direction=up"], "unknown hydra.sweeper.direction 'up'"),
+        (["hydra.sweeper.metric=val/auc"], "unknown hydra.sweeper.metric 'val/auc'; did you mean 'val/a"),
+        (["hydra.sweeper.metric=drift"], "neither more nor less of drift is better: give hydra.sweeper.direction"),
         (["hydra.sweeper.num_trials=0"], "hydra.sweeper.num_trials is 0"),
         (["optim.weight_decay=interval(1,0)"], "an interval goes from low to high"),
         (["optim.weight_decay=tag(log,interval(0.0,1.0))"], "on a log scale an interval starts above 0"),

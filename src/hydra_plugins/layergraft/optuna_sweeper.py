@@ -12,8 +12,8 @@ class OptunaConf:
     _target_: str = "hydra_plugins.layergraft.optuna_sweeper.OptunaSweeper"
     params: dict[str, str] | None = None
     num_trials: int = 20
-    metric: str = "val/acc"  # of a run's record; val/aulc, val/loss in the curves, ...
-    direction: str = "maximize"  # or minimize
+    metric: str = "val/acc"  # any of a run's record but the test split's: val/loss, val/aulc, steps_to/90, ...
+    direction: str | None = None  # maximize or minimize; null: whichever is better of this metric
     sampler: str = "tpe"  # or random, cma_es
     pruner: str = "median"  # or hyperband, none
     seed: int = 0  # of the sampler

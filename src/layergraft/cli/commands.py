@@ -204,7 +204,7 @@ COMPARE = _parser(
 with its 95% interval.\n{CONDITIONS}""",
     a={"metavar": "A", "help": "a condition, such as strategy=freeze,site=early"}, b={"metavar": "B", "help": "another, such as donor=none"},
     folders={"metavar": "DIR", "nargs": "*", "help": "sweeps, or folders of runs; by default outputs/runs"},
-    metric={"default": "test/acc", "help": "what is compared (test/acc)"}, where=WHERE,
+    metric={"default": "test/acc", "help": "any metric that the runs have (test/acc)"}, where=WHERE,
 )  # fmt: skip
 EXPORT = _parser(
     "export", """Writes the trained network of a run, donor included, and checks that what was written gives the same logits as the run's own.

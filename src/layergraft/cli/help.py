@@ -34,7 +34,7 @@ Keys within a group, some of them (--cfg job prints all):
   strategy. phases.thaw.epoch=10  phases.thaw.plateau.patience=3  groups.tuned=[layer3]  l2_sp.graft=0.1  split.all.by=block
   optim.    lr=0.01  weight_decay=0.01  decay_1d=false  accumulate=2  clip_norm=1
             name=CLASS_OF_TORCH_OPTIM '+optim.options.betas=[0.9,0.95]'
-  schedule. epochs=50  warmup=2  early_stopping.patience=5
+  schedule. epochs=50  warmup=2  early_stopping.patience=5  early_stopping.metric=val/balanced_acc
   regularizer.
             label_smoothing=0.1  mixup=0.2  ema=0.999  swa=0.75
   exec.     outputs=DIR  threads=4  rerun=true  resume=CHECKPOINT  checkpoint_seconds=600  devices=2  compile=true

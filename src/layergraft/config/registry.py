@@ -53,13 +53,14 @@ def bounded(default: Any, interval: str, said: str = "") -> Any:
     return _checked_field(default, check)
 
 
-def one_of(default: Any, known: Iterable[Any], said: str = "") -> Any:
-    """A dataclass's field for one of `known`; `said` ends the message for others, in place of what there is."""
-    allowed = [*known, None] if default is None else [*known]
+def one_of(default: Any, known: Iterable[Any] | Callable[[], Iterable[Any]], said: str = "") -> Any:
+    """A dataclass's field for one of `known`, or of what that gives when a value is checked; `said` ends the message for
+    others, in place of what there is."""
 
     def check(path: str, value: Any) -> None:
-        if value not in allowed:
-            raise UserError(f"{path} is {value}; {said}") if said else unknown(path, value, known)
+        there = [*(known() if callable(known) else known)]
+        if value not in there and not (value is None and default is None):
+            raise UserError(f"{path} is {value}; {said}") if said else unknown(path, value, there)
 
     return _checked_field(default, check)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from layergraft.config.metrics import watchable
 from layergraft.config.registry import bounded, one_of
 from layergraft.errors import require, unknown
 
-METRICS = {"val/loss": min, "val/acc": max, "train/loss": min}  # what a plateau is judged by -> which is better
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
 
 
@@ -19,12 +19,17 @@ SCHEDULES = ("constant", "step", "cosine", "one_cycle")
 class PlateauSpec:
     """A measure that has stopped getting better: none better than its best by `min_delta` for `patience` epochs."""
 
-    metric: str = one_of("val/loss", METRICS)
-    """val/loss, val/acc or train/loss."""
+    metric: str = one_of("val/loss", watchable)
+    """train/loss, or any metric of the data's task on the validation split: val/loss, val/acc, val/balanced_acc, ..."""
     patience: int | None = bounded(None, "[1, inf)")
     """Epochs; null: it is not watched."""
     min_delta: float = bounded(0.0, "[0, inf)")
     """By how much it must be better to count."""
+
+    def require_task(self, at: str, task: str) -> None:
+        """Raise UserError where it is watched and data of this task lack the metric."""
+        if self.patience is not None and self.metric not in watchable(task):
+            raise unknown(f"{at}.metric of {task} data:", self.metric, watchable(task))
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from layergraft.config.registry import canonical
 from layergraft.config.schema import RESULT_VERSION, DataSpec, DonorSpec
-from layergraft.config.training import OptimSpec
+from layergraft.config.training import OptimSpec, ScheduleSpec
 from layergraft.errors import UserError, require
 from layergraft.hosts.architectures import Architecture, Slot, to_json
 from layergraft.store.files import digest, label
@@ -29,6 +29,8 @@ class DonorKind(DonorSpec):
     data: DataSpec | None = None
     """The source task; None where it learns from no images."""
     optim: OptimSpec | None = None
+    """Of its own training."""
+    schedule: ScheduleSpec | None = None
     """Of its own training."""
 
     def source(self) -> str:
@@ -65,7 +67,8 @@ class DonorKind(DonorSpec):
 
     def loaded(self) -> ImageData:
         """The source's images as they are. Raises UserError, which says whose they are, where they cannot be had, its
-        optimizer is none, or its batches are larger than the training split."""
+        optimizer is none, its batches are larger than the training split, or it would be stopped by a metric that the source
+        lacks."""
         assert self.data is not None
         try:
             images: ImageData = self.data.load(self.seed)
@@ -76,6 +79,8 @@ class DonorKind(DonorSpec):
 
             class_of(self.optim)
             require_batch("donor.optim", self.optim, images)
+        if self.schedule is not None:
+            self.schedule.early_stopping.require_task("donor.schedule.early_stopping", images.task.name)
         return images
 
     def saw(self, slot: Slot, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:

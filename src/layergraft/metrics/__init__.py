@@ -1,1 +1,5 @@
-"""What is measured: losses and figures of a task, distances between sets of features."""
+"""What is measured: the loss of a task, the metrics that are registered, distances between sets of features."""
+
+from layergraft.metrics.classification import auc, balanced_acc, ece, mae
+
+__all__ = ["auc", "balanced_acc", "ece", "mae"]

@@ -23,17 +23,17 @@ def write(folders: Sequence[Path], where: str | None = None, to: Path | None = N
 def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", where: str | None = None) -> str:
     """What the runs that meet the condition `a` gain over those that meet `b`, in lines.
 
-    Raises UserError for a condition that no run meets, a metric that is none, and where the two share no cell.
+    Raises UserError for a condition that no run meets, a metric that none of them has, and where the two share no cell.
     """
     from layergraft.errors import counted, listing
     from layergraft.report.contrasts import contrast, design
-    from layergraft.report.narrative import words
+    from layergraft.report.narrative import measured, words
     from layergraft.report.table import read, require_completed
 
     runs = read(folders, where)
     require_completed(runs)
     found = contrast(design(runs), f"{a} less {b}", [f"+{a}", f"-{b}"], metric)
-    lines = [f"{found.name}, {metric}: {words(found.difference)}"]
+    lines = [f"{found.name}, {measured(metric, runs.units)}: {words(found.difference)}"]
     if found.difference is not None:
         seeds = f"{counted(len(found.seeds), 'seed')} ({', '.join(map(str, found.seeds))})"
         lines.append(f"{seeds}, {counted(found.num_cells, 'cell')}, p = {found.difference.p:.3g}")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +22,6 @@ from layergraft.store.records import RunRecord
 SCRATCH = "scratch"
 RANDOM = "freeze, random"
 CONTROLS = ("none", "random", "moment_matched", "permuted", "covariance", "self")
-METRICS = ("test/acc", "test/loss", "test/auc", "test/mae", "val/acc", "val/aulc", "train/loss", "shock/acc", "shock/loss",
-           "steps_to/recover", "drift")  # fmt: skip
 MAX_ARMS = 8  # of which every pair is compared where there is no scratch
 
 
@@ -39,6 +36,8 @@ class Design:
     of_setting: list[str]
     """The columns that make a setting: host, data, and whatever else was swept, the donor's source included."""
     swept: list[str]
+    units: dict[str, str]
+    """Metric that some run has -> its unit."""
 
     @property
     def axes(self) -> list[str]:
@@ -88,7 +87,9 @@ def design(runs: Runs) -> Design:
         return ", ".join([host, *(value if name == "data" else f"{name}={value}" for name, value in pairs)])
 
     arms = _labels(table, ["strategy", "donor", *of_arm], arm)
-    return Design(table.assign(arm=arms, setting=_labels(table, of_setting, setting)), of_arm, of_setting, swept)
+    return Design(
+        table.assign(arm=arms, setting=_labels(table, of_setting, setting)), of_arm, of_setting, swept, runs.units
+    )
 
 
 def of_source(name: str) -> bool:
@@ -151,8 +152,8 @@ class Contrast:
 
 def contrast(design: Design, name: str, of: Sequence[str], metric: str = "test/acc") -> Contrast:
     """`of` are conditions with a sign: ["+strategy=freeze,site=early", "-strategy=scratch"]. Raises UserError for one
-    that no run meets and for a metric that is none."""
-    require_sound(name, of, metric)
+    that no run meets and for a metric that none has."""
+    require_sound(name, of, metric, design.units)
     conditions = [term[1:] for term in of]
     parts = [design.runs[select(design.runs, condition, design.axes)] for condition in conditions]
     for condition, part in zip(conditions, parts, strict=True):
@@ -174,7 +175,6 @@ def _contrast(
 ) -> Contrast:
     """`parts` are the runs of each term of `of`, which the axes `told` tell apart; the others make the cells. In a cell a
     term is the mean of all that it has there: freeze|full of both, in every seed."""
-    require(metric in design.runs, f"{name}: no completed run has the metric {metric}")
     axes = [*AXES[:-1], *design.swept]
     free, within = [a for a in axes if a not in told], [a for a in axes if a in told]
     # What a term tells apart are its levels: freeze|full has two. A level has no place on an axis that does not apply to it:
@@ -220,10 +220,10 @@ def _is_nowhere(column: pd.Series) -> pd.Series:
     return column.isin((NONE, "none") if column.name == "donor" else (NONE,))
 
 
-def require_sound(name: str, of: Sequence[str], metric: str) -> None:
-    """Raise UserError for what is no contrast."""
-    if metric not in METRICS and not re.fullmatch(r"steps_to/[\d.]+", metric):
-        raise unknown(f"metric of '{name}':", metric, METRICS)
+def require_sound(name: str, of: Sequence[str], metric: str, metrics: Collection[str]) -> None:
+    """Raise UserError for what is no contrast, or one in a metric that is not among `metrics`."""
+    if metric not in metrics:
+        raise unknown(f"metric of '{name}':", metric, metrics)
     for term in of:
         require(term[:1] in ("+", "-"), f"{name}: '{term}' must begin with + or -")
     message = "a contrast has as many conditions with + as with -, one of each or more"
@@ -231,11 +231,14 @@ def require_sound(name: str, of: Sequence[str], metric: str) -> None:
     require(0 < 2 * plus == len(of), f"{name}: {message}; given: {' '.join(of) or 'none'}")
 
 
-def require_contrasts(records: Iterable[RunRecord], specs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise UserError for a contrast that runs with these records, which have axes and configs, will not be able to have."""
+def require_contrasts(
+    records: Iterable[RunRecord], specs: Mapping[str, Mapping[str, Any]], metrics: Collection[str]
+) -> None:
+    """Raise UserError for a contrast that runs with these records, which have axes and configs, and with these metrics will
+    not be able to have."""
     planned = tidy((record, Path()) for record in records)
     for name, spec in specs.items():
-        require_sound(f"contrast {name}", spec["of"], spec["metric"])
+        require_sound(f"contrast {name}", spec["of"], spec["metric"], metrics)
         for term in spec["of"]:
             try:
                 there = select(planned.table, term[1:], [*AXES, *planned.swept]).any()

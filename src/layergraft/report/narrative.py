@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from layergraft.config.metrics import lookup
 from layergraft.errors import counted
 from layergraft.report.findings import IN_ALL, TAKEN_APART, Findings
 from layergraft.stats import Difference
 
 MANY = 6  # places of which each is told
+IN_WORDS = {"test/acc": "points of test accuracy", "val/aulc": "points of mean validation accuracy over training"}
 
 
 def words(found: Difference | None) -> str:
@@ -26,6 +28,16 @@ def words(found: Difference | None) -> str:
     if found.p < 0.05:  # the interval, which is of this difference alone, leaves 0 out
         return f"{found}, not resolved among {found.family}; {seen}"
     return f"{found}, not resolved; {seen}"
+
+
+def measured(metric: str, units: Mapping[str, str]) -> str:
+    """What a difference in `metric` is in, and which way is better where that is down: `test/ece, points, lower is better`.
+    `units` has the unit of a metric whose package is not installed."""
+    if metric in IN_WORDS:
+        return IN_WORDS[metric]
+    known = lookup(metric)
+    unit = known.unit_of_difference if known else units[metric]
+    return ", ".join([metric, unit, *(["lower is better"] if known and known.direction == "lower" else [])])
 
 
 def _doubt(found: Difference) -> str:

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 from collections import Counter
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from layergraft.config.metrics import lookup
 from layergraft.report import figures, run_figures
 from layergraft.report.contrasts import RANDOM, SCRATCH
 from layergraft.report.findings import Findings, curves, find, measures_of
-from layergraft.report.narrative import in_words, words
+from layergraft.report.narrative import IN_WORDS, in_words, measured, words
 from layergraft.report.table import AXES, NONE, Runs, require_completed
 from layergraft.stats import Difference, Shares
 from layergraft.store.files import write_atomic
@@ -27,7 +28,6 @@ from layergraft.store.records import RECORD
 
 REST = "the rest: seed × factors, and noise"
 LIST = ".layergraft"  # in figures/: which of them are the report's
-UNITS = {"test/acc": "points of test accuracy", "val/aulc": "points of mean validation accuracy over training"}
 
 
 def write_report(runs: Runs, folder: Path) -> Path:
@@ -50,7 +50,8 @@ def write_report(runs: Runs, folder: Path) -> Path:
     by_arm = found.design.runs.groupby(["setting", "arm", "site"], sort=False)["test/acc"]
     accuracies = by_arm.agg(["mean", "std", "count"]).reset_index().sort_values(["setting", "arm"], kind="stable")
     told: dict[str, Any] = {
-        "runs": runs, "found": found, "charts": set(charts), "drawn": drawn, "units": UNITS, "words": words,
+        "runs": runs, "found": found, "charts": set(charts), "drawn": drawn, "words": words,
+        "measured": partial(measured, units=runs.units), "metrics": _metrics(runs),
         "answer": in_words(found), "cut": _cut(found), "num_plans": len(runs.plans),
         "scratch": SCRATCH, "random": RANDOM,
         "statuses": Counter(table.status), "troubled": table[table.status != "completed"].to_dict("records"),
@@ -71,6 +72,13 @@ def write_report(runs: Runs, folder: Path) -> Path:
     }  # fmt: skip
     write_atomic(folder / "report.html", environment.get_template("report.html.j2").render(told))
     return folder / "report.html"
+
+
+def _metrics(runs: Runs) -> list[tuple[str, str, str]]:
+    """Each metric that these runs have: its name, its unit, and which way is better ("" where neither is, or that is not known
+    here)."""
+    known = [(name, unit, lookup(name)) for name, unit in runs.units.items()]
+    return [(name, unit, metric.direction if metric else "") for name, unit, metric in known]
 
 
 def _move(new: Path, figures: Path) -> None:
@@ -112,10 +120,10 @@ def _cut(found: Findings) -> dict[str, int]:
 def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path) -> dict[str, Any]:
     """Name -> specification; PNG and SVG are written into `folder`."""
     over = {SCRATCH: "over scratch", RANDOM: "over a random frozen layer"}.get(found.baseline or "", "")
-    units = {metric: f"{unit}, {over}" for metric, unit in UNITS.items()}
+    units = {metric: f"{unit}, {over}" for metric, unit in IN_WORDS.items()}
     arms = list(found.design.runs.arm.unique())
     drawn: dict[str, Any] = {}
-    compared = [{"contrast": c.name, "metric": UNITS.get(c.metric, c.metric), "difference": c.difference}
+    compared = [{"contrast": c.name, "metric": measured(c.metric, found.runs.units), "difference": c.difference}
                 for c in found.contrasts if c.difference is not None]  # fmt: skip
     if compared:
         drawn["contrasts"] = figures.forest(pd.DataFrame(compared), axes, None, "contrast", panel="metric")

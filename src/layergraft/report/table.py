@@ -46,6 +46,8 @@ class Runs:
     """Those that the sweeps name: name -> {of, metric, runs}: the keys of the sweep's own."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know of these runs: a line each."""
+    units: dict[str, str] = field(default_factory=dict)
+    """Metric that some run has -> its unit."""
     name: str = ""
 
     @property
@@ -105,6 +107,7 @@ def tidy(records: Iterable[tuple[RunRecord, Path]]) -> Runs:
     rows: list[dict[str, Any]] = []
     plans: dict[str, RunRecord] = {}
     hardware: Counter[str] = Counter()
+    units: dict[str, str] = {}
     leaves: dict[str, list[str]] = {}
     for number, (record, folder) in enumerate(records):
         axes = {name: record.axes.get(name, NONE) for name in AXES}
@@ -119,6 +122,7 @@ def tidy(records: Iterable[tuple[RunRecord, Path]]) -> Runs:
             column += [NONE] * (number - len(column)) + [value]
         if record.status == "completed" and record.plan:
             plans.setdefault(str(axes["strategy"]), RunRecord(record.key, record.status, record.axes, plan=record.plan))
+        units |= record.units
         if record.environment:
             hardware[_environment(record.environment)] += 1
     require(bool(rows), "there is no run to report")
@@ -136,7 +140,7 @@ def tidy(records: Iterable[tuple[RunRecord, Path]]) -> Runs:
         alike = f"{twice.sum()} runs are alike in every axis, seed included, and count as their mean"
         notes.append(f"{alike}, such as {' and '.join(table.key[twice][:2])}")
     told = [f"{count} runs: {text}" for text, count in hardware.most_common()]
-    return Runs(table, list(swept), plans, told, notes=notes)
+    return Runs(table, list(swept), plans, told, notes=notes, units=units)
 
 
 def _metrics(record: RunRecord) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from layergraft import surgery
+from layergraft.config.metrics import Metric, recorded
 from layergraft.config.registry import Hashable, canonical, hashable
 from layergraft.config.schema import RESULT_VERSION, Config, Device, HostSpec, Precision
 from layergraft.config.training import ScheduleSpec
@@ -89,6 +90,11 @@ class RunPlan:
     def folder(self) -> Path:
         """Where the run is, or will be."""
         return run_folder(self.outputs, self.key)
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """What its record may have, by name."""
+        return recorded(self.data.task.name, self.config.exec.probe.thresholds)
 
     def timeline(self, curves: Curves = ()) -> dict[str, Any]:
         """What learns when, as plain data; phases that wait for a plateau are where `curves` had them start."""
@@ -174,9 +180,13 @@ def for_gpus(config: Config) -> Config:
 
 
 def images_of(config: Config) -> ImageData:
-    """The run's images, with the channels that the host takes. Raises UserError where they are too few for a batch."""
+    """The run's images, with the channels that the host takes. Raises UserError where they are too few for a batch, or lack
+    the metric of a plateau."""
     images: ImageData = config.images()
     require_batch("optim", config.optim, images)
+    waits = {f"strategy.phases.{name}.plateau": phase.plateau for name, phase in config.strategy.phases.items()}
+    for at, plateau in ({"schedule.early_stopping": config.schedule.early_stopping} | waits).items():
+        plateau.require_task(at, images.task.name)
     return images
 
 

@@ -28,7 +28,6 @@ from layergraft.data.batches import Batches
 from layergraft.data.provenance import written
 from layergraft.errors import UserError
 from layergraft.hosts.sites import STAGE
-from layergraft.metrics.tasks import unit_of
 from layergraft.networks.network_cache import save
 from layergraft.runs.build import BuiltRun, set_threads
 from layergraft.runs.failures import disk_full, is_full, spoils_its_process, transient
@@ -174,7 +173,7 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
     write_atomic(folder / "curves.csv", _curves(fitted))
     record.probes = probes.points
     record.metrics = {**fitted.summary(), **probes.summary(fitted.curves, plan.steps_per_epoch)}
-    record.units = {name: unit_of(name) for name in record.metrics}
+    record.units = {name: plan.metrics[name].unit for name in record.metrics}
     write_figures(plan, fitted, record)
     return record
 

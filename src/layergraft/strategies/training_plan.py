@@ -25,7 +25,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from layergraft.config.training import METRICS, PhaseSpec, PlateauSpec, ScheduleSpec, SplitSpec, StrategySpec
+from layergraft.config.metrics import lookup
+from layergraft.config.training import PhaseSpec, PlateauSpec, ScheduleSpec, SplitSpec, StrategySpec
 from layergraft.errors import UserError, listing, require, unknown
 from layergraft.strategies.schedules import num_steps, ramp, share
 
@@ -100,16 +101,19 @@ class TrainingPlan:
 
 def epochs_to_plateau(spec: PlateauSpec, curves: Curves) -> float:
     """How many epochs of `curves` had passed when it had plateaued; infinity where it has not."""
-    better = METRICS[spec.metric]
+    if spec.patience is None:
+        return math.inf
+    metric = lookup(spec.metric)
+    assert metric is not None  # the config has been checked
     best, since = None, 0
     for number, point in enumerate(curves, 1):
         value = point[spec.metric]
-        gain = 0.0 if best is None else (best - value if better is min else value - best)
-        if best is None or gain > spec.min_delta:
+        gain = 0.0 if best is None else (best - value if metric.direction == "lower" else value - best)
+        if not math.isnan(value) and (best is None or gain > spec.min_delta):
             best, since = value, 0
         else:
             since += 1
-        if spec.patience is not None and since >= spec.patience:
+        if since >= spec.patience:
             return number
     return math.inf
 

@@ -152,7 +152,8 @@ class GridSweeper(BasicSweeper):
             from layergraft.report.contrasts import require_contrasts
             from layergraft.runs.train import planned_record
 
-            require_contrasts((planned_record(plan, "planned") for plan in plans), self.contrasts)
+            metrics = dict.fromkeys(name for plan in plans for name in plan.metrics)
+            require_contrasts((planned_record(plan, "planned") for plan in plans), self.contrasts, metrics)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         keys = [plan.key for plan in plans]

@@ -75,8 +75,8 @@ def space(overrides: Sequence[Override]) -> dict[str, optuna.distributions.BaseD
 class Search:
     """A study in `folder`, which goes on where it was: `num_trials` counts those of before that ended.
 
-    `metric` is maximised or minimised; it is of the validation split. `plan_of`: overrides -> the run. Raises UserError
-    for what cannot be.
+    `metric` is of the validation split. It is maximised or minimised as `direction` says, or where that is None, as is
+    better. `plan_of`: overrides -> the run. Raises UserError for what cannot be.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Search:
         plan_of: Callable[[list[str]], RunPlan],
         *,
         metric: str,
-        direction: str,
+        direction: str | None,
         sampler: str,
         pruner: str,
         num_trials: int,
@@ -95,7 +95,7 @@ class Search:
         for what, name, known in (
             ("hydra.sweeper.sampler", sampler, SAMPLERS),
             ("hydra.sweeper.pruner", pruner, PRUNERS),
-            ("hydra.sweeper.direction", direction, ("maximize", "minimize")),
+            ("hydra.sweeper.direction", direction or "maximize", ("maximize", "minimize")),
         ):
             if name not in known:
                 raise unknown(what, name, known)
@@ -104,6 +104,15 @@ class Search:
             f"hydra.sweeper.metric is {metric}; to choose by the test split makes its figures worthless. val/acc does",
         )
         require(num_trials > 0, f"hydra.sweeper.num_trials is {num_trials}; it must be 1 or more")
+        first = [
+            f"{key}={known.choices[0] if 'choices' in vars(known) else known.low}"
+            for key, known in distributions.items()
+        ]
+        metrics = {name: of for name, of in plan_of(first).metrics.items() if not name.startswith("test/")}
+        if metric not in metrics:
+            raise unknown("hydra.sweeper.metric", metric, metrics)
+        direction = direction or {"higher": "maximize", "lower": "minimize"}.get(metrics[metric].direction)
+        require(direction is not None, f"neither more nor less of {metric} is better: give hydra.sweeper.direction")
         self.folder, self.distributions, self.plan_of = folder, distributions, plan_of
         self.metric, self.num_trials = metric, num_trials
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -186,11 +195,9 @@ class Search:
         state, came, value = PRUNED if outcome.status == "pruned" else FAILED, outcome.error, None
         if outcome.status == "completed":
             metrics = cast(RunRecord, read_record(plan.folder)).metrics  # it is completed, so it is there
-            known = [name for name in metrics if not name.startswith("test/")]
-            if self.metric not in known:
-                raise unknown("hydra.sweeper.metric", self.metric, known)
-            value = metrics[self.metric]
-            came = f"{self.metric} {'was never reached' if value is None else format(value, '.4g')}"
+            value = metrics.get(self.metric)
+            lacks = "was never reached" if self.metric in metrics else "is not defined for these data"
+            came = f"{self.metric} {lacks if value is None else format(value, '.4g')}"
             state = FAILED if value is None else COMPLETE
         self.study.tell(number, value, state)
         print(f"trial {number} {outcome.status}, {max(0, self._left())} left: {plan.key}: {came}", file=sys.stderr)

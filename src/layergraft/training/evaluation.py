@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layergraft.config.metrics import metrics_of
 from layergraft.hosts.norms import batch_norms
 from layergraft.metrics.tasks import Task
 
@@ -80,7 +81,7 @@ def reestimate(network: nn.Module, norms: Sequence[nn.Module], batches: Iterable
 
 
 class Evaluation:
-    """Loss and accuracy over batches of logits, kept on the device until they are asked for."""
+    """Loss, accuracy and the other metrics of a task over batches of logits, kept on the device until they are asked for."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -91,24 +92,30 @@ class Evaluation:
         right = self.task.num_right(logits_NC, y_N)
         total = torch.full_like(right, len(y_N))
         self.sums.append(torch.stack([self.task.loss(logits_NC, y_N, reduction="sum").double(), right, total]))
-        if self.task is not Task.multi_class:
-            self.logits.append((logits_NC, y_N))
+        self.logits.append((logits_NC, y_N))
 
-    def figures(self) -> dict[str, float]:
-        """`acc` in percent, the mean `loss`, and what else goes with the task."""
+    def means(self) -> dict[str, float]:
+        """`acc` in percent, and the mean `loss`."""
         loss, right, total = torch.stack(self.sums).sum(0).tolist()
-        judged = [torch.cat(parts) for parts in zip(*self.logits, strict=True)]
-        return {"acc": 100 * right / total, "loss": loss / total, **(self.task.figures(*judged) if judged else {})}
+        return {"acc": 100 * right / total, "loss": loss / total}
+
+    def metrics(self) -> dict[str, float]:
+        """All that are registered for the task; those of the logits are nan where some of these are not finite, which the
+        loss says too."""
+        logits_NC, y_N = (torch.cat(parts).cpu() for parts in zip(*self.logits, strict=True))
+        others = {name: of.function for name, of in metrics_of(self.task.name).items() if of.function is not None}
+        is_sound = bool(logits_NC.isfinite().all())
+        return self.means() | {name: float(of(logits_NC, y_N)) if is_sound else math.nan for name, of in others.items()}
 
 
 @torch.no_grad()
 def evaluate(network: nn.Module, batches: Iterable[Batch], task: Task, mode: Mode = measuring) -> dict[str, float]:
-    """The figures of `network` over batches (x_NCHW, y_N), run as `mode` has it."""
+    """`acc` in percent and mean `loss` of `network` over batches (x_NCHW, y_N), run as `mode` has it."""
     judged = Evaluation(task)
     with mode(network):
         for x_NCHW, y_N in batches:
             judged.add(network(x_NCHW), y_N)
-    return judged.figures()
+    return judged.means()
 
 
 @dataclass

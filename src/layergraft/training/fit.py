@@ -149,15 +149,14 @@ class Fitted:
 
     curves: list[dict[str, float]]
     val: dict[str, float]
-    """`loss`, `acc` in percent and what else goes with the task, of the network as it is kept: an average of weights
-    where one was asked for."""
+    """The metrics of the task, of the network as it is kept: an average of weights where one was asked for."""
     test: dict[str, float]
     epochs: int  # as planned; early stopping may have ended training sooner
     prefixes: list[dict[str, Any]] = field(default_factory=list)
     """What a frozen prefix gave that was kept: from which `epoch` on, `through` which module, `bytes`."""
 
     def summary(self) -> dict[str, float]:
-        """The figures that runs are compared by; accuracies in percent.
+        """The metrics that runs are compared by, without those that are not defined for these labels.
 
         `val/aulc` is the area under the learning curve: the mean validation accuracy over the planned epochs, the last
         one standing for those that early stopping has saved.
@@ -166,7 +165,7 @@ class Fitted:
         accuracies += accuracies[-1:] * (self.epochs - len(accuracies))
         others = {f"{split}/{name}": v for split in ("test", "val") for name, v in getattr(self, split).items()}
         return {
-            **{name: value for name, value in others.items() if name != "val/loss" and math.isfinite(value)},
+            **{name: value for name, value in others.items() if math.isfinite(value)},
             "val/aulc": sum(accuracies) / len(accuracies),
             "train/loss": self.curves[-1]["train/loss"],
         }

@@ -174,8 +174,8 @@ class PlannedModule(pl.LightningModule):
         self._judged.add(self.forward(x_NCHW).float(), y_N)
 
     def evaluated(self) -> dict[str, float]:
-        """The figures of the evaluation that has just ended."""
-        return self._judged.figures()
+        """The metrics of the evaluation that has just ended, which each process does whole, on all images of the split."""
+        return self._judged.metrics()
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
