@@ -164,7 +164,7 @@ def compare(arguments: list[str]) -> None:
     given, options = _options("compare", arguments, ("--metric", "--where"))
     conditions = [a for a in given if re.search("[=<>]", a)]
     folders = [a for a in given if a not in conditions]
-    takes = "compare takes two conditions, such as strategy=freeze,site=early and strategy=scratch"
+    takes = "compare takes two conditions, such as strategy=freeze,site=early and donor=none"
     _require(len(conditions) == 2, takes, given)
     from layergraft import report as pages
 
