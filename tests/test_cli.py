@@ -355,7 +355,7 @@ def test_site_and_surgery_do_not_act_without_a_graft(config):
 
 
 def test_a_strategys_key_in_a_sweep_is_about_that_strategy(tmp_path, command):
-    arguments = ["-m", "strategy=freeze,hybrid", "strategy.phases.thaw.epoch=1", "donor=random", "hydra.sweeper.controls=[[donor=none,strategy=full]]", "host=resnet8", "host.width=4",
+    arguments = ["-m", "strategy=freeze,hybrid", "strategy.phases.thaw.epoch=1", "donor=random", 'hydra.sweeper.controls=[["donor=none","strategy=full"]]', "host=resnet8", "host.width=4",
                  "schedule.epochs=2", "optim.batch_size=25", "exec.device=cpu", "exec.sweep=thaws", "site=early,late"]  # fmt: skip
     code, _, err = command("train", *arguments, f"exec.outputs={tmp_path}")
     assert code == 0 and "5 of 5 runs completed" in err  # no graft does not depend on the site

@@ -106,10 +106,11 @@ def _notes(design: Design, by_run: pd.DataFrame, baseline: str | None, answered:
         notes.append(f"without a partner of the same seed in '{baseline}', so in no difference to it: {such}")
     for control in (NO_GRAFT, RANDOM):
         variants = design.arm(control).arm.unique()
-        if len(variants) > 1:
-            kinds = f"'{control}' comes in {len(variants)} kinds ({'; '.join(variants)})"
-            own = "an arm is compared with its own (of its strategy, or else of full)"
-            notes.append(f"{kinds}: {own}, and where it has none, with their mean")
+        if 1 < len(variants) < design.runs.arm.nunique():
+            names = listing(f"'{name}'" for name in variants)
+            kinds = f"'{control}' comes in {len(variants)} kinds ({names})"
+            own = "its own (that of its strategy, or else of full)" if control == NO_GRAFT else "its own"
+            notes.append(f"{kinds}: an arm is compared with {own}, and where it has none, with their mean")
         if answered and len(variants) and not any(answer.gains.get(control) for answer in answered):
             where = f"no place has a run of '{control}' with the seeds, site and surgery of the arms"
             notes.append(f"{where}, so nothing is compared with it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -197,6 +198,6 @@ class AdviseSweeper(GridSweeper):
         chosen = [o for o in combination if o not in self.own]
         one = [*(from_hydra(a) for a in arguments if key_of(a) not in map(key_of, chosen)), *chosen]
         strategy = next(o for o in reversed(combination) if key_of(o) == "strategy")
-        control = f"hydra.sweeper.controls=[[{','.join(CONTROL)}]]"
+        control = f"hydra.sweeper.controls={json.dumps([CONTROL])}"
         beside = [*(o for o in one if key_of(o) not in ("strategy", "seed")), strategy, control, "seed=range(5)"]
         return found, chosen, [shlex.join(["layergraft", "train", *given]) for given in (one, ["-m", *beside])]
