@@ -80,8 +80,6 @@ def test_the_command_it_prints_is_the_run_it_advises(first, command, advised):
     sweep = next(line for line in out.splitlines() if line.startswith("layergraft train -m"))
     (strategy,) = (o for o in advice["take"] if o.startswith("strategy="))
     assert {strategy, 'hydra.sweeper.controls=[["donor=none", "strategy=full"]]'} <= set(shlex.split(sweep))
-    code, _, err = command("train", *shlex.split(sweep)[2:], "--cfg", "hydra", "-p", "hydra.sweeper.controls")
-    assert (code, err) == (0, "")
     assert out.startswith(f"take {' '.join(advice['take'])}: test accuracy")
 
 
