@@ -1,6 +1,6 @@
 """Peak memory of a run over that of a plain PyTorch program
 
-`layergraft train strategy=scratch` as it comes (Hydra, Lightning, probes, TensorBoard), and benchmarks/peers/plain.py, on the
+`layergraft train donor=none` as it comes (Hydra, Lightning, probes, TensorBoard), and benchmarks/peers/plain.py, on the
 same file of 512 + 256 + 256 images of 32 x 32: resnet18, width 64, one epoch, on the CPU. Each is a process of its
 own; the figure is its largest resident set. What is allocated on a GPU is with `run_time`.
 """
@@ -26,7 +26,7 @@ def figures(repeats: int = 5) -> list[Figure]:
         np.savez(file, **arrays)
         found = []
         for batch, times in ((128, repeats), (512, 1)):
-            run = ["-m", "layergraft", "train", "strategy=scratch", "data=npz", f"data.path={file}", "host=resnet18", "host.stem=small",
+            run = ["-m", "layergraft", "train", "strategy=full", "data=npz", f"data.path={file}", "host=resnet18", "host.stem=small",
                    f"optim.batch_size={batch}", "schedule.epochs=1", "data.shift=0", "donor=none", "exec=cpu"]  # fmt: skip
             ours, theirs = [], []
             for repeat in range(times):

@@ -58,7 +58,7 @@ def figures(repeats: int = 5) -> list[Figure]:
             "`layergraft --help`": (0.7, lambda: run("-m", "layergraft", "--help")),
             "`layergraft status` of 160 runs": (0.7, lambda: run("-m", "layergraft", "status", str(sweep))),
             "first step: `layergraft train`": (6, train),
-            "first step: `layergraft train strategy=scratch`": (6, lambda: train("strategy=scratch")),
+            "first step: `layergraft train donor=none`": (6, lambda: train("donor=none", "strategy=full")),
             "first step: the peer": (None, lambda: first_step(str(PEER), f"hydra.run.dir={folder}/peer{next(number)}", f"donor_dir={folder}/donors{next(number)}")),
             "import of torch and Lightning": (None, lambda: run("-c", "import pytorch_lightning")),
         }  # fmt: skip

@@ -38,7 +38,6 @@ BAD = {
     "host.weights=IMAGENET1K_V9": "'IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'?",
     "host.weights=nowhere.pt": "there is no file nowhere.pt",
     "host.in_channels=4": "host.in_channels is 4; it must be 1, 3 or null",
-    "donor=none": "there is no graft in this network",
     "strategy.groups.early=[layer9]": "matches no parameter): 'layer9'; did you mean 'layer4'?",
     "strategy.phases.thaw.epoch=30": "phase thaw starts at epoch 30, but training ends after 30 epochs",
     "strategy.phases.thaw.epoch=-1": "phase thaw starts at epoch -1; epochs count from 0",
@@ -344,26 +343,26 @@ def test_plan_refuses_what_train_would(command):
         assert (code, out) == (2, "") and message in err and err.count("\n") == 1, err
 
 
-def test_scratch_takes_no_donor_whatever_is_asked_for(config):
+def test_site_and_surgery_do_not_act_without_a_graft(config):
     from layergraft.runs.plan import plan_run
 
     runs = [
-        plan_run(config("strategy=scratch", *more))
-        for more in ([], ["donor=random", "site=late"], ["surgery=insert", "surgery.gate=0"])
+        plan_run(config("donor=none", "strategy=full", *more))
+        for more in ([], ["site=late"], ["surgery=insert", "surgery.gate=0"])
     ]
     assert len({run.key for run in runs}) == 1 and runs[0].grafts == ()
-    assert runs[0].key.startswith("scratch.resnet18.none.seed0.")
+    assert runs[0].key.startswith("full.resnet18.none.seed0.")
 
 
 def test_a_strategys_key_in_a_sweep_is_about_that_strategy(tmp_path, command):
-    arguments = ["-m", "strategy=freeze,hybrid,scratch", "strategy.phases.thaw.epoch=1", "donor=random", "host=resnet8", "host.width=4",
+    arguments = ["-m", "strategy=freeze,hybrid", "strategy.phases.thaw.epoch=1", "donor=random", 'hydra.sweeper.controls=[["donor=none","strategy=full"]]', "host=resnet8", "host.width=4",
                  "schedule.epochs=2", "optim.batch_size=25", "exec.device=cpu", "exec.sweep=thaws", "site=early,late"]  # fmt: skip
     code, _, err = command("train", *arguments, f"exec.outputs={tmp_path}")
-    assert code == 0 and "5 of 5 runs completed" in err  # scratch does not depend on the site
+    assert code == 0 and "5 of 5 runs completed" in err  # no graft does not depend on the site
     page = (tmp_path / "sweeps" / "thaws" / "report.html").read_text()
     assert "What learned when" in page and "hybrid, resnet8, donor at early" in page
     assert {path.name for path in (tmp_path / "sweeps" / "thaws" / "figures").glob("plan.*.png")} == {
-        "plan.freeze.png", "plan.hybrid.png", "plan.scratch.png"}  # fmt: skip
+        "plan.freeze.png", "plan.hybrid.png", "plan.full.png"}  # fmt: skip
 
 
 def test_error_on_the_way_up_of_an_interrupt_is_an_interrupt(monkeypatch, capsys):

@@ -16,7 +16,6 @@ GROUPS = groups([conf_dir()])
 CHOICES = [(group, name) for group, names in GROUPS.items() for name in names if group not in ("experiment", "size")]
 # What a choice needs beside it to be a run.
 WITH = {
-    ("donor", "none"): ["strategy=full"],
     ("donor", "pca"): ["host.width=16"],  # patches of 3 x 3 grey pixels have 9 components, each with its negative
     ("donor", "whitening"): ["host.width=16"],
     ("donor", "extracted"): ["donor.path=DONOR"],

@@ -57,7 +57,7 @@ def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         main(["train", "-m", "strategy=freeze,hybrid", "donor=trained,random", "site=late", "host=resnet20", "host.width=4", "seed=0,1",
-              "schedule.epochs=2", "donor.schedule.epochs=1", 'hydra.sweeper.controls=[["strategy=scratch"]]', "exec.sweep=quickstart"])  # fmt: skip
+              "schedule.epochs=2", "donor.schedule.epochs=1", 'hydra.sweeper.controls=[["donor=none","strategy=full"]]', "exec.sweep=quickstart"])  # fmt: skip
     for name in ("eight_seeds", "location", "controls"):
         shutil.copytree(folder / "outputs/sweeps/quickstart", folder / "outputs/sweeps" / name)
     torch.save(torch.nn.Conv2d(3, 64, 7).state_dict(), folder / "conv.pt")

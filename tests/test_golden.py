@@ -35,7 +35,7 @@ RUNS = {
     "another width, projected": [*DONOR, "donor.out_channels=6", "surgery.fit=project", "site=late", "host=resnet8", "strategy=gradual"],
     "augmented and averaged": ["donor=gabor", "data.shift=1", "data.flip=true", "regularizer.mixup=0.2", "regularizer.ema=0.9", "host=resnet8"],
     "rates by gradient, group norm": [*DONOR, "strategy=auto_rgn", "host.norm=group", "host=resnet8"],
-    "without a donor": ["strategy=scratch", "host=resnet8", "schedule.warmup=1"],
+    "without a donor": ["donor=none", "strategy=full", "host=resnet8", "schedule.warmup=1"],
 }  # fmt: skip
 
 

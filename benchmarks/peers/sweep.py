@@ -48,7 +48,7 @@ def commands(seeds: Sequence[int], launcher: str = "basic") -> list[list[str]]:
     hosts, sites = "host=resnet20,resnet32", "site=early,middle,late"
     return [
         [*program, hosts, "strategy=freeze,low_lr,hybrid,full", sites],
-        [*program, hosts, "strategy=scratch"],
+        [*program, hosts, "donor=none", "strategy=full"],
         [*program, hosts, "strategy=freeze", "donor=random", sites],
     ]
 
@@ -259,7 +259,7 @@ def main(cfg: DictConfig) -> None:
         module.requires_grad_(False)
 
     donor, thaw_epoch = None, None
-    if strategy.donor:
+    if cfg.donor.name != "none":
         donor = host.get_submodule(cfg.host.sites[cfg.site])
         donor.load_state_dict(donor_state(donor, cfg))
         thaw_epoch = None if strategy.thaw_at is None else round(strategy.thaw_at * cfg.epochs)

@@ -82,10 +82,10 @@ def test_every_size_composes(size):
 
 
 def test_a_misspelt_contrast_is_refused_before_any_training(tmp_path, command):
-    given = "+hydra.sweeper.contrasts.c={of: ['+strategy=freeze', '-strategy=scrach']}"
+    given = "+hydra.sweeper.contrasts.c={of: ['+strategy=freeze', '-donor=nome']}"
     code, _, err = command("train", "-m", "+experiment=location", "size=smoke", given, f"exec.outputs={tmp_path}")
     assert code == 2 and err.splitlines()[-1].startswith(
-        "error: contrast c: unknown strategy among these runs: 'scrach'; did you mean"
+        "error: contrast c: unknown donor among these runs: 'nome'; did you mean"
     )
     assert not (tmp_path / "runs").exists()
 

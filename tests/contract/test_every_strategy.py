@@ -92,7 +92,17 @@ def test_every_strategy_is_a_run_at_every_depth_and_site(name, host, config):
         keys.add(run.key)
         in_groups = [parameter for names in run.strategy.groups.values() for parameter in names]
         assert sorted(in_groups) == sorted(run.parameters)
-    assert len(keys) == (1 if name == "scratch" else 2)
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_is_a_run_without_a_graft_the_same_at_every_site(name, config):
+    runs = [plan_run(config(f"strategy={name}", "donor=none", f"site={site}")) for site in ("early", "late")]
+    assert len({run.key for run in runs}) == 1 and runs[0].grafts == ()
+    in_groups = [parameter for names in runs[0].strategy.groups.values() for parameter in names]
+    assert sorted(in_groups) == sorted(runs[0].parameters)
+    trained = {group for phase in runs[0].strategy.phases for group in phase.lr if phase.trains(group)}
+    assert any(runs[0].strategy.groups[group] for group in trained)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

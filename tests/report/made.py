@@ -25,8 +25,8 @@ def rows(accuracies, **axes):
     ]
 
 
-def scratch(accuracies, **axes):
-    return rows(accuracies, **({"strategy": "scratch", "donor": "none", "site": "-"} | axes))
+def no_graft(accuracies, **axes):
+    return rows(accuracies, **({"strategy": "full", "donor": "none", "site": "-"} | axes))
 
 
 def runs_of(*groups):

@@ -1,7 +1,7 @@
 """The best way to load the layer: which arm is picked, over which seeds, and what is read of it."""
 
 import pytest
-from tests.report.made import design_of, rows, scratch
+from tests.report.made import design_of, no_graft, rows
 
 from layergraft.report.best_arms import answers
 
@@ -13,13 +13,13 @@ def arm(strategy, test, val, **axes):
 
 def test_the_best_arm_is_picked_by_validation_among_donors_that_learned():
     found = design_of(
-        scratch({0: 50, 1: 51, 2: 52}), arm("freeze", {0: 60, 1: 62, 2: 61}, 10), arm("full", {0: 55, 1: 56, 2: 54}, 90),
+        no_graft({0: 50, 1: 51, 2: 52}), arm("freeze", {0: 60, 1: 62, 2: 61}, 10), arm("full", {0: 55, 1: 56, 2: 54}, 90),
         arm("freeze", {0: 40, 1: 41, 2: 45}, 99, donor="random"), arm("full", {0: 40, 1: 41, 2: 45}, 99, donor="self"),
     )  # fmt: skip
     (only,) = answers(found)
     assert (only.arm, only.num_arms, only.site) == ("full, trained", 2, "early") and only.agreed
-    assert list(only.gains) == ["scratch", "freeze, random"]
-    assert only.gains["scratch"].mean == pytest.approx((5 + 5 + 2) / 3)
+    assert list(only.gains) == ["no graft", "freeze, random"]
+    assert only.gains["no graft"].mean == pytest.approx((5 + 5 + 2) / 3)
     assert only.gains["freeze, random"].mean == pytest.approx((15 + 15 + 9) / 3)
     p = [gain.p for gain in only.gains.values()]  # both of one family
     assert [gain.corrected_p for gain in only.gains.values()] == pytest.approx([max(p[0], 2 * p[1]), 2 * p[1]])
@@ -32,41 +32,41 @@ def test_controls_are_known_whatever_else_of_theirs_was_swept():
             rows({0: 51, 1: 52}, strategy="freeze", donor="random", **{"surgery.calibrate": calibrate}),
         ]
 
-    found = design_of(scratch({0: 50, 1: 50}), *with_surgery("none"), *with_surgery("moments"))
+    found = design_of(no_graft({0: 50, 1: 50}), *with_surgery("none"), *with_surgery("moments"))
     (answer,) = answers(found)
-    assert answer.num_arms == 2 and list(answer.gains) == ["scratch", "freeze, random"]
+    assert answer.num_arms == 2 and list(answer.gains) == ["no graft", "freeze, random"]
     assert answer.gains["freeze, random"].mean == pytest.approx(4.5)
     assert set(answer.axes) == {"site", "host"}  # what the arm has of its own does not hide it
 
 
 def test_a_place_without_one_control_keeps_the_other():
     found = design_of(
-        scratch({0: 50, 1: 51}), rows({0: 55, 1: 57}, strategy="freeze", site="a"), rows({0: 55, 1: 58}, strategy="freeze", site="b"),
+        no_graft({0: 50, 1: 51}), rows({0: 55, 1: 57}, strategy="freeze", site="a"), rows({0: 55, 1: 58}, strategy="freeze", site="b"),
         rows({0: 40, 1: 42}, strategy="freeze", donor="random", site="b"),
     )  # fmt: skip
     first, second = answers(found)
-    assert first.gains["freeze, random"] is None and first.gains["scratch"].mean == 5.5
+    assert first.gains["freeze, random"] is None and first.gains["no graft"].mean == 5.5
     assert second.gains["freeze, random"].mean == pytest.approx(15.5)
 
 
 def test_a_seed_that_an_arm_lacks_is_told_and_one_that_a_control_lacks_changes_no_pick():
     freeze = arm("freeze", {0: 55, 1: 58, 2: 57}, {0: 10, 1: 90, 2: 80})
     full = arm("full", {0: 55, 1: 57, 2: 56, 3: 55}, {0: 60, 1: 60, 2: 55, 3: 55})
-    (answer,) = answers(design_of(scratch({0: 50, 1: 51}), freeze, full))
-    assert answer.lost == {"arms": (3,), "scratch": (2,)} and answer.gains["scratch"].n == 2
+    (answer,) = answers(design_of(no_graft({0: 50, 1: 51}), freeze, full))
+    assert answer.lost == {"arms": (3,), "no graft": (2,)} and answer.gains["no graft"].n == 2
     assert answer.arm == "freeze, trained"  # 180 to 175, of the seeds 0, 1 and 2
     # Without seed 0: 170 to 115, freeze; without 1: 90 to 115, full; without 2: 100 to 120, full.
     assert answer.picks == {"full, trained": 2, "freeze, trained": 1} and not answer.agreed
-    assert answer.gains["scratch"].mean == pytest.approx((5 + 6) / 2)
+    assert answer.gains["no graft"].mean == pytest.approx((5 + 6) / 2)
 
 
 def test_an_arm_that_few_seeds_have_is_no_candidate_and_a_place_without_a_whole_seed_is_told():
     many = dict.fromkeys(range(6), 55)
-    (answer,) = answers(design_of(scratch(many), rows(many, strategy="freeze"), rows({0: 99}, strategy="full")))
-    assert (answer.arm, answer.left_out, answer.gains["scratch"].n) == ("freeze, trained", ("full, trained",), 6)
-    apart = design_of(scratch(many), rows({0: 1, 1: 1}, strategy="freeze"), rows({2: 1, 3: 1}, strategy="full"))
+    (answer,) = answers(design_of(no_graft(many), rows(many, strategy="freeze"), rows({0: 99}, strategy="full")))
+    assert (answer.arm, answer.left_out, answer.gains["no graft"].n) == ("freeze, trained", ("full, trained",), 6)
+    apart = design_of(no_graft(many), rows({0: 1, 1: 1}, strategy="freeze"), rows({2: 1, 3: 1}, strategy="full"))
     (answer,) = answers(apart)
-    assert answer.arm is None and answer.lost["arms"] == (0, 1, 2, 3) and answer.gains == {"scratch": None}
+    assert answer.arm is None and answer.lost["arms"] == (0, 1, 2, 3) and answer.gains == {"no graft": None}
 
 
 def test_a_control_that_not_every_picked_arm_has_is_none():
@@ -77,5 +77,5 @@ def test_a_control_that_not_every_picked_arm_has_is_none():
 
     none, moments = with_surgery("none", {0: 9, 1: 1, 2: 5}), with_surgery("moments", {0: 1, 1: 9, 2: 6})
     random = rows({0: 50, 1: 51, 2: 52}, strategy="freeze", donor="random", **{"surgery.calibrate": "none"})
-    (answer,) = answers(design_of(scratch({0: 50, 1: 51, 2: 50}), none, moments, random))
-    assert len(answer.picks) == 2 and answer.gains["freeze, random"] is None and answer.gains["scratch"].n == 3
+    (answer,) = answers(design_of(no_graft({0: 50, 1: 51, 2: 50}), none, moments, random))
+    assert len(answer.picks) == 2 and answer.gains["freeze, random"] is None and answer.gains["no graft"].n == 3

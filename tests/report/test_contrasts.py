@@ -1,7 +1,7 @@
 """Which arms are compared, in which cells, over which seeds."""
 
 import pytest
-from tests.report.made import design_of, rows, runs_of, scratch
+from tests.report.made import design_of, no_graft, rows, runs_of
 
 from layergraft.config.metrics import recorded
 from layergraft.errors import UserError
@@ -11,11 +11,11 @@ from layergraft.store.records import RunRecord
 
 
 def test_arms_are_paired_by_seed_within_each_cell():
-    found = design_of(scratch({0: 50, 1: 60}), rows({0: 52, 1: 64}, site="early"), rows({0: 51, 1: 59}, site="late"))
+    found = design_of(no_graft({0: 50, 1: 60}), rows({0: 52, 1: 64}, site="early"), rows({0: 51, 1: 59}, site="late"))
     assert found.settings == ["h"] and list(found.runs.site.unique()) == ["-", "early", "late"]
-    only = between(found, "full, trained", "scratch")
+    only = between(found, "full, trained", "no graft")
     assert (only.difference, only.seeds) == (difference({0: 51.5, 1: 61.5}, {0: 50, 1: 60}), (0, 1))
-    cells = gains(found, "scratch", "test/acc").set_index("site").difference
+    cells = gains(found, "no graft", "test/acc").set_index("site").difference
     assert (cells["early"].mean, cells["late"].mean) == (3.0, 0.0)
 
 
@@ -23,87 +23,87 @@ def test_seeds_that_miss_a_cell_do_not_count_and_are_told():
     found = design_of(rows({0: 50, 1: 60, 2: 99}, strategy="freeze"), rows({0: 51, 1: 62}))
     only = between(found, "freeze, trained", "full, trained")
     assert (only.difference.n, only.difference.mean, only.unpaired) == (2, -1.5, (2,))
-    split = design_of(scratch({0: 50, 1: 60}), rows({0: 51, 1: 61}, site="early"), rows({0: 52}, site="late"))
-    only = between(split, "full, trained", "scratch")
+    split = design_of(no_graft({0: 50, 1: 60}), rows({0: 51, 1: 61}, site="early"), rows({0: 52}, site="late"))
+    only = between(split, "full, trained", "no graft")
     assert (only.seeds, only.unpaired) == ((0,), (1,))
 
 
 def test_conditions_with_signs():
     found = design_of(
-        scratch({0: 50, 1: 52}, **{"host.width": 4}), scratch({0: 70, 1: 72}, **{"host.width": 16}),
+        no_graft({0: 50, 1: 52}, **{"host.width": 4}), no_graft({0: 70, 1: 72}, **{"host.width": 16}),
         rows({0: 40, 1: 44}, strategy="freeze", **{"host.width": 4}),
         rows({0: 69, 1: 70}, strategy="freeze", **{"host.width": 16}),
     )  # fmt: skip
-    penalty = ["+strategy=freeze,host.width=16", "-strategy=scratch,host.width=16",
-               "-strategy=freeze,host.width=4", "+strategy=scratch,host.width=4"]  # fmt: skip
+    penalty = ["+strategy=freeze,host.width=16", "-donor=none,host.width=16",
+               "-strategy=freeze,host.width=4", "+donor=none,host.width=4"]  # fmt: skip
     assert contrast(found, "shrinks", penalty).difference.mean == pytest.approx(((-1 + 10) + (-2 + 8)) / 2)
-    plain = contrast(found, "cost", ["+strategy=freeze", "-strategy=scratch"])
+    plain = contrast(found, "cost", ["+strategy=freeze", "-donor=none"])
     assert (plain.num_cells, plain.difference.mean) == (2, pytest.approx((-10 - 1 - 8 - 2) / 4))
 
 
 def test_a_condition_compares_like_with_like():
     """Widths that only one side has do not count."""
     found = design_of(
-        scratch({0: 50}, **{"host.width": 4}), rows({0: 60}, **{"host.width": 4}), rows({0: 99}, **{"host.width": 16})
+        no_graft({0: 50}, **{"host.width": 4}), rows({0: 60}, **{"host.width": 4}), rows({0: 99}, **{"host.width": 16})
     )
-    only = contrast(found, "c", ["+strategy=full", "-strategy=scratch"])
+    only = contrast(found, "c", ["+strategy=full", "-donor=none"])
     assert (only.num_cells, only.difference.mean) == (1, 10)
 
 
-def test_a_source_is_a_setting_which_scratch_is_in_whatever_it_is():
+def test_a_source_is_a_setting_which_no_graft_is_in_whatever_it_is():
     found = design_of(
-        scratch({0: 50, 1: 50}), rows({0: 55, 1: 57}, **{"donor.data.half": "A"}), rows({0: 60, 1: 61}, **{"donor.data.half": "B"})
+        no_graft({0: 50, 1: 50}), rows({0: 55, 1: 57}, **{"donor.data.half": "A"}), rows({0: 60, 1: 61}, **{"donor.data.half": "B"})
     )  # fmt: skip
     assert found.settings == ["h, donor.data.half=A", "h, donor.data.half=B"]
-    cells = gains(found, "scratch", "test/acc").set_index("setting").difference
+    cells = gains(found, "no graft", "test/acc").set_index("setting").difference
     assert [cells[name].mean for name in found.settings] == [6, 10.5]
-    assert between(found, "full, trained", "scratch").difference.mean == pytest.approx(8.25)
+    assert between(found, "full, trained", "no graft").difference.mean == pytest.approx(8.25)
 
 
 def test_what_else_was_swept_tells_arms_and_settings_apart():
     groups = [rows({0: 1}, **{"optim.lr": lr, "strategy.phases.thaw.epoch": e}) for lr in (0.1, 0.2) for e in (1, 2)]
-    found = design_of(*groups, scratch({0: 1}, **{"optim.lr": 0.1}))
+    found = design_of(*groups, no_graft({0: 1}, **{"optim.lr": 0.1}))
     assert set(found.runs.arm) == {
         "full, trained, phases.thaw.epoch=1",
         "full, trained, phases.thaw.epoch=2",
-        "scratch",
+        "no graft",
     }
     assert set(found.runs.setting) == {"h, optim.lr=0.1", "h, optim.lr=0.2"}
 
 
 def test_named_contrasts_are_corrected_together_and_what_is_lacking_is_told():
     found = design_of(
-        scratch({0: 50, 1: 52, 2: 51}), rows({0: 53, 1: 56, 2: 55}), rows({0: 50, 1: 53, 2: 50}, strategy="freeze")
+        no_graft({0: 50, 1: 52, 2: 51}), rows({0: 53, 1: 56, 2: 55}), rows({0: 50, 1: 53, 2: 50}, strategy="freeze")
     )
-    specs = {"a": {"of": ["+strategy=full", "-strategy=scratch"], "metric": "test/acc"},
-             "b": {"of": ["+strategy=freeze", "-strategy=scratch"], "metric": "test/acc"},
-             "c": {"of": ["+strategy=hybrid", "-strategy=scratch"], "metric": "test/acc"}}  # fmt: skip
+    specs = {"a": {"of": ["+strategy=full", "-donor=none"], "metric": "test/acc"},
+             "b": {"of": ["+strategy=freeze", "-donor=none"], "metric": "test/acc"},
+             "c": {"of": ["+strategy=hybrid", "-donor=none"], "metric": "test/acc"}}  # fmt: skip
     compared, lacking = named(found, specs)
     raw = [c.difference.p for c in compared]
     assert [c.difference.corrected_p for c in compared] == pytest.approx([min(1, 2 * raw[0]), max(raw[1], 2 * raw[0])])
-    assert lacking == ["c: unknown strategy among these runs: 'hybrid'. There are: freeze, full, scratch"]
+    assert lacking == ["c: unknown strategy among these runs: 'hybrid'. There are: freeze, full"]
     default, _ = named(found, {})
-    assert [c.name for c in default] == ["full, trained less scratch", "freeze, trained less scratch"]
+    assert [c.name for c in default] == ["full, trained less no graft", "freeze, trained less no graft"]
 
 
 @pytest.mark.parametrize(
     "of, metric, message",
     [
         (["+strategy=full"], "test/acc", "as many conditions with"),
-        (["+strategy=full", "strategy=scratch"], "test/acc", "must begin with"),
-        (["+strategy=full", "-strategy=scrach"], "test/acc", "did you mean 'scratch'"),
-        (["+strategy=full", "-strategy=scratch"], "test/ac", "unknown metric of 'c': 'test/ac'; did you mean 'test/a"),
+        (["+strategy=full", "donor=none"], "test/acc", "must begin with"),
+        (["+strategy=full", "-donor=nome"], "test/acc", "did you mean 'none'"),
+        (["+strategy=full", "-donor=none"], "test/ac", "unknown metric of 'c': 'test/ac'; did you mean 'test/a"),
         (
-            ["+strategy=full", "-strategy=scratch"],
+            ["+strategy=full", "-donor=none"],
             "drift",
             "unknown metric of 'c': 'drift'. There are: test/acc, val/acc, val/aulc",
         ),
-        (["+site=early,seed<0", "-strategy=scratch"], "test/acc", "no completed run has site=early,seed<0"),
+        (["+site=early,seed<0", "-donor=none"], "test/acc", "no completed run has site=early,seed<0"),
     ],
 )
 def test_what_is_no_contrast_is_refused(of, metric, message):
     with pytest.raises(UserError, match=message):
-        contrast(design_of(scratch({0: 1}), rows({0: 2})), "c", of, metric)
+        contrast(design_of(no_graft({0: 1}), rows({0: 2})), "c", of, metric)
 
 
 def test_contrasts_are_checked_against_what_is_planned():
@@ -134,20 +134,20 @@ def test_none_is_a_value_of_other_axes_than_the_donor():
 
 
 def test_a_cell_without_the_metric_is_left_out_and_named():
-    groups = [scratch({0: 1, 1: 1}), rows({0: 2, 1: 2}, site="early"), rows({0: 2, 1: 3}, site="late")]
+    groups = [no_graft({0: 1, 1: 1}), rows({0: 2, 1: 2}, site="early"), rows({0: 2, 1: 3}, site="late")]
     for row in (row for group in groups for row in group):
         row["drift"] = None if row["site"] == "late" else float(row["test/acc"])
-    only = contrast(design_of(*groups), "c", ["+strategy=full", "-strategy=scratch"], "drift")
+    only = contrast(design_of(*groups), "c", ["+strategy=full", "-donor=none"], "drift")
     assert (only.difference.mean, only.seeds, only.num_cells, only.left_out) == (1, (0, 1), 1, ("late",))
 
 
 def test_a_cell_that_few_seeds_have_does_not_take_the_others_with_it():
     found = design_of(
-        scratch(dict.fromkeys(range(5), 50)),
+        no_graft(dict.fromkeys(range(5), 50)),
         rows(dict(enumerate((51, 52, 53, 52, 51))), site="early"),
         rows({0: 90}, site="late"),
     )
-    only = between(found, "full, trained", "scratch")
+    only = between(found, "full, trained", "no graft")
     assert (only.difference.n, only.difference.mean, only.left_out) == (5, pytest.approx(1.8), ("late",))
 
 
@@ -161,18 +161,18 @@ def test_cells_that_one_side_lacks_are_named():
 def test_a_condition_of_several_levels_takes_all_of_them_in_every_seed():
     """A seed that lacks the late site would come in with the early one alone."""
     found = design_of(
-        scratch(dict.fromkeys(range(4), 50)), rows(dict.fromkeys(range(4), 60), site="early"), rows(dict.fromkeys(range(3), 40), site="late")
+        no_graft(dict.fromkeys(range(4), 50)), rows(dict.fromkeys(range(4), 60), site="early"), rows(dict.fromkeys(range(3), 40), site="late")
     )  # fmt: skip
-    only = contrast(found, "c", ["+site=early|late", "-strategy=scratch"])
+    only = contrast(found, "c", ["+site=early|late", "-donor=none"])
     assert (only.difference.mean, only.seeds, only.unpaired) == (0, (0, 1, 2), (3,))
 
 
 def test_what_was_never_reached_counts_as_all_the_steps_of_the_run():
-    groups = [scratch({0: 1, 1: 1}), rows({0: 2, 1: 2}, site="early")]
+    groups = [no_graft({0: 1, 1: 1}), rows({0: 2, 1: 2}, site="early")]
     for row in (row for group in groups for row in group):
         row["steps"] = 100
-        row["steps_to/90"] = float("inf") if (row["strategy"], row["seed"]) == ("scratch", 1) else 40.0
-    only = contrast(design_of(*groups), "c", ["+strategy=full", "-strategy=scratch"], "steps_to/90")
+        row["steps_to/90"] = float("inf") if (row["donor"], row["seed"]) == ("none", 1) else 40.0
+    only = contrast(design_of(*groups), "c", ["+strategy=full", "-donor=none"], "steps_to/90")
     assert (only.difference.mean, only.never) == ((0 - 60) / 2, 1)
 
 
@@ -181,37 +181,37 @@ def test_an_arm_is_held_against_its_own_kind_of_a_control():
     groups = [rows({0: level + gain, 1: level + gain}, strategy="full", donor=donor, site=site, **{name: rate})
               for rate, level in (("1", 50), ("0.1", 70)) for donor, site, gain in (("none", "-", 0), ("trained", "early", 1))]  # fmt: skip
     found = design_of(*groups)
-    assert [d.mean for d in gains(found, "scratch", "test/acc").difference] == [1, 1]
+    assert [d.mean for d in gains(found, "no graft", "test/acc").difference] == [1, 1]
     arms = [arm for arm in found.runs.arm.unique() if "trained" in arm]
-    assert [between(found, arm, "scratch").difference.mean for arm in arms] == [1, 1]
+    assert [between(found, arm, "no graft").difference.mean for arm in arms] == [1, 1]
 
 
 def test_contrasts_of_a_sweep_are_of_its_own_runs():
     own = rows({0: 55, 1: 57}, strategy="freeze")
-    found = design_of(scratch({0: 50, 1: 51}), own, rows({0: 10, 1: 12}, strategy="freeze", site="late"))
-    keys = [row["key"] for row in (*scratch({0: 50, 1: 51}), *own)]
-    spec = {"of": ["+strategy=freeze", "-strategy=scratch"], "metric": "test/acc", "runs": keys}
+    found = design_of(no_graft({0: 50, 1: 51}), own, rows({0: 10, 1: 12}, strategy="freeze", site="late"))
+    keys = [row["key"] for row in (*no_graft({0: 50, 1: 51}), *own)]
+    spec = {"of": ["+strategy=freeze", "-donor=none"], "metric": "test/acc", "runs": keys}
     ((only,), _) = named(found, {"c": spec})
     assert only.difference.mean == 5.5 and only.num_cells == 1
 
 
 def test_conditions_that_name_every_axis_share_the_one_cell():
-    found = design_of(scratch({0: 50, 1: 52}), rows({0: 51, 1: 54}))
+    found = design_of(no_graft({0: 50, 1: 52}), rows({0: 51, 1: 54}))
     every = [
         "+strategy=full,site=early,host=h,donor=trained,data=d",
-        "-strategy=scratch,site=-,host=h,donor=none,data=d",
+        "-strategy=full,site=-,host=h,donor=none,data=d",
     ]
     only = contrast(found, "c", every)
     assert (only.num_cells, only.difference.mean) == (1, 1.5)
 
 
 def test_levels_to_which_an_axis_does_not_apply_count_with_the_others():
-    """Scratch has no site, and is a level of the donor all the same."""
+    """A run without a graft has no site, and is a level of the donor all the same."""
     none, other, arm = {0: 10, 1: 11}, {0: 40, 1: 41}, {0: 60, 1: 62}
-    by_donor = design_of(scratch(none, strategy="full"), rows(other, donor="random"), rows(arm))
-    by_strategy = design_of(scratch(none), rows(other, strategy="freeze"), rows(arm))
+    by_donor = design_of(no_graft(none), rows(other, donor="random"), rows(arm))
+    by_both = design_of(no_graft(none), rows(other, strategy="freeze"), rows(arm, strategy="thaw"))
     for found, terms in ((by_donor, ["+donor=trained", "-donor=none|random"]), (by_donor, ["+donor=trained", "-donor!=trained"]),
-                         (by_strategy, ["+strategy=full", "-strategy=scratch|freeze"])):  # fmt: skip
+                         (by_both, ["+strategy=thaw", "-strategy=full|freeze,donor=none|trained"])):  # fmt: skip
         only = contrast(found, "c", terms)
         assert (only.difference.mean, only.left_out) == (35.5, ()), terms
 
@@ -224,15 +224,44 @@ def test_arms_that_differ_in_surgery_alone_are_compared_without_a_baseline():
     assert abs(only.difference.mean) == 3 and lacking == []
 
 
-def test_kinds_of_scratch_are_compared_where_there_is_nothing_else():
-    ((only,), _) = named(design_of(*(scratch({0: level, 1: level}, **{"strategy.rest": rate}) for rate, level in (("1", 50), ("2", 54)))), {})  # fmt: skip
+def test_kinds_of_no_graft_are_compared_where_there_is_nothing_else():
+    ((only,), _) = named(design_of(*(no_graft({0: level, 1: level}, **{"strategy.rest": rate}) for rate, level in (("1", 50), ("2", 54)))), {})  # fmt: skip
     assert abs(only.difference.mean) == 4
 
 
 def test_a_seed_that_lacks_one_kind_of_a_control_is_not_held_against_the_other():
     found = design_of(
-        scratch({0: 50, 1: 50, 2: 50}, **{"strategy.rest": "1"}), scratch({0: 70, 1: 70}, **{"strategy.rest": "0.1"}),
+        no_graft({0: 50, 1: 50, 2: 50}, **{"strategy.rest": "1"}), no_graft({0: 70, 1: 70}, **{"strategy.rest": "0.1"}),
         rows({0: 60, 1: 60, 2: 60}, strategy="freeze"),
     )  # fmt: skip
-    (cell,) = gains(found, "scratch", "test/acc").difference
+    (cell,) = gains(found, "no graft", "test/acc").difference
     assert (cell.mean, cell.n) == (0, 2)
+
+
+def test_an_arm_is_compared_with_no_graft_of_its_own_strategy_or_else_of_full():
+    found = design_of(
+        no_graft({0: 50, 1: 52}), no_graft({0: 40, 1: 41}, strategy="lp_ft"),
+        rows({0: 51, 1: 54}), rows({0: 43, 1: 45}, strategy="lp_ft"), rows({0: 60, 1: 63}, strategy="freeze"),
+    )  # fmt: skip
+    assert list(found.runs.arm.unique())[:2] == ["no graft, full", "no graft, lp_ft"]
+    over = gains(found, "no graft", "test/acc").set_index("strategy").difference
+    assert {strategy: d.mean for strategy, d in over.items()} == {"full": 1.5, "lp_ft": 3.5, "freeze": 10.5}
+    assert between(found, "lp_ft, trained", "no graft").difference.mean == 3.5
+    assert between(found, "freeze, trained", "no graft").difference.mean == 10.5
+
+
+def test_an_arm_is_compared_with_the_only_strategy_without_a_graft():
+    found = design_of(no_graft({0: 50, 1: 52}, strategy="lp_ft"), rows({0: 51, 1: 54}))
+    assert list(found.runs.arm.unique()) == ["no graft", "full, trained"]
+    (cell,) = gains(found, "no graft", "test/acc").difference
+    assert cell.mean == 1.5
+
+
+def test_a_condition_that_does_not_name_the_donor_is_of_the_runs_with_one():
+    found = design_of(no_graft({0: 50, 1: 52}), rows({0: 51, 1: 54}), rows({0: 60, 1: 63}, strategy="freeze"))
+    gain = contrast(found, "c", ["+strategy=full", "-donor=none"])
+    frozen = contrast(found, "c", ["+strategy=freeze", "-strategy=full"])
+    assert (gain.difference.mean, gain.left_out) == (1.5, ())
+    assert (frozen.difference.mean, frozen.left_out) == (9, ())
+    without = design_of(no_graft({0: 50, 1: 52}), no_graft({0: 53, 1: 56}, strategy="lp_ft"))
+    assert contrast(without, "c", ["+strategy=lp_ft", "-strategy=full"]).difference.mean == 3.5

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tests.report.made import rows, runs_of, scratch
+from tests.report.made import no_graft, rows, runs_of
 
 from layergraft import report
 from layergraft.errors import UserError
@@ -65,9 +65,9 @@ def test_filters_everything_and_back(opened):
     tab.wait_for_selector("body[data-ready=filtered]")
     assert tab.evaluate(f"[{marks}, {places}]") == [before[0] // 2, before[1] // 2]
     lines = "[...document.querySelectorAll('#chart-learning_curves svg .mark-line path')].length"
-    assert tab.evaluate(lines) == 4  # three arms at the site, and scratch
+    assert tab.evaluate(lines) == 4  # three arms at the site, and no graft
     assert "Shown: site late" in tab.inner_text("#filtered")
-    assert shown(tab) == 8  # 6 of the site, and scratch, which has none
+    assert shown(tab) == 8  # 6 of the site, and no graft, which has none
     tab.select_option("#filters label:has-text('seed') select", "1")
     tab.wait_for_function("document.querySelector('.dt-info').textContent.includes(' 4 entr')")
     tab.click("#reset")
@@ -80,7 +80,7 @@ def test_a_choice_that_no_run_meets_is_said_and_no_error(opened):
     tab.select_option("#filters label:has-text('strategy') select", "full")
     tab.select_option("#filters label:has-text('site') select", "late")
     tab.wait_for_function("document.querySelector('#chart-gain').classList.contains('none')")
-    assert shown(tab) == 2 and wrong == []  # scratch, which has no site
+    assert shown(tab) == 2 and wrong == []  # no graft, which has no site
     tab.click("#reset")
     tab.wait_for_function("!document.querySelector('#chart-gain').classList.contains('none')")
 
@@ -127,7 +127,7 @@ def test_says_what_the_runs_say(sweep):
         for contrast in found.contrasts:
             assert contrast.name in told and words(contrast.difference) in told
         for answer in found.answers:
-            assert words(answer.gains["scratch"]) in told
+            assert words(answer.gains["no graft"]) in told
         for row in found.across.to_dict("records"):
             assert str(row["iqm"]) in told
     assert "layergraft train -m strategy=freeze,hybrid" in text["md"] and "CPU" in text["md"]
@@ -151,7 +151,7 @@ def test_every_figure_is_there_as_png_and_svg(sweep):
 
 
 def test_across_places_each_seed_has_one_figure():
-    groups = [scratch({0: 50, 1: 50})]
+    groups = [no_graft({0: 50, 1: 50})]
     for site, gains in {"a": (1, 2), "b": (2, 3), "c": (3, -1), "d": (100, 0)}.items():
         groups.append(rows({0: 50 + gains[0], 1: 50 + gains[1]}, site=site))
     (row,) = find(runs_of(*groups)).across.to_dict("records")
@@ -166,7 +166,7 @@ def test_the_ladder_takes_the_gain_apart():
     noise = rng.normal(0, 0.1, (len(levels), 3))
     groups = [rows({s: 50 + level + e for s, e in enumerate(errors)}, donor=donor, strategy="freeze")
               for (donor, level), errors in zip(levels.items(), noise, strict=True)]  # fmt: skip
-    found = find(runs_of(scratch({0: 50, 1: 50, 2: 50}), *groups))
+    found = find(runs_of(no_graft({0: 50, 1: 50, 2: 50}), *groups))
     assert list(found.ladder.donor) == list(levels)
     assert [round(d.mean) for d in found.steps.difference] == [2, 3, 4, 9, 1]
     assert {d.family for d in found.steps.difference} == {5}  # corrected together
@@ -178,7 +178,7 @@ def test_the_ladder_takes_the_gain_apart():
 
 def of_sources(gains_by_distance, sites=("a", "b"), by_site=0):
     """Sources at distances, at sites of which each later one gains less and is `by_site` further."""
-    groups = [scratch({0: 50, 1: 50, 2: 50})]
+    groups = [no_graft({0: 50, 1: 50, 2: 50})]
     for number, site in enumerate(sites):
         for source, (distance, gain) in enumerate(gains_by_distance):
             axes = {"site": site, "donor.data.dial": str(source)}
@@ -204,7 +204,7 @@ def test_what_sites_differ_in_is_no_similarity():
 
 
 def test_sources_that_are_held_against_none_do_not_count():
-    groups = [scratch({0: 50, 1: 50}, data=f"t{number}") for number in range(6)]
+    groups = [no_graft({0: 50, 1: 50}, data=f"t{number}") for number in range(6)]
     for number in range(6):
         for source in [number, 9] if number == 0 else [number]:
             for row in rows({0: 50 + number, 1: 51}, data=f"t{number}", **{"donor.data.dial": str(source)}):
@@ -214,7 +214,7 @@ def test_sources_that_are_held_against_none_do_not_count():
 
 def test_curves_of_a_host_without_a_swept_key_are_there(tmp_path):
     groups = [rows({0: 50, 1: 51}, host=host, **axes) for host, axes in (("a", {"host.width": "4"}), ("a", {"host.width": "8"}), ("b", {}))]  # fmt: skip
-    groups += [scratch({0: 50, 1: 51}, host="b")]
+    groups += [no_graft({0: 50, 1: 51}, host="b")]
     runs = runs_of(*groups)
     (tmp_path / "curves.csv").write_text("epoch,val/acc\n0,50\n1,60\n")
     runs.table = runs.table.assign(folder=str(tmp_path))
@@ -245,13 +245,13 @@ def test_shares_are_of_what_was_planned_whatever_became_of_it():
 
 
 def test_one_seed_says_so(tmp_path):
-    table = runs_of(scratch({0: 50}), rows({0: 60}))
+    table = runs_of(no_graft({0: 50}), rows({0: 60}))
     table.table = table.table.assign(folder=str(tmp_path), seconds=1.0, error="")
     text = page.write_report(table, tmp_path).read_text()
     assert (
         "One seed shows no spread" in text
         and "data-label" in text
-        and between(design(table), "full, trained", "scratch").difference.n == 1
+        and between(design(table), "full, trained", "no graft").difference.n == 1
     )
 
 
@@ -276,7 +276,7 @@ def test_figures_that_are_somebodys_own_stay(sweep, tmp_path):
 
 
 def test_markdown_stands_what_a_name_may_have(tmp_path):
-    table = runs_of(scratch({0: 50, 1: 51}), rows({0: 60, 1: 62}, **{"strategy.groups.tuned": "conv1|layer1"}))
+    table = runs_of(no_graft({0: 50, 1: 51}), rows({0: 60, 1: 62}, **{"strategy.groups.tuned": "conv1|layer1"}))
     failed = table.table.iloc[-1:].assign(key="k", status="failed", error="a | b\nc <b>")
     table.table = pd.concat([table.table, failed]).assign(
         folder=str(tmp_path), seconds=1.0, error=[*[""] * 4, "a | b\nc <b>"]

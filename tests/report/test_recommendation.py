@@ -51,7 +51,7 @@ def test_a_clear_gain_is_said_to_help():
 
 def test_a_donor_that_hurts_is_better_left_out():
     found = advise(VAL, VAL, np.array([90.0, 91.0, 90.5, 89.0]))
-    assert "better leave the donor out (strategy=scratch)" in in_lines(found, ["a", "b"], 4, 8)[1]
+    assert "better leave the donor out (donor=none)" in in_lines(found, ["a", "b"], 4, 8)[1]
 
 
 def test_a_gain_within_the_spread_is_not_resolved():

@@ -44,14 +44,14 @@ def test_what_a_donor_takes_over_from_the_run_is_no_axis(records):
     assert tidy(records).swept == ["host.width"]
 
 
-def test_swept_surgery_tells_arms_apart_and_scratch_has_none(records):
+def test_swept_surgery_tells_arms_apart_and_no_graft_has_none(records):
     for number, (record, _) in enumerate(records):
         record.config["surgery"]["calibrate"] = ["none", "moments"][number % 2]
     runs = tidy(records)
     assert runs.swept == ["surgery.calibrate"]
     arms = set(design(runs).runs.arm)
     assert {arm for arm in arms if arm.startswith("hybrid")} == {"hybrid, trained, calibrate=none", "hybrid, trained, calibrate=moments"}  # fmt: skip
-    assert [arm for arm in arms if arm.startswith("scratch")] == ["scratch"]
+    assert [arm for arm in arms if arm.startswith("no graft")] == ["no graft"]
 
 
 def test_values_are_written_as_people_write_them(records):
@@ -86,17 +86,19 @@ def test_a_row_a_run_whatever_became_of_it(sweep, tmp_path):
 def test_a_run_without_partner_is_told(sweep, tmp_path):
     outputs = tmp_path / "outputs"
     shutil.copytree(sweep, outputs)
-    for folder in (outputs / "runs").glob("full.*none.seed1*"):  # scratch with seed 1
+    for folder in (outputs / "runs").glob("full.*none.seed1*"):  # no graft with seed 1
         shutil.rmtree(folder)
     page = report.write([outputs / "sweeps" / "small"]).read_text()
-    assert "without a partner of the same seed in scratch, so in no difference to it: 6 runs, such as" in page
+    assert (
+        "without a partner of the same seed in &#39;no graft&#39;, so in no difference to it: 6 runs, such as" in page
+    )
 
 
 def test_several_sweeps_or_all_runs_filtered(sweep, tmp_path):
     small = sweep / "sweeps" / "small"
     both = read([small, sweep / "runs"])
     assert len(both.table) == 14  # a run of both counts once
-    assert set(read([small], "site=early").table.site) == {"early", "-"}  # scratch is in those of every site
+    assert set(read([small], "site=early").table.site) == {"early", "-"}  # no graft is in those of every site
     page = report.write([sweep / "runs"], "strategy=freeze,seed<1", tmp_path / "frozen")
     assert len(pd.read_csv(tmp_path / "frozen" / "runs.csv")) == 4 and page.parent == tmp_path / "frozen"
     assert report.write([sweep / "runs"], "site=early").parent.parent == sweep / "reports"

@@ -90,7 +90,7 @@ def test_a_key_stays_in_its_folder(config):
     assert key.startswith("-.-..-a-b.early.resnet18.trained.seed0.") and "/" not in key
 
 
-def test_scratch_does_not_depend_on_the_site(config):
+def test_no_graft_does_not_depend_on_the_site(config):
     keys = {plan_run(config("donor=none", "strategy=full", f"site={site}")).key for site in ("early", "late")}
     assert len(keys) == 1
 
@@ -98,10 +98,10 @@ def test_scratch_does_not_depend_on_the_site(config):
 def test_arms_of_a_seed_share_host_data_and_order(config, tmp_path):
     arms = [plan_run(config(*TINY[:2], "optim.batch_size=25", f"exec.outputs={tmp_path}", *arm)).build() for arm in
             (["donor=none", "strategy=full"], ["donor=random", "strategy=freeze", "site=late"], TINY[2:3] + ["strategy=hybrid", "site=late"])]  # fmt: skip
-    scratch = arms[0].network.state_dict()
+    without = arms[0].network.state_dict()
     for arm in arms[1:]:
         different = {
-            name for name, tensor in arm.network.state_dict().items() if not torch.equal(tensor, scratch[name])
+            name for name, tensor in arm.network.state_dict().items() if not torch.equal(tensor, without[name])
         }
         assert different == {"layer4.1.conv2.weight"}
         assert (arm.images.train.x_NCHW == arms[0].images.train.x_NCHW).all()

@@ -45,7 +45,11 @@ def test_phase_is_a_function_of_the_epoch():
 ALL = {"all": [".*"]}
 BAD = {
     "pattern": ({"a": ["layer9"], "b": [".*"]}, {"p": phase(a=1.0, b=1.0)}, "'layer9'; did you mean 'layer1'?"),
-    "no graft": ({"a": ["graft"], "b": [".*"]}, {"p": phase(a=1.0, b=1.0)}, "there is no graft in this network"),
+    "no graft": (
+        {"a": ["graft"], "b": [".*"]},
+        {"p": phase(freeze=["b"], a=1.0)},
+        "phase p trains nothing: there is nothing in a here; there is no graft (donor=none), so no parameter has the role graft; use strategy=full",
+    ),
     "regex": ({"a": ["("]}, {"p": phase(a=1.0)}, "not a regular expression"),
     "left over": ({"a": ["head"]}, {"p": phase(a=1.0)}, "parameter 'conv1.weight' is in no group"),
     "empty": ({"a": [".*"], "b": ["head"]}, {"p": phase(a=1.0, b=1.0)}, "group 'b' is empty"),
@@ -247,9 +251,19 @@ def test_a_group_of_a_role_may_have_nothing_in_this_network():
     assert made.groups["adapter"] == [] and made.groups["stem"] == []  # a donor stands where the stem was
 
 
+def test_roles_of_an_absent_graft_match_nothing_and_their_phases_stand():
+    groups = {"graft": ["graft"], "around": ["adapter", "before", "after"], "rest": [".*"]}
+    phases = {"p": phase(freeze=["graft", "around"], rest=1.0), "q": phase(4, graft=0.1, around=1.0, rest=1.0)}
+    spec = StrategySpec("s", groups=groups, phases=phases, split={"graft": SplitSpec()}, l2_sp={"graft": 0.1})
+    absent = dict.fromkeys(("graft", "adapter", "before", "after"), ())
+    made = make_plan(spec, PARAMETERS, ["bn1"], ROLES | absent, 10)
+    assert made.groups == {"graft": [], "around": [], "rest": PARAMETERS}
+    assert [(one.name, one.epoch, one.lr["rest"]) for one in made.phases] == [("p", 0, 1.0), ("q", 4, 1.0)]
+
+
 SPLIT = {"split": {"all": SplitSpec()}}
 MORE_BAD = {
-    "before without a graft": ({"a": ["before"], "b": [".*"]}, {"p": phase(a=1.0, b=1.0)}, {}, "so nothing is 'before'"),
+    "before without a graft": ({"a": ["before", "head"]}, {"p": phase(a=1.0)}, {}, "parameter 'conv1.weight' is in no group; its groups: a; there is no graft (donor=none), so no parameter has the role before; use strategy=full"),
     "only what is not there": ({"a": ["adapter"], "b": [".*"]}, {"p": phase(freeze=["b"], a=1.0)}, {}, "phase p trains nothing: there is nothing in a here"),
     "no pattern": ({"a": [], "b": [".*"]}, {"p": phase(a=1.0, b=1.0)}, {}, "group a has no pattern, so it matches nothing"),
     "in two groups": ({"a": ["fc"], "b": ["fc", ".*"]}, {"p": phase(a=1.0, b=1.0)}, {}, "pattern 'fc' is in group a and again in b"),

@@ -13,7 +13,7 @@ class SweeperConf:
     _target_: str = "hydra_plugins.layergraft.sweeper.LayergraftSweeper"
     params: dict[str, Any] | None = None
     controls: list[list[str]] = field(default_factory=list)
-    # What the report tests, a name each: {of: ["+strategy=freeze,site=early", "-strategy=scratch"], metric: test/acc}
+    # What the report tests, a name each: {of: ["+strategy=freeze,site=early", "-donor=none"], metric: test/acc}
     contrasts: dict[str, Any] = field(default_factory=dict)
 
 

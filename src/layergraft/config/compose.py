@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from layergraft.config.error_messages import of_the_run
 from layergraft.config.plugins import installed
-from layergraft.config.registry import kind_of, validate
+from layergraft.config.registry import validate
 from layergraft.config.renamed import renamed
 from layergraft.config.schema import Config
 from layergraft.errors import require, unknown
@@ -86,7 +86,7 @@ def _without_hydra(composed: DictConfig) -> DictConfig:
 
 def _checked(config: Config) -> Config:
     validate(config)
-    return config if config.strategy.graft else dataclasses.replace(config, donor=kind_of("donor", "none")())
+    return config
 
 
 def _converted(composed: DictConfig) -> Config:

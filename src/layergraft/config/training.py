@@ -150,8 +150,6 @@ class StrategySpec:
 
     name: str = MISSING
     """Its name in keys and reports."""
-    graft: bool = True
-    """Whether there is a graft at all; false: the host is trained as it is, whatever donor, site and surgery say."""
     groups: dict[str, list[str]] = field(default_factory=dict)
     """Ordered: group -> patterns; a parameter belongs to the first group that matches it."""
     split: dict[str, SplitSpec] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""No donor: the host as it is, the `scratch` control."""
+"""No donor: the host as it is, the control without a graft."""
 
 from __future__ import annotations
 

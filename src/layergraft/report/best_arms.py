@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from layergraft.report.contrasts import CONTROLS, RANDOM, SCRATCH, Design, paired
+from layergraft.report.contrasts import CONTROLS, NO_GRAFT, RANDOM, Design, paired
 from layergraft.report.table import NONE
 from layergraft.stats import Difference, complete, gain_of_picking, pick, together
 
@@ -49,7 +49,7 @@ def answers(design: Design) -> list[Answer]:
     if "donor.control" in design.swept:
         learned = learned[learned["donor.control"].isin((NONE, "none"))]
     candidates = set((learned if len(learned) else grafted[~grafted.key.isin(design.arm(RANDOM).key)]).arm)
-    against = {name: paired(design, name, "test/acc") for name in (SCRATCH, RANDOM) if len(design.arm(name))}
+    against = {name: paired(design, name, "test/acc") for name in (NO_GRAFT, RANDOM) if len(design.arm(name))}
     found = [
         _answer(design, place, {control: table[table.key.isin(place.key)] for control, table in against.items()})
         for _, place in grafted[grafted.arm.isin(candidates)].groupby(["setting", "site"], sort=False)

@@ -19,10 +19,10 @@ from layergraft.report.table import AXES, NONE, Runs, tidy
 from layergraft.stats import Difference, complete, mean_difference, together
 from layergraft.store.records import RunRecord
 
-SCRATCH = "scratch"
+NO_GRAFT = "no graft"
 RANDOM = "freeze, random"
 CONTROLS = ("none", "random", "moment_matched", "permuted", "covariance", "self")
-MAX_ARMS = 8  # of which every pair is compared where there is no scratch
+MAX_ARMS = 8  # of which every pair is compared where there is no run without a graft
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,27 @@ class Design:
 
     @property
     def settings(self) -> list[str]:
-        """Those that donors have; a source is none of scratch's, which is in the settings of every source."""
+        """Those that donors have; a run without a graft has no source, so it is in the settings of every source."""
         grafted = self.runs[self.runs.site != NONE]
         return list((grafted if len(grafted) else self.runs).setting.unique())
 
     def arm(self, name: str) -> pd.DataFrame:
-        """The runs of an arm, or of a control: SCRATCH or RANDOM, whatever else of theirs was swept."""
+        """The runs of an arm, or of a control: NO_GRAFT or RANDOM, whatever else of theirs was swept."""
         runs = self.runs
-        if name == SCRATCH:
-            return runs[(runs.donor == "none") & runs.strategy.isin(("scratch", "full"))]
+        if name == NO_GRAFT:
+            return runs[runs.donor == "none"]
         if name == RANDOM:
             return runs[(runs.donor == "random") & (runs.strategy == "freeze")]
         return runs[runs.arm == name]
 
     def like(self, control: pd.DataFrame, arm: pd.Series) -> pd.DataFrame:
-        """The runs of `control` with the arm's own level of whatever tells arms apart, where it has that level among
-        others; of surgery it must. A control without such levels is that of every arm."""
+        """The runs of `control` with the arm's own strategy, else with `full`, else all; of these, those with the arm's own
+        level of whatever else tells arms apart, where it has that level among others; of surgery it must. A control
+        without such levels is that of every arm."""
+        for strategy in (arm.strategy, "full"):
+            if (control.strategy == strategy).any():
+                control = control[control.strategy == strategy]
+                break
         for name in self.of_arm:
             levels, own = set(control[name]) - {NONE}, arm[name]
             if own in levels and len(levels) > 1 or levels and own != NONE and name.startswith("surgery."):
@@ -71,15 +76,15 @@ class Design:
 def design(runs: Runs) -> Design:
     """The completed runs, with the columns `arm` and `setting`. An arm is a strategy with a donor, and whatever of
     either was swept but the donor's source; a setting is the host, data, source and what else was swept but site and
-    seed. A host without a donor that learns in full is `scratch`."""
+    seed. A host without a donor is `no graft`, with its strategy where there are several of them."""
     table, swept = runs.completed, runs.swept
     of_arm = [name for name in swept if name.startswith(("strategy.", "donor.", "surgery.")) and not of_source(name)]
+    several = table.strategy[table.donor == "none"].nunique() > 1  # strategies without a graft
     of_setting = ["host", *(["data"] if table.data.nunique() > 1 else []), *(n for n in swept if n not in of_arm)]
 
     def arm(strategy: str, donor: str, *more: str) -> str:
         told = [f"{name.split('.', 1)[1]}={value}" for name, value in zip(of_arm, more, strict=True) if value != NONE]
-        is_scratch = donor == "none" and strategy in ("scratch", "full")
-        kind = [SCRATCH] if is_scratch else [strategy, "no donor" if donor == "none" else donor]
+        kind = [strategy, donor] if donor != "none" else [NO_GRAFT, strategy] if several else [NO_GRAFT]
         return ", ".join([*kind, *told])
 
     def setting(host: str, *more: str) -> str:
@@ -104,7 +109,7 @@ def _labels(table: pd.DataFrame, columns: list[str], label: Any) -> pd.Series:
 def paired(design: Design, baseline: str, metric: str) -> pd.DataFrame:
     """The runs of all other arms with a column more, `gain`: `metric` less that of `baseline` with the same seed in the
     same setting, at the same site, with the same surgery; nan without such a partner. What does not apply to the
-    baseline (the site of scratch, the source of a random donor) is no part of where it is."""
+    baseline (the site of no graft, the source of a random donor) is no part of where it is."""
     base = design.arm(baseline)
     others = design.runs[~design.runs.key.isin(base.key)]
     gains = [pd.Series(np.nan, index=others.index)]
@@ -151,22 +156,28 @@ class Contrast:
 
 
 def contrast(design: Design, name: str, of: Sequence[str], metric: str = "test/acc") -> Contrast:
-    """`of` are conditions with a sign: ["+strategy=freeze,site=early", "-strategy=scratch"]. Raises UserError for one
-    that no run meets and for a metric that none has."""
+    """`of` are conditions with a sign: ["+strategy=freeze,site=early", "-donor=none"]. One that does not name the donor
+    is of the runs with a donor, where it has any. Raises UserError for one that no run meets and for a metric that none has."""
     require_sound(name, of, metric, design.units)
     conditions = [term[1:] for term in of]
-    parts = [design.runs[select(design.runs, condition, design.axes)] for condition in conditions]
+    parts = [_meeting(design, condition) for condition in conditions]
     for condition, part in zip(conditions, parts, strict=True):
         require(len(part) > 0, f"{name}: no completed run has {condition}")
     told = set(itertools.chain(*map(columns_of, conditions)))
     return _contrast(design, name, of, parts, told, metric)
 
 
+def _meeting(design: Design, condition: str) -> pd.DataFrame:
+    runs = design.runs[select(design.runs, condition, design.axes)]
+    grafted = runs[runs.donor != "none"]
+    return grafted if len(grafted) and "donor" not in columns_of(condition) else runs
+
+
 def between(design: Design, arm: str, baseline: str, metric: str = "test/acc") -> Contrast:
     """One arm less another."""
     own = {"strategy", "donor", *design.of_arm}
     runs, other = design.arm(arm), design.arm(baseline)
-    parts = [runs, design.like(other, runs.iloc[0]) if baseline in (SCRATCH, RANDOM) else other]
+    parts = [runs, design.like(other, runs.iloc[0]) if baseline in (NO_GRAFT, RANDOM) else other]
     return _contrast(design, f"{arm} less {baseline}", [f"+{arm}", f"-{baseline}"], parts, own, metric)
 
 
@@ -178,7 +189,7 @@ def _contrast(
     axes = [*AXES[:-1], *design.swept]
     free, within = [a for a in axes if a not in told], [a for a in axes if a in told]
     # What a term tells apart are its levels: freeze|full has two. A level has no place on an axis that does not apply to it:
-    # scratch is in the cells of every site.
+    # a run without a graft is in the cells of every site.
     levels = [
         [(level, [c for c in free if not _is_nowhere(level[c]).all()]) for _, level in by_level]
         for by_level in (part.groupby(_cell(part, within), sort=False) for part in parts)
@@ -260,7 +271,7 @@ def corrected(contrasts: Sequence[Contrast]) -> list[Contrast]:
 
 def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[Contrast], list[str]]:
     """The contrasts that an experiment names, corrected together, and a line for each that these runs do not have.
-    Without any: every arm against scratch, or where there is none every pair of arms."""
+    Without any: every arm against no graft, or where there is none every pair of arms."""
     found, lacking = [], []
     for name, spec in specs.items():
         runs = design.runs[design.runs.key.isin(spec["runs"])] if "runs" in spec else design.runs
@@ -269,13 +280,13 @@ def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[
         except UserError as error:
             lacking.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if not specs:
-        scratch = design.arm(SCRATCH)
-        others = design.runs[~design.runs.key.isin(scratch.key)]
+        without = design.arm(NO_GRAFT)
+        others = design.runs[~design.runs.key.isin(without.key)]
         arms = list((others if len(others) else design.runs).arm.unique())
-        held = len(scratch) and len(others)  # against scratch
+        held = len(without) and len(others)  # against no graft
         if not held and len(arms) > MAX_ARMS:
             lacking.append(f"the pairs of the {len(arms) - MAX_ARMS} arms after the first {MAX_ARMS}; name contrasts")
-        for pair in [(arm, SCRATCH) for arm in arms] if held else itertools.combinations(arms[:MAX_ARMS], 2):
+        for pair in [(arm, NO_GRAFT) for arm in arms] if held else itertools.combinations(arms[:MAX_ARMS], 2):
             with suppress(UserError):  # they share no cell
                 found.append(between(design, *pair))
     return corrected(found), lacking

@@ -16,7 +16,7 @@ from scipy.stats import trim_mean
 from layergraft.errors import UserError, counted, listing
 from layergraft.report import contrasts
 from layergraft.report.best_arms import Answer, answers
-from layergraft.report.contrasts import CONTROLS, RANDOM, SCRATCH, Contrast, Design, of_source
+from layergraft.report.contrasts import CONTROLS, NO_GRAFT, RANDOM, Contrast, Design, of_source
 from layergraft.report.table import NONE, Runs
 from layergraft.stats import Shares, association, complete, factorial, mean_difference, shares, together
 from layergraft.stats.association import corrected
@@ -48,7 +48,7 @@ class Findings:
     """Contrasts that these runs do not have, a line each."""
     answers: list[Answer]
     baseline: str | None
-    """What gains are over: scratch, or else the random frozen layer, or else none."""
+    """What gains are over: no graft, or else the random frozen layer, or else none."""
     gains: dict[str, pd.DataFrame]
     """Metric -> the cells' differences to the baseline (`contrasts.gains`)."""
     across: pd.DataFrame
@@ -75,7 +75,7 @@ class Findings:
 def find(runs: Runs) -> Findings:
     """Contrasts, gains, shares of variance and the rest, of these runs."""
     design = contrasts.design(runs)
-    baseline = next((name for name in (SCRATCH, RANDOM) if 0 < len(design.arm(name)) < len(design.runs)), None)
+    baseline = next((name for name in (NO_GRAFT, RANDOM) if 0 < len(design.arm(name)) < len(design.runs)), None)
     compared, lacking = contrasts.named(design, runs.contrasts)
     gained = ("test/acc", "val/aulc")
     gains = {metric: contrasts.gains(design, baseline, metric) for metric in gained} if baseline else {}
@@ -103,15 +103,17 @@ def _notes(design: Design, by_run: pd.DataFrame, baseline: str | None, answered:
     alone = by_run[by_run.gain.isna() & by_run["test/acc"].notna()]
     if baseline and len(alone):
         such = f"{counted(len(alone), 'run')}, such as {listing(sorted(alone.key)[:5])}"
-        notes.append(f"without a partner of the same seed in {baseline}, so in no difference to it: {such}")
-    for control in (SCRATCH, RANDOM):
+        notes.append(f"without a partner of the same seed in '{baseline}', so in no difference to it: {such}")
+    for control in (NO_GRAFT, RANDOM):
         variants = design.arm(control).arm.unique()
-        if len(variants) > 1:
-            kinds = f"{control} comes in {len(variants)} kinds ({listing(variants)})"
-            notes.append(f"{kinds}: an arm is held against its own, and where it has none, against their mean")
+        if 1 < len(variants) < design.runs.arm.nunique():
+            names = listing(f"'{name}'" for name in variants)
+            kinds = f"'{control}' comes in {len(variants)} kinds ({names})"
+            own = "its own (that of its strategy, or else of full)" if control == NO_GRAFT else "its own"
+            notes.append(f"{kinds}: an arm is compared with {own}, and where it has none, with their mean")
         if answered and len(variants) and not any(answer.gains.get(control) for answer in answered):
-            where = f"no place has {control} with the seeds, site and surgery of the arms"
-            notes.append(f"{where}, so nothing is held against it")
+            where = f"no place has a run of '{control}' with the seeds, site and surgery of the arms"
+            notes.append(f"{where}, so nothing is compared with it")
     return notes
 
 
@@ -228,7 +230,7 @@ def measures_of(by_run: pd.DataFrame) -> list[str]:
 
 def curves(design: Design) -> pd.DataFrame:
     """Rows of a figure: setting, arm, site, epoch, mean validation accuracy over seeds, n of them, and its interval. Of each
-    site, and with site ALL_SITES over them all, of the seeds that have every one; scratch has no site."""
+    site, and with site ALL_SITES over them all, of the seeds that have every one; no graft has no site."""
     read = {key: _accuracies(Path(folder)) for key, folder in zip(design.runs.key, design.runs.folder, strict=True)}
     rows = []
     for (setting, arm), group in _in_every_setting(design).groupby(["setting", "arm"], sort=False):
@@ -257,7 +259,7 @@ def _curves(runs: pd.DataFrame, read: dict[str, list[float]]) -> np.ndarray:
 
 
 def _in_every_setting(design: Design) -> pd.DataFrame:
-    """The runs, with those that have no source (scratch, a random donor) in the settings of every source."""
+    """The runs, with those that have no source (no graft, a random donor) in the settings of every source."""
     sourced = [name for name in design.of_setting if of_source(name) and (design.runs[name] == NONE).any()]
     if not sourced:
         return design.runs

@@ -18,7 +18,7 @@ import pandas as pd
 
 from layergraft.config.metrics import lookup
 from layergraft.report import figures, run_figures
-from layergraft.report.contrasts import RANDOM, SCRATCH
+from layergraft.report.contrasts import NO_GRAFT, RANDOM
 from layergraft.report.findings import Findings, curves, find, measures_of
 from layergraft.report.narrative import IN_WORDS, in_words, measured, words
 from layergraft.report.table import AXES, NONE, Runs, require_completed
@@ -53,7 +53,7 @@ def write_report(runs: Runs, folder: Path) -> Path:
         "runs": runs, "found": found, "charts": set(charts), "drawn": drawn, "words": words,
         "measured": partial(measured, units=runs.units), "metrics": _metrics(runs),
         "answer": in_words(found), "cut": _cut(found), "num_plans": len(runs.plans),
-        "scratch": SCRATCH, "random": RANDOM,
+        "no_graft": NO_GRAFT, "random": RANDOM,
         "statuses": Counter(table.status), "troubled": table[table.status != "completed"].to_dict("records"),
         "seeds": sorted(found.design.runs.seed.unique()), "seconds": float(table.seconds.sum()),
         "accuracies": accuracies.to_dict("records"), "axes": axes, "rest": REST, "panels": figures.PANELS,
@@ -119,7 +119,7 @@ def _cut(found: Findings) -> dict[str, int]:
 
 def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path) -> dict[str, Any]:
     """Name -> specification; PNG and SVG are written into `folder`."""
-    over = {SCRATCH: "over scratch", RANDOM: "over a random frozen layer"}.get(found.baseline or "", "")
+    over = {NO_GRAFT: "over no graft", RANDOM: "over a random frozen layer"}.get(found.baseline or "", "")
     units = {metric: f"{unit}, {over}" for metric, unit in IN_WORDS.items()}
     arms = list(found.design.runs.arm.unique())
     drawn: dict[str, Any] = {}

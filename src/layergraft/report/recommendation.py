@@ -92,7 +92,7 @@ def in_lines(advice: Advice, names: Sequence[str], seeds: int, epochs: int) -> l
     elif advice.gain.mean > 0:
         lines.append(f"the donor helps: over the host without it {words(advice.gain)}")
     else:
-        lines.append(f"better leave the donor out (strategy=scratch): over the host without it {words(advice.gain)}")
+        lines.append(f"better leave the donor out (donor=none): over the host without it {words(advice.gain)}")
     for other, difference in advice.others.items():
         told = "" if difference.resolved else ", which cannot be told from it"
         lines.append(f"{names[other]}: {difference}{told}")

@@ -39,7 +39,7 @@ class Runs:
     swept: list[str]
     """The columns of `table` that were swept beside AXES, by their keys in the config."""
     plans: dict[str, RunRecord] = field(default_factory=dict)
-    """Strategy -> the record of the first completed run with it."""
+    """Strategy -> the record of the first completed run with it, one with a graft where there is one."""
     hardware: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -74,7 +74,7 @@ def read(folders: Iterable[Path], where: str | None = None) -> Runs:
             contrasts[free] = contrast | {"runs": sweep["runs"]}
     runs = tidy((_record(key, path), path) for key, path in found.items())
     if where is not None:
-        # Scratch, which has no site, is among those of every site; so is a run that is missing.
+        # A run without a graft, which has no site, is among those of every site; so is a run that is missing.
         kept = select(runs.table, where, [*AXES, *runs.swept, "status"], nowhere=NONE)
         require(bool(kept.any()), f"no run of {' + '.join(names)} has {where}")
         runs.table = runs.table[kept].reset_index(drop=True)
@@ -121,7 +121,9 @@ def tidy(records: Iterable[tuple[RunRecord, Path]]) -> Runs:
             column = leaves.setdefault(name, [])
             column += [NONE] * (number - len(column)) + [value]
         if record.status == "completed" and record.plan:
-            plans.setdefault(str(axes["strategy"]), RunRecord(record.key, record.status, record.axes, plan=record.plan))
+            first = plans.get(strategy := str(axes["strategy"]))
+            if first is None or first.axes["site"] == NONE != axes["site"]:
+                plans[strategy] = RunRecord(record.key, record.status, record.axes, plan=record.plan)
         units |= record.units
         if record.environment:
             hardware[_environment(record.environment)] += 1

@@ -7,9 +7,10 @@ as one never stopped.
 
 A pattern is a role, a module path (`layer1` and all under it), or a regular expression that matches a whole parameter
 name (`.*`). The roles: graft, adapter (what surgery added around it), stem, head, norm (every norm layer), before and
-after (the host's parameters that act before the graft, and after it up to the head). Adapters go by their role, their
-own path or a regular expression: a module path that has them somewhere below does not mean them, for they are new and
-must learn where old layers may be frozen.
+after (the host's parameters that act before the graft, and after it up to the head). Without a graft (donor=none) the
+roles graft, adapter, before and after match nothing. Adapters go by their role, their own path or a regular expression:
+a module path that has them somewhere below does not mean them, for they are new and must learn where old layers may be
+frozen.
 
 A group in `split` is taken apart by depth, from the stem up to the head, into groups GROUP.PART, whose rates decay
 downwards (Howard & Ruder, ULMFiT, 2018: 1/2.6; timm's layer decay: 0.75), or which begin to train from the top down
@@ -30,7 +31,7 @@ from layergraft.config.training import PhaseSpec, PlateauSpec, ScheduleSpec, Spl
 from layergraft.errors import UserError, listing, require, unknown
 from layergraft.strategies.schedules import num_steps, ramp, share
 
-OF_A_GRAFT = ("graft", "before", "after")  # roles that are there only where there is a graft
+OF_A_GRAFT = ("graft", "adapter", "before", "after")  # roles that match nothing where there is no graft
 Curves = Sequence[Mapping[str, float]]
 Names = Mapping[str, Sequence[str]]  # role or group -> module paths or names of parameters
 Value = TypeVar("Value")
@@ -155,6 +156,9 @@ def make_plan(
             require(pattern not in named, again)
             named[pattern] = group
             _check_pattern(f"{what}, group {group}", pattern, parameters, roles)
+    absent = [pattern for pattern in named if pattern in OF_A_GRAFT and not roles.get("graft", ["?"])]
+    no_graft = f"; there is no graft (donor=none), so no parameter has the role {listing(absent)}; use strategy=full"
+    why = no_graft if absent else ""
     for key in ("split", "weight_decay", "l2_sp"):
         _check_groups(f"group in {what}, {key}:", getattr(spec, key), spec.groups)
     matching = {
@@ -162,7 +166,8 @@ def make_plan(
         for name in [*parameters, *norms]
     }
     for name in parameters:
-        require(bool(matching[name]), f"{what}: parameter '{name}' is in no group; its groups: {listing(spec.groups)}")
+        left = f"{what}: parameter '{name}' is in no group; its groups: {listing(spec.groups)}{why}"
+        require(bool(matching[name]), left)
     of_surgery = [path for role in ("graft", "adapter") for path in roles.get(role, [])]
     groups: dict[str, list[str]] = {}
     own: dict[str, list[str]] = {}  # group of the strategy -> its groups in the plan
@@ -173,14 +178,15 @@ def make_plan(
         may_be_empty = all(any(_under(name, path) for path in of_surgery) for name in there)
         taken = f"{what}: group '{group}' is empty: the groups before it take all that it matches"
         require(bool(names) or may_be_empty, taken)
-        parts = _parts(group, spec.split[group], names, roles, blocks) if group in spec.split else {group: names}
+        is_split = group in spec.split and names
+        parts = _parts(group, spec.split[group], names, roles, blocks) if is_split else {group: names}
         own[group] = list(parts)
         groups |= parts
     group_of = {name: group for group, names in groups.items() for name in names}
     # A norm without parameters goes where its path would.
     norms_in = {norm: group_of.get(f"{norm}.weight", next(iter(matching[norm]), None)) for norm in norms}
     decay, l2_sp = _spread(spec.weight_decay, own), _spread(spec.l2_sp, own)
-    return TrainingPlan(groups, norms_in, _phases(spec, what, epochs, own, groups), decay, l2_sp, spec.tensor_lr)
+    return TrainingPlan(groups, norms_in, _phases(spec, what, epochs, own, groups, why), decay, l2_sp, spec.tensor_lr)
 
 
 def _spread(values: Mapping[str, Value], own: Names) -> dict[str, Value]:
@@ -223,11 +229,8 @@ def _check_groups(where: str, named: Iterable[str], groups: Iterable[str]) -> No
 
 
 def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: Names) -> None:
-    if pattern in OF_A_GRAFT and not roles.get("graft", ["?"]):
-        none = f"there is no graft in this network (donor=none), so nothing is '{pattern}'"
-        raise UserError(f"{where}: {none}; strategy=scratch and full need none")
     if pattern in roles:
-        return  # there may be no adapter, or a donor where the stem was
+        return  # there may be no graft, no adapter, or a donor where the stem was
     try:
         found = any(matches(pattern, name, roles) for name in parameters)
     except re.error as error:
@@ -237,7 +240,8 @@ def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: N
         raise unknown(f"pattern in {where} (it matches no parameter):", pattern, dict.fromkeys([*roles, *tops]))
 
 
-def _phases(spec: StrategySpec, what: str, epochs: int, own: Names, groups: Names) -> list[Phase]:
+def _phases(spec: StrategySpec, what: str, epochs: int, own: Names, groups: Names, why: str) -> list[Phase]:
+    """`why` says in errors why groups may be empty."""
     require(bool(spec.phases), f"{what} has no phases; it needs one that starts at epoch 0")
     scale = {
         of: split.decay**above for group, split in spec.split.items() for above, of in enumerate(reversed(own[group]))
@@ -246,7 +250,7 @@ def _phases(spec: StrategySpec, what: str, epochs: int, own: Names, groups: Name
     for name, phase in spec.phases.items():
         where = f"{what}, phase {name}"
         _check_phase(where, phase, spec, epochs, phases)
-        nothing = f"there is nothing in {listing(phase.train)} here" if phase.train else "it freezes every group"
+        nothing = f"there is nothing in {listing(phase.train)} here{why}" if phase.train else "it freezes every group"
         require(any(groups[of] for of in _spread(phase.train, own)), f"{where} trains nothing: {nothing}")
         _check_lengths(where, phase, spec, epochs)
         begins = _begins(where, phase, own, epochs)

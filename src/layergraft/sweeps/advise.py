@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from layergraft.errors import RunFailed, UserError, counted, require
 from layergraft.store.files import write_json
 from layergraft.store.records import read_record
 from layergraft.sweeps import pool
-from layergraft.sweeps.grid import GridSweeper, finish, key_of, say
+from layergraft.sweeps.grid import GridSweeper, finish, key_of, say, within
 from layergraft.sweeps.launchers import LocalLauncher
 from layergraft.sweeps.manifest import write_plan
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 STRATEGIES = "freeze,low_lr,hybrid,full,gradual,l2_sp"
 SITES = "early,middle,late"
 ADVICE = "advice.json"
+CONTROL = ["donor=none", "strategy=full"]  # the host without a graft
 
 
 class AdviseSweeper(GridSweeper):
@@ -49,7 +51,8 @@ class AdviseSweeper(GridSweeper):
         shortest = self._shortest(list(arms.values()), self.epochs or whole)
         epochs = self.epochs or max(shortest, -(-whole // 2))
         planned = recommendation.rounds(len(arms), self.finalists, epochs, self.seeds, config.seed, shortest)
-        without = [o for o in self.own if key_of(o) not in ("site", "strategy")] + ["strategy=scratch"]
+        void = ("site", "strategy", "donor")  # what was said of these does not apply to the control
+        without = [o for o in self.own if not any(within(key_of(o), key) for key in void)] + CONTROL
         for at in planned:  # all that can be wrong is told before anything is trained
             for combination in [*arms.values(), without]:
                 self._plans([combination], at)
@@ -68,7 +71,7 @@ class AdviseSweeper(GridSweeper):
             say(f"after {counted(at.epochs, 'epoch')} there are left: {'; '.join(arms)}")
 
         last = planned[-1]
-        val_AS, test_AS = self._measured([*arms, "strategy=scratch"], [*arms.values(), without], last)
+        val_AS, test_AS = self._measured([*arms, " ".join(CONTROL)], [*arms.values(), without], last)
         found, chosen, commands = self._conclude(arguments, arms, val_AS, test_AS)
         lines = recommendation.in_lines(found, list(arms), len(last.seeds), last.epochs)
         finish(self.sweep_folder, list(dict.fromkeys(key for row in self.told[-1]["arms"] for key in row["runs"])), 0.0)
@@ -195,5 +198,6 @@ class AdviseSweeper(GridSweeper):
         chosen = [o for o in combination if o not in self.own]
         one = [*(from_hydra(a) for a in arguments if key_of(a) not in map(key_of, chosen)), *chosen]
         strategy = next(o for o in reversed(combination) if key_of(o) == "strategy")
-        beside = [*(o for o in one if key_of(o) not in ("strategy", "seed")), f"{strategy},scratch", "seed=range(5)"]
+        control = f"hydra.sweeper.controls={json.dumps([CONTROL])}"
+        beside = [*(o for o in one if key_of(o) not in ("strategy", "seed")), strategy, control, "seed=range(5)"]
         return found, chosen, [shlex.join(["layergraft", "train", *given]) for given in (one, ["-m", *beside])]
