@@ -49,6 +49,24 @@ def test_an_old_name_that_is_added_is_refused_likewise(added, config):
         config(added)
 
 
+@pytest.mark.parametrize(
+    "old",
+    [
+        "exec.resume=x.ckpt",
+        "exec.traceback=true",
+        "strategy=auto_snr",
+        "strategy.split.all.min_scale=0.1",
+        "donor.tune=true",
+    ],
+)
+def test_what_was_removed_is_told_why(old, config):
+    chosen = ["strategy=discriminative"] if "split" in old else ["donor=end_to_end"] if "tune" in old else []
+    with pytest.raises(Exception) as error:  # noqa: B017
+        config(*chosen, old)
+    line = explain(error.value)
+    assert line is not None and " was removed; " in line
+
+
 def test_conditions_know_old_names_too():
     table = pd.DataFrame({"strategy": ["full"], "donor": ["none"]})
     with pytest.raises(UserError, match="surgery.fit was renamed; use surgery.channel_matching"):

@@ -1,4 +1,4 @@
-"""Keys and choices that have been renamed: an old one gets one line with the new one, for one release."""
+"""Keys and choices that have been renamed or removed: an old one gets one line with what to use instead, for one release."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ RENAMED = {  # \1 is a name of the user's
     r"strategy\.graft": r"donor=none",
     r"exec\.readers": r"exec.reader_threads",
 }
+REMOVED = {
+    r"exec\.resume": "an interrupted run goes on from its checkpoint by itself",
+    r"exec\.traceback": "HYDRA_FULL_ERROR=1 in the environment shows where an error arose",
+    r"strategy=auto_snr": "strategy=auto_rgn, which did better in its authors' experiments, is still there",
+    r"strategy\.split\.([^.]+)\.min_scale": "strategy.split.GROUP.decay is all that sets how rates decay",
+    r"donor\.tune": "a network with host.weights is taken as it is",
+}
 
 
 def renamed(old: str) -> str | None:
-    """The line to print for a key, or a choice GROUP=NAME, that has another name now; None for one that was not renamed."""
+    """The line to print for a key, or a choice GROUP=NAME, that has another name now or is gone; None for any other."""
     for pattern, new in RENAMED.items():
         if found := re.fullmatch(rf"{pattern}(\..*)?", old):
             return f"{old} was renamed; use {found.expand(new)}{found[found.re.groups] or ''}"
-    return None
+    why = next((why for pattern, why in REMOVED.items() if re.fullmatch(rf"{pattern}(\..*)?", old)), None)
+    return None if why is None else f"{old} was removed; {why}"
