@@ -1,4 +1,4 @@
-"""Hosts, donors, data sets, sites and choices that other installed packages add: those with an entry point of the group
+"""Hosts, donors, data sets, surgery operations, sites and choices that other installed packages add: those with an entry point of the group
 `layergraft`, which names a module. It is imported before a config is composed, and the folder `conf/` beside it, laid out like
 layergraft's own, is searched for choices after that. How: docs/extend.md."""
 
@@ -11,7 +11,12 @@ from pathlib import Path
 
 from layergraft.errors import UserError
 
-OWN = ("layergraft.data", "layergraft.hosts", "layergraft.donors")  # whose modules register layergraft's own kinds
+OWN = (
+    "layergraft.data",
+    "layergraft.hosts",
+    "layergraft.donors",
+    "layergraft.surgery",
+)  # whose modules register layergraft's own kinds
 
 
 @cache
