@@ -43,6 +43,7 @@ LONG = re.compile(r"epochs|images|resamples|width|train_size|train_per_class|pat
 WORDS = {
     "site": ["early", "middle", "late", "0.5", "conv1", "layer2.0", "layer3", "[conv1,layer2.0]", "[early,late]", "fc"],
     "surgery.name": ["replace", "insert", "parallel"],
+    "surgery.position": ["before", "after"],
     "surgery.channel_matching": ["strict", "project", "slice", "tile", "sum", "average"],
     "surgery.adapter_init": ["least_squares", "identity", "random"],
     "surgery.bias": ["keep", "drop", "fold"],
@@ -73,7 +74,7 @@ KEYS = sorted(set(WORDS)) + [
     "host.width", "host.skips", "host.in_channels", "host.weights", "donor.name", "donor.seed", "donor.aux_depth", "donor.path",
     "donor.layer", "donor.in_channels", "donor.out_channels", "donor.kernel_size", "donor.stride", "donor.padding",
     "donor.bias", "donor.data.classes", "donor.data.half", "donor.optim.lr", "donor.optim.name", "donor.schedule.epochs",
-    "donor.schedule.name", "donor", "data", "host", "surgery", "strategy", "optim", "schedule", "exec", "surgery.position",
+    "donor.schedule.name", "donor", "data", "host", "surgery", "strategy", "optim", "schedule", "exec",
     "surgery.gate", "surgery.images", "strategy.name", "strategy.graft", "strategy.tensor_lr", "strategy.split",
     "strategy.weight_decay", "strategy.l2_sp", "strategy.phases.start.epoch", "strategy.phases.start.train",
     "strategy.phases.start.warmup", "strategy.phases.start.plateau.patience", "strategy.phases.start.batch_norm_statistics",
