@@ -234,6 +234,9 @@ def test_every_parameter_is_in_one_part():
         "adapter": ["layer2.1.donor.before", "layer2.1.donor.after", "layer2.1.gate"],
     }
     assert made.num_added == 1 + 3 * 8 + 16 * 8 + (3 * 16 * 9 + 16)
+    own = [f"layer2.1.{name}" for name, _ in host.layer2[1].named_parameters()]
+    assert sorted(made.moved.values()) == sorted(own)
+    assert made.moved["layer2.1.host.conv1.weight"] == "layer2.1.conv1.weight"
 
 
 def test_a_stem_takes_convolution_and_norm():

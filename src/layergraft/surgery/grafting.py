@@ -239,28 +239,21 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, slot: Slot, operati
         nn.init.zeros_(cast(Tensor, affine.bias))  # it has one by default
     norm = operation.norm_after(site) if matched.after is None else None
     did += _bias(network, matched.donor, affine, norm, operation, site.path)
-    adapters = (matched.before, matched.after, affine)
-    row = {
-        "before": matched.before,
-        "pad": matched.pad,
-        "donor": matched.donor,
-        "after": matched.after,
-        "affine": affine,
-    }
-    placed = operation.place(network, site, Chain(architecture, {n: m for n, m in row.items() if m is not None}))
+    parts = {"before": matched.before, "pad": matched.pad, "donor": matched.donor, "after": matched.after}
+    row = {name: module for name, module in [*parts.items(), ("affine", affine)] if module is not None}
+    placed = operation.place(network, site, Chain(architecture, row))
     did.append(placed.did)
     if matched.after is not None:
         named = [("before", matched.before), ("after", matched.after)]
         words = [f"{name} {m.in_channels} -> {m.out_channels}" for name, m in named if m is not None]
         did.append(f"1 x 1 convolutions: {', '.join(words)}, initialised by {operation.adapter_init}")
     at = {module: path for path, module in network.named_modules()}
-    # Where an operation has taken a stem apart, its parts.
-    parts = {"": matched.donor} if matched.donor in at else dict(matched.donor.named_children())
-    donors = {name: at[module] for name, module in parts.items() if module in at}
-    around = [at[adapter] for adapter in adapters if adapter is not None]
-    return Graft(
-        site, slot, describe(architecture), tuple(did), donors, (*around, *placed.added, *placed.gates), placed
-    )
+    whole = matched.donor in at  # else the operation has taken a stem apart
+    donors = [("", matched.donor)] if whole else matched.donor.named_children()
+    donor_paths = {name: at[module] for name, module in donors if module in at}
+    adapters = [at[module] for name, module in row.items() if name not in ("pad", "donor")]
+    adapters += [*placed.added, *placed.gates]
+    return Graft(site, slot, describe(architecture), tuple(did), donor_paths, tuple(adapters), placed)
 
 
 def _bias(
