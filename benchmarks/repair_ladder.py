@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from layergraft import surgery
-from layergraft.config.schema import Device, Precision, SurgerySpec
+from layergraft.config.schema import Device, Precision
 from layergraft.config.training import OptimSpec, ScheduleSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.images import ImageData, Split
@@ -24,13 +24,14 @@ from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import find_sites, resolve
 from layergraft.networks.network_cache import ALL_TRAINS
 from layergraft.strategies.training_plan import make_plan
+from layergraft.surgery import Replace
 from layergraft.training.fit import Backend, Recipe, fit
 
 RUNGS = {
-    "stale": SurgerySpec(),
-    "re-estimated": SurgerySpec(calibrate="batch_norm"),
-    "least squares": SurgerySpec(fit="project"),
-    "least squares, re-estimated": SurgerySpec(fit="project", calibrate="batch_norm"),
+    "stale": Replace(),
+    "re-estimated": Replace(calibrate="batch_norm"),
+    "least squares": Replace(channel_matching="project"),
+    "least squares, re-estimated": Replace(channel_matching="project", calibrate="batch_norm"),
 }
 
 

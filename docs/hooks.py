@@ -81,7 +81,7 @@ def _surgery(name):
         for x in (2.25, 6.05, 10.05):
             arrow((x, 0.5), (x + (1.9 if 3 < x < 10 else 1.7), 0.5))
         axis.text(
-            7, -0.5, "surgery.where=after; with a gate, x + gate · donor(x)", ha="center", fontsize=8, color="0.35"
+            7, -0.5, "surgery.position=after; with a gate, x + gate · donor(x)", ha="center", fontsize=8, color="0.35"
         )
     else:
         box(5, low, "the layer", GREY)

@@ -20,11 +20,10 @@ from pytorch_lightning.trainer.connectors import callback_connector
 
 from layergraft.cli.commands import main
 from layergraft.config.compose import Composer, conf_dir, to_hydra
-from layergraft.config.schema import SurgerySpec
 from layergraft.data.images import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import find_sites
-from layergraft.surgery import slot_of
+from layergraft.surgery import Replace, slot_of
 from layergraft.training.fit import Backend
 
 torch.set_num_threads(1)
@@ -69,7 +68,7 @@ def device(request):
 def place_at(spec, path, image=GREY, surgery=None):
     """What a donor finds at `path` of a host."""
     host = spec.build(image, 5, seed=0)
-    return slot_of(host, find_sites(host, image)[path], surgery or SurgerySpec(), image)
+    return slot_of(host, find_sites(host, image)[path], surgery or Replace(), image)
 
 
 @pytest.fixture(scope="session")

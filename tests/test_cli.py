@@ -27,8 +27,9 @@ BAD = {
     "donor.kind=stme": "unknown donor.kind 'stme'; did you mean 'stem'?",
     "donor=extracted": "donor.path is not set",
     "surgery=replac": "unknown surgery 'replac'; did you mean 'replace'?",
-    "surgery.fit=strct": "unknown surgery.fit 'strct'; did you mean 'strict'?",
-    "surgery.gate=0": "surgery.gate is 0.0, but replace has no branch to gate",
+    "surgery.channel_matching=strct": "unknown surgery.channel_matching 'strct'; did you mean 'strict'?",
+    "surgery.gate=0": "unknown key in surgery: 'gate'",
+    "surgery.name=insert": "surgery.name is insert, but the operation is replace; surgery=insert chooses the other",
     "site=[conv1,early]": "the site conv1 is given twice",
     "site=[layer1,layer1.0.conv1]": "the site layer1.0.conv1 is inside layer1, which is a site itself",
     "site=[]": "site is an empty list",
@@ -219,7 +220,7 @@ def test_sites_prints_every_place_with_its_shapes(command):
 
 
 def test_surgery_is_read_before_any_training(command, tmp_path):
-    arguments = ["host=resnet8", "donor=random", "site=layer2.0", "surgery=parallel", "surgery.fit=project", "strategy=full",
+    arguments = ["host=resnet8", "donor=random", "site=layer2.0", "surgery=parallel", "surgery.channel_matching=project", "strategy=full",
                  "exec.device=cpu", f"exec.outputs={tmp_path}"]  # fmt: skip
     code, out, _ = command("surgery", *arguments)
     assert code == 0 and "the donor stands beside layer2.0, behind a gate that starts at 0" in out
@@ -233,7 +234,7 @@ def test_surgery_is_read_before_any_training(command, tmp_path):
     loss = re.search(r"loss +host (\S+), grafted (\S+)", out)
     assert loss[1] == loss[2]  # behind a zero gate nothing has changed yet
     assert not (tmp_path / "runs").exists()
-    code, out, _ = command("surgery", *arguments, "surgery.gate=1", "surgery.fit=strict")
+    code, out, _ = command("surgery", *arguments, "surgery.gate=1", "surgery.channel_matching=strict")
     loss = re.search(r"loss +host (\S+), grafted (\S+)", out)
     assert code == 0 and loss[1] != loss[2] and re.search(r"^layer3 .*%$", out, re.MULTILINE)
 

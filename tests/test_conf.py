@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tests.data.written import write
 
 from layergraft.cli.help import groups, line_of, train_help
-from layergraft.config.compose import Composer, conf_dir, to_config
+from layergraft.config.compose import Composer, conf_dir, normalize_overrides, to_config
 from layergraft.runs.plan import plan_run
 
 GROUPS = groups([conf_dir()])
@@ -59,6 +59,26 @@ def test_help_names_the_choices_of_an_added_folder(tmp_path):
     (tmp_path / "strategy").mkdir()
     (tmp_path / "strategy" / "mine.yaml").write_text("# all my own\nname: mine\n")
     assert "mine             all my own" in train_help(["--config-dir", str(tmp_path)])
+
+
+def test_in_a_sweep_over_operations_each_takes_the_keys_that_it_has():
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        master = compose("config", overrides=["donor=random", "host=resnet8"], return_hydra_config=True)
+        composer = Composer(GlobalHydra.instance().config_loader(), master)
+        asked = [
+            [f"surgery={name}", f"surgery.gate={gate}", f"surgery.position={position}"]
+            for name in ("replace", "insert", "parallel") for gate in ("null", "0") for position in ("before", "after")
+        ]  # fmt: skip
+        runs = {plan_run(config).key for _, config in composer.each(composer.without_foreign(asked))}
+        assert len(runs) == 1 + 4 + 2
+        assert (
+            composer.without_foreign([["surgery=replace", "surgery.gate=0"]])[0][-1] == "surgery.gate=0"
+        )  # refused then
+    for swept, key in (
+        ("surgery=replace,insert", "surgery.gate=0"),
+        ("strategy=full,hybrid", "strategy.split.x.by=block"),
+    ):
+        assert normalize_overrides([swept, key])[1] == key.replace("=", "=choice(", 1) + ")"
 
 
 def test_the_quick_composition_is_hydras():

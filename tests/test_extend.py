@@ -1,5 +1,6 @@
 """docs/extend.md, to the letter: its files are written, its package is installed, its commands are run."""
 
+import json
 import os
 import re
 import shlex
@@ -31,8 +32,8 @@ def there(tmp_path_factory):
 
     def run(command):
         words = shlex.split(command)
-        assert words[0] == "layergraft"
-        arguments = [sys.executable, "-m", "layergraft", *words[1:]]
+        assert words[0] in ("layergraft", "python")
+        arguments = [sys.executable, *(["-m", "layergraft"] if words[0] == "layergraft" else []), *words[1:]]
         return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
 
     run.folder = folder
@@ -55,7 +56,8 @@ def test_every_command_of_the_page_does_what_it_is_there_for(command, there):
 def test_what_is_added_is_in_help_and_checked(there):
     text = there("layergraft train --help").stdout
     for line in ("two_stages       a stem and two stages of basic blocks", "cosines          kernels of the discrete",
-                 "stripes          stripes that lie", "first_third      the one a third"):  # fmt: skip
+                 "stripes          stripes that lie", "first_third      the one a third",
+                 "normed           the donor stands beside"):  # fmt: skip
         assert line in text
     done = there("layergraft plan host=two_stages host.blocks=0")
     assert (done.returncode, done.stderr) == (2, "error: host.blocks is 0; it must be 1 or more\n")
@@ -88,6 +90,49 @@ def test_the_network_of_an_added_host_is_exported_and_loaded_again(there):
     (key,) = re.findall(r"of_a_plugin/runs/(\S+)", done.stderr)
     done = there(f"layergraft export {key} --to network.safetensors --outputs of_a_plugin")  # which reads it again
     assert (done.returncode, done.stdout) == (0, "network.safetensors\n"), done.stderr
+
+
+ADDED_OPERATION = """
+import json, torch
+from pathlib import Path
+from layergraft import Host, Surgery, fit, graft
+from layergraft.runs.export import export
+
+arm = dict(donor="random", site="layer2.0.conv1", data="digits_0_to_4", exec={"outputs": "of_an_operation"})
+operation = Surgery("normed", channel_matching="project", calibrate="moments", scale=0.5)
+made = graft(Host("resnet8", width=4), **arm, surgery=operation)
+x = torch.randn(2, 1, 8, 8)
+undone = made.undone().state_dict()
+arm |= dict(strategy="freeze", schedule={"epochs": 1})
+run = fit(Host("resnet8", width=4), **arm, surgery=operation)
+first, last = run.record.probes
+(done,) = run.record.grafts
+print(json.dumps({
+    "undone": all(torch.equal(t, undone[n]) for n, t in made.host.state_dict().items()) and len(undone) == len(made.host.state_dict()),
+    "parts": {part: names for part, names in made.parts.items() if part in ("donor", "adapter")},
+    "did": done.did, "adapters": done.adapter_paths, "replaced": done.replaced, "kind": run.record.kinds["surgery"],
+    "drift": [first["drift"], last["drift"]], "shocked": first["loss"] != first["intact/loss"],
+    "seen": "cka/layer2.0.conv1/out" in last, "exported": str(export(Path("of_an_operation"), run.key)),
+}))
+"""
+
+
+def test_an_added_operation_has_what_the_own_ones_have(there, tmp_path):
+    """Adapters, calibration, a strategy by role, probes, `undone`, and an export that puts the network together again."""
+    (tmp_path / "added.py").write_text(ADDED_OPERATION)
+    done = there(f"python {tmp_path / 'added.py'}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    at = "layer2.0.conv1.donor"
+    assert found["parts"]["donor"] == [f"{at}.donor.donor.weight"]
+    adapters = [f"{at}.donor.after", f"{at}.donor.affine", f"{at}.norm"]
+    assert found["adapters"] == adapters
+    assert {name.rpartition(".")[0] for name in found["parts"]["adapter"]} == set(adapters)
+    assert "the donor stands beside layer2.0.conv1, behind a batch norm whose scales start at 0.5" in found["did"]
+    assert (found["replaced"], found["kind"]) == (["layer2.0.conv1"], "normed")
+    assert found["undone"] and found["shocked"] and found["seen"]
+    assert found["drift"] == [0, 0]  # frozen, byte for byte
+    assert found["exported"].endswith(".safetensors")
 
 
 def test_a_package_that_cannot_be_imported_is_named(tmp_path):

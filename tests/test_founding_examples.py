@@ -17,13 +17,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from layergraft.config.schema import SurgerySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import find_sites
 from layergraft.strategies.training_plan import make_plan
-from layergraft.surgery import graft
+from layergraft.surgery import Replace, graft
 from layergraft.training.fit import Backend, Recipe, fit
 
 EPOCHS, WIDTH, UNFREEZE = 4, 8, 2
@@ -37,7 +36,7 @@ def start(images):
     torch.manual_seed(1)
     donor = nn.Conv2d(3, WIDTH, kernel_size=7, stride=2, padding=3)
     host = HOST.build(data.shape, data.num_classes, seed=0)
-    network = graft(host, [(find_sites(host, data.shape)["conv1"], donor)], SurgerySpec(), data.shape).network
+    network = graft(host, [(find_sites(host, data.shape)["conv1"], donor)], Replace(), data.shape).network
     return network, Batches.of(data, BatchSpec(10, shift=2), 0, "cpu")
 
 

@@ -24,7 +24,7 @@ TINY = ["host=resnet8", "host.width=2", "donor.data.train_size=20", "donor.sched
         "exec.similarity.resamples=1", "exec.similarity.images=16", "exec.probe.images=8", "surgery.images=16"]  # fmt: skip
 GOOD = [
     "seed=7", "site=late", "site=layer2.0", "site=[conv1,layer2.0.conv1]", "surgery=insert", "surgery=parallel", "donor=gabor",
-    "surgery.fit=project", "surgery.calibrate=moments", "host.norm=group", "host.skips=false", "host=resnet20", "optim=sgd",
+    "surgery.channel_matching=project", "surgery.calibrate=moments", "host.norm=group", "host.skips=false", "host=resnet20", "optim=sgd",
     "optim=adamw", "optim.lr=0.1", "optim.lr=1e30", "optim.clip_norm=1", "optim.accumulate=2", "schedule=cosine", "donor=pca",
     "schedule.warmup=0.5", "schedule.epochs=1", "schedule.epochs=3", "regularizer.mixup=0.2", "regularizer.ema=0.9",
     "regularizer.swa=0.5", "regularizer.label_smoothing=0.1", "data=digits", "data.flip=true", "data.shift=2", "data.half=A",
@@ -43,8 +43,9 @@ LONG = re.compile(r"epochs|images|resamples|width|train_size|train_per_class|pat
 WORDS = {
     "site": ["early", "middle", "late", "0.5", "conv1", "layer2.0", "layer3", "[conv1,layer2.0]", "[early,late]", "fc"],
     "surgery.name": ["replace", "insert", "parallel"],
-    "surgery.fit": ["strict", "project", "slice", "tile", "sum", "average"],
-    "surgery.start": ["least_squares", "identity", "random"],
+    "surgery.position": ["before", "after"],
+    "surgery.channel_matching": ["strict", "project", "slice", "tile", "sum", "average"],
+    "surgery.adapter_init": ["least_squares", "identity", "random"],
     "surgery.bias": ["keep", "drop", "fold"],
     "surgery.calibrate": ["none", "batch_norm", "moments", "lsuv"],
     "host.norm": ["batch", "group"],
@@ -73,7 +74,7 @@ KEYS = sorted(set(WORDS)) + [
     "host.width", "host.skips", "host.in_channels", "host.weights", "donor.name", "donor.seed", "donor.aux_depth", "donor.path",
     "donor.layer", "donor.in_channels", "donor.out_channels", "donor.kernel_size", "donor.stride", "donor.padding",
     "donor.bias", "donor.data.classes", "donor.data.half", "donor.optim.lr", "donor.optim.name", "donor.schedule.epochs",
-    "donor.schedule.name", "donor", "data", "host", "surgery", "strategy", "optim", "schedule", "exec", "surgery.where",
+    "donor.schedule.name", "donor", "data", "host", "surgery", "strategy", "optim", "schedule", "exec",
     "surgery.gate", "surgery.images", "strategy.name", "strategy.graft", "strategy.tensor_lr", "strategy.split",
     "strategy.weight_decay", "strategy.l2_sp", "strategy.phases.start.epoch", "strategy.phases.start.train",
     "strategy.phases.start.warmup", "strategy.phases.start.plateau.patience", "strategy.phases.start.batch_norm_statistics",

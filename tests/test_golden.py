@@ -32,7 +32,7 @@ RUNS = {
     "frozen, late, sgd, cosine": [*DONOR, "strategy=freeze", "site=late", "host=resnet8", "optim=sgd", "schedule=cosine"],
     "parallel behind a gate, random": ["donor=random", "surgery=parallel", "surgery.gate=0.5", "strategy=low_lr", "host=resnet20", "site=middle"],
     "a block, drawn to its start": [*DONOR, "donor.kind=block", "strategy=l2_sp", "site=layer2.0", "host=resnet8", "optim=adamw"],
-    "another width, projected": [*DONOR, "donor.out_channels=6", "surgery.fit=project", "site=late", "host=resnet8", "strategy=gradual"],
+    "another width, projected": [*DONOR, "donor.out_channels=6", "surgery.channel_matching=project", "site=late", "host=resnet8", "strategy=gradual"],
     "augmented and averaged": ["donor=gabor", "data.shift=1", "data.flip=true", "regularizer.mixup=0.2", "regularizer.ema=0.9", "host=resnet8"],
     "rates by gradient, group norm": [*DONOR, "strategy=auto_rgn", "host.norm=group", "host=resnet8"],
     "without a donor": ["donor=none", "strategy=full", "host=resnet8", "schedule.warmup=1"],

@@ -6,7 +6,6 @@ import torch
 
 from conftest import CPU
 from layergraft.config.compose import conf_dir
-from layergraft.config.schema import SurgerySpec
 from layergraft.config.training import OptimSpec, ScheduleSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
@@ -14,7 +13,7 @@ from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import find_sites, resolve
 from layergraft.runs.plan import plan_run
 from layergraft.strategies.training_plan import make_plan
-from layergraft.surgery import graft
+from layergraft.surgery import Replace, graft
 from layergraft.training.fit import Recipe, fit
 
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
@@ -46,7 +45,10 @@ def grafted(images):
     torch.manual_seed(3)
     site = find_sites(host, data.shape)["layer2.0.conv2"]
     made = graft(
-        host, [(site, torch.nn.Conv2d(6, 8, 3, padding=1))], SurgerySpec(fit="project", start="random"), data.shape
+        host,
+        [(site, torch.nn.Conv2d(6, 8, 3, padding=1))],
+        Replace(channel_matching="project", adapter_init="random"),
+        data.shape,
     )
     return data, made
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from training.test_prefix import KEPT, STEM, both_ways, frozen
 
-from layergraft.config.schema import ProbeSpec, SurgerySpec
+from layergraft.config.schema import ProbeSpec
 from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.pixels import Streamed
@@ -21,7 +21,7 @@ from layergraft.runs.plan import plan_run
 from layergraft.runs.similarity import similarity
 from layergraft.runs.train import execute, probes_of
 from layergraft.strategies.training_plan import make_plan
-from layergraft.surgery import calibrated, graft
+from layergraft.surgery import Replace, calibrated, graft
 from layergraft.training.fit import Backend, Recipe, fit
 from layergraft.training.probes import Probes, ProbeTargets
 from training.test_resume import ADAMW, COSINE, SGD, Experiment, require_exact_from_every_checkpoint
@@ -98,7 +98,7 @@ def test_it_learns_what_it_learns_on_a_cpu(on_device, tmp_path, strategy):
 
 @pytest.mark.parametrize("calibrate", ["none", "batch_norm", "moments", "lsuv"])
 def test_calibration_and_least_squares_give_what_they_give_on_a_cpu(images, device, calibrate):
-    data, spec = images(channels=1, size=8), SurgerySpec(fit="project", calibrate=calibrate)
+    data, spec = images(channels=1, size=8), Replace(channel_matching="project", calibrate=calibrate)
     torch.manual_seed(3)
     host, donor = CifarResNet("resnet8", width=4), nn.Conv2d(6, 8, 3, padding=1)
     x_NCHW, _ = Batches.of(data, BatchSpec(10), 0, "cpu").val.first(20)

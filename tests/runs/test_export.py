@@ -30,7 +30,7 @@ def key(sweep):
         ["donor=none"],
         ["host=resnet8", "site=[layer1.0,layer3]", "donor=end_to_end"],
         ["surgery=parallel", "surgery.gate=0", "site=layer2.1"],
-        ["surgery=insert", "surgery.fit=project", "donor.out_channels=6", "donor.kernel_size=5", "donor.padding=2", "site=layer3.0.conv1"],
+        ["surgery=insert", "surgery.channel_matching=project", "donor.out_channels=6", "donor.kernel_size=5", "donor.padding=2", "site=layer3.0.conv1"],
         ["surgery.bias=fold", "donor.bias=true", "site=layer1.0.conv1"],
         ["data=textures", "data.size=16", "data.per_class=60", "host.in_channels=1", "host.skips=false"],
     ],

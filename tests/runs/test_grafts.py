@@ -33,7 +33,7 @@ ARMS = {
     "two sites": ["donor=random", "site=[conv1,layer2.0]", "strategy=freeze"],
     "two names": ["donor=random", "site=[early,late]", "strategy=freeze"],
     "another kernel": ["donor=random", "donor.kind=conv", "site=layer1.0", "strategy=freeze", "surgery.bias=drop"],
-    "projected": ["donor=extracted", "donor.path=FILE", "donor.layer=conv1", "site=late", "strategy=freeze", "surgery.fit=project"],
+    "projected": ["donor=extracted", "donor.path=FILE", "donor.layer=conv1", "site=late", "strategy=freeze", "surgery.channel_matching=project"],
     "gated insert": ["donor=random", "site=layer1.0", "strategy=full", "surgery=insert", "surgery.gate=0", "surgery.calibrate=lsuv"],
     "branch": ["donor=random", "site=layer2.0.conv1", "strategy=low_lr", "surgery=parallel"],
     "moments": ["donor=random", "site=middle", "strategy=hybrid", "surgery.calibrate=moments"],
@@ -110,7 +110,7 @@ def test_what_does_not_act_is_not_in_the_key(config):
         return plan_run(config(*TINY, "strategy=freeze", *more)).key
 
     base = key()
-    for idle in ("surgery.images=7", "surgery.start=random", "surgery.where=before", "site=[early]"):
+    for idle in ("surgery.images=7", "surgery.adapter_init=random", "surgery.name=mine", "site=[early]"):
         assert key(idle) == base
     assert len({key("surgery.calibrate=moments", f"surgery.images={n}") for n in (7, 8)} | {base}) == 3
 

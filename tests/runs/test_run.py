@@ -36,7 +36,8 @@ def test_what_a_run_writes(tiny, tmp_path):
     assert {path.name.split(".")[0] for path in folder.iterdir()} == {"config", "curves", "events", "model", "record"}
     assert read_record(folder) == record
     assert record.status == "completed" and record.grafts[0].site == "layer4.1.conv2"
-    assert record.kinds == {"host": "torchvision_resnet", "donor": "trained", "data": "digits"}
+    kinds = {"host": "torchvision_resnet", "donor": "trained", "data": "digits", "surgery": "replace"}
+    assert record.kinds == kinds
     assert record.grafts[0].donor_paths == {"": "layer4.1.conv2"} and record.grafts[0].replaced == ["layer4.1.conv2"]
     assert record.units["test/acc"] == "%" and record.units.keys() == record.metrics.keys()
     assert record.axes == {

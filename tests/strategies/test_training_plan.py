@@ -83,12 +83,13 @@ def test_what_cannot_be_is_named(case):
 
 DEEP = ["conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "layer1.1.conv1.weight", "layer2.0.host.conv1.weight",
         "layer2.0.donor.weight", "layer2.1.conv1.weight", "layer3.host.0.conv1.weight", "layer3.donor.weight", "fc.weight", "fc.bias"]  # fmt: skip
+MOVED = {"layer2.0.host.conv1.weight": "layer2.0.conv1.weight", "layer3.host.0.conv1.weight": "layer3.0.conv1.weight"}
 
 
 def deep(split, phases, epochs=10, groups=ALL, **more):
     spec = StrategySpec("s", groups=groups, split={"all": split}, phases=phases, **more)
     blocks = ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0"]
-    return make_plan(spec, DEEP, ["bn1"], ROLES | {"graft": ["layer2.0.donor"]}, epochs, blocks)
+    return make_plan(spec, DEEP, ["bn1"], ROLES | {"graft": ["layer2.0.donor"]}, epochs, blocks, MOVED)
 
 
 def test_layer_wise_decay_is_the_numbers_written_here():

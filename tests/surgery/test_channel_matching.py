@@ -1,5 +1,7 @@
 """Channels that differ: shape algebra over kernels, strides, channels, widths and norms; what each fit keeps."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,12 +10,13 @@ from torch import nn
 
 from conftest import place_at
 from layergraft import surgery
-from layergraft.config.schema import CHANNEL_MATCHING, SurgerySpec
+from layergraft.config.schema import CHANNEL_MATCHING
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.architectures import Block, Conv, Stage, Stem, architecture_of, describe, from_json, to_json
 from layergraft.hosts.blocks import NORM_LAYERS
 from layergraft.hosts.sites import find_sites
+from layergraft.surgery import Insert, Parallel, Replace
 
 IMAGE = (3, 16, 16)
 channels = st.integers(1, 12)
@@ -78,8 +81,11 @@ def test_whatever_fits_gives_the_hosts_shapes_and_whatever_does_not_says_so(spec
     with torch.device("meta"):
         host, donor = spec.build(IMAGE, 5, seed=0), architecture.build()
     site = data.draw(st.sampled_from(list(find_sites(host, IMAGE).values())))
-    operation = SurgerySpec(data.draw(st.sampled_from(["replace", "insert", "parallel"])), data.draw(st.sampled_from(["before", "after"])),
-                            fit=data.draw(st.sampled_from(CHANNEL_MATCHING)), start="identity")  # fmt: skip
+    operation = dataclasses.replace(
+        data.draw(st.sampled_from([Replace(), Insert(position="before"), Insert(), Parallel()])),
+        channel_matching=data.draw(st.sampled_from(CHANNEL_MATCHING)),
+        adapter_init="identity",
+    )
     try:
         made = surgery.graft(host, [(site, donor)], operation, IMAGE)
     except UserError as error:
@@ -92,13 +98,13 @@ def test_whatever_fits_gives_the_hosts_shapes_and_whatever_does_not_says_so(spec
     for path, other in find_sites(
         host, IMAGE
     ).items():  # wherever the host still has its own layers, they see what they saw
-        if path in after and path not in made.grafts[0].replaced:
+        if path in after and path not in made.grafts[0].placed.replaced:
             assert (after[path].in_shape, after[path].out_shape) == (other.in_shape, other.out_shape)
     assert sum(len(names) for names in made.parts.values()) == len(list(made.network.parameters()))
-    assert not made.roles["adapter"] or operation.fit == "project"
+    assert not made.roles["adapter"] or operation.channel_matching == "project"
 
 
-def fitted(donor, fit, ins=3, outs=4):
+def matched(donor, method, ins=3, outs=4):
     """The donor as it is in the place of a 3 x 3 convolution from `ins` to `outs` channels."""
     host = nn.Sequential(
         nn.Conv2d(ins, outs, 3, padding=1, bias=False),
@@ -108,7 +114,7 @@ def fitted(donor, fit, ins=3, outs=4):
         nn.Linear(outs, 2),
     )
     site = find_sites(host, (ins, 8, 8))["0"]
-    return surgery.graft(host, [(site, donor)], SurgerySpec(fit=fit), (ins, 8, 8), head=("4",)).network[0]
+    return surgery.graft(host, [(site, donor)], Replace(channel_matching=method), (ins, 8, 8), head=("4",)).network[0]
 
 
 def grey_images(number, equal_to=None):
@@ -120,8 +126,8 @@ def grey_images(number, equal_to=None):
 def test_a_grey_donor_in_a_colour_host_answers_to_grey_images_as_before(fit):
     donor = nn.Conv2d(1, 4, 3, padding=1)
     x = grey_images(3)
-    torch.testing.assert_close(fitted(donor, fit if fit != "average" else "sum")(x), donor(x[:, :1]))
-    layer = fitted(donor, fit)
+    torch.testing.assert_close(matched(donor, fit if fit != "average" else "sum")(x), donor(x[:, :1]))
+    layer = matched(donor, fit)
     assert torch.equal(layer.weight[:, 0], layer.weight[:, 2])
 
 
@@ -129,7 +135,7 @@ def test_a_grey_donor_in_a_colour_host_answers_to_grey_images_as_before(fit):
 def test_a_colour_donor_summed_into_a_grey_host_answers_to_grey_images_as_before(ins):
     donor = nn.Conv2d(ins, 4, 3, padding=1)
     x = grey_images(1)
-    torch.testing.assert_close(fitted(donor, "sum", ins=1)(x), donor(x.expand(-1, ins, -1, -1)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(matched(donor, "sum", ins=1)(x), donor(x.expand(-1, ins, -1, -1)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -139,14 +145,14 @@ def test_equal_channels_give_an_equal_response(ins, outs, fit):
     donor = nn.Conv2d(ins, 4, 3, padding=1)
     x = grey_images(outs)
     torch.testing.assert_close(
-        fitted(donor, fit, ins=outs)(x), donor(x[:, :1].expand(-1, ins, -1, -1)), rtol=1e-4, atol=1e-5
+        matched(donor, fit, ins=outs)(x), donor(x[:, :1].expand(-1, ins, -1, -1)), rtol=1e-4, atol=1e-5
     )
 
 
 @pytest.mark.parametrize("ins, new", [(1, 3), (3, 1), (4, 3)])
 def test_average_keeps_the_response_to_noise(ins, new):
     donor = nn.Conv2d(ins, 4, 3, padding=1, bias=False)
-    layer = fitted(donor, "average", ins=new)
+    layer = matched(donor, "average", ins=new)
     torch.testing.assert_close(layer.weight.flatten(1).norm(dim=1), donor.weight.flatten(1).norm(dim=1))
 
 
@@ -154,20 +160,22 @@ def test_average_does_not_blow_up_what_cancels_out():
     donor = nn.Conv2d(3, 4, 3, padding=1, bias=False)
     with torch.no_grad():
         donor.weight[:, 2] = -donor.weight[:, 0] - donor.weight[:, 1]  # a filter for colour alone
-    assert fitted(donor, "average", ins=1).weight.abs().max() < 1e-5
+    assert matched(donor, "average", ins=1).weight.abs().max() < 1e-5
 
 
 def test_a_resized_donor_is_in_the_hosts_mode():
     host = TorchvisionResNet("resnet18", width=8).build(IMAGE, 5, seed=0).eval()
     block = Block("basic", 4, 4, 4, 1).build()
-    made = surgery.graft(host, [(find_sites(host, IMAGE)["layer1.0"], block)], SurgerySpec(fit="tile"), IMAGE).network
+    made = surgery.graft(
+        host, [(find_sites(host, IMAGE)["layer1.0"], block)], Replace(channel_matching="tile"), IMAGE
+    ).network
     assert not any(module.training for module in made.modules())
 
 
 @pytest.mark.parametrize("module", [nn.Sequential(), nn.Linear(3, 4), nn.Sequential(nn.ReLU()), nn.Identity()])
 def test_what_is_no_layer_is_refused(module):
     with pytest.raises(UserError, match="must be a convolution, stem .*, block or stage of blocks"):
-        fitted(module, "strict")
+        matched(module, "strict")
 
 
 @pytest.mark.parametrize(
@@ -193,14 +201,14 @@ def test_a_convolution_for_a_grouped_site_is_grouped():
 
 def test_slice_and_tile_take_channels_in_turn_and_keep_the_scale():
     donor = nn.Conv2d(2, 3, 3, padding=1)
-    tiled = fitted(donor, "tile", ins=3, outs=7)
+    tiled = matched(donor, "tile", ins=3, outs=7)
     for out in range(7):
         for channel in range(3):
             copies = 2 if channel % 2 == 0 else 1  # of the donor's channel among the three
             torch.testing.assert_close(tiled.weight[out, channel], donor.weight[out % 3, channel % 2] / copies)
         assert tiled.bias[out] == donor.bias[out % 3]
     large = nn.Conv2d(6, 8, 3, padding=1)
-    sliced = fitted(large, "slice", ins=3, outs=4)
+    sliced = matched(large, "slice", ins=3, outs=4)
     torch.testing.assert_close(sliced.weight, large.weight[:4, :3])
 
 
@@ -210,7 +218,7 @@ def test_a_kernel_of_even_size_is_padded_by_a_pixel_more_on_one_side(kernel_size
     host = TorchvisionResNet("resnet18", width=4).build(IMAGE, 5, seed=0)
     donor = nn.Conv2d(4, 8, kernel_size, bias=False)
     site = find_sites(host, IMAGE)["layer2.0.conv1"]
-    made = surgery.graft(host, [(site, donor)], SurgerySpec(fit=fit, start="identity"), IMAGE)
+    made = surgery.graft(host, [(site, donor)], Replace(channel_matching=fit, adapter_init="identity"), IMAGE)
     x = torch.randn(2, 4, 8, 8)
     low, high = (kernel_size - 1) // 2, kernel_size // 2
     wanted = nn.functional.conv2d(nn.functional.pad(x, (low, high, low, high)), donor.weight, stride=2)
@@ -223,7 +231,7 @@ def test_a_tiled_block_computes_the_same_function_many_times():
     block = Block("basic", 4, 4, 4, 1).build().eval()
     host = TorchvisionResNet("resnet18", width=8).build(IMAGE, 5, seed=0)
     wide = surgery.graft(
-        host, [(find_sites(host, IMAGE)["layer1.0"], block)], SurgerySpec(fit="tile"), IMAGE
+        host, [(find_sites(host, IMAGE)["layer1.0"], block)], Replace(channel_matching="tile"), IMAGE
     ).network.layer1[0]
     x = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
@@ -233,16 +241,16 @@ def test_a_tiled_block_computes_the_same_function_many_times():
 @pytest.mark.parametrize(
     "donor, advice",
     [
-        (nn.Conv2d(1, 4, 3), "surgery.fit=project or tile or sum or average would fit it"),
-        (nn.Conv2d(4, 4, 3), "surgery.fit=project or slice or sum or average would fit it"),
-        (nn.Conv2d(1, 8, 3), "surgery.fit=project would fit it"),
-        (nn.Conv2d(6, 8, 3), "surgery.fit=project or slice would fit it"),
-        (Block("basic", 3, 4, 4, 2, shortcut="conv").build(), "no surgery.fit would fit it"),
+        (nn.Conv2d(1, 4, 3), "surgery.channel_matching=project or tile or sum or average would fit it"),
+        (nn.Conv2d(4, 4, 3), "surgery.channel_matching=project or slice or sum or average would fit it"),
+        (nn.Conv2d(1, 8, 3), "surgery.channel_matching=project would fit it"),
+        (nn.Conv2d(6, 8, 3), "surgery.channel_matching=project or slice would fit it"),
+        (Block("basic", 3, 4, 4, 2, shortcut="conv").build(), "no surgery.channel_matching would fit it"),
     ],
 )
 def test_a_donor_that_does_not_fit_is_refused_with_both_shapes_and_what_would_work(donor, advice):
     with pytest.raises(UserError) as refused:
-        fitted(donor, "strict")
+        matched(donor, "strict")
     text = str(refused.value)
     assert (
         describe(architecture_of(donor)) in text

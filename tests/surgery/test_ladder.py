@@ -8,7 +8,6 @@ import torch
 
 from conftest import CPU
 from layergraft import surgery
-from layergraft.config.schema import SurgerySpec
 from layergraft.config.training import OptimSpec, ScheduleSpec
 from layergraft.data import Digits
 from layergraft.data.batches import Batches, BatchSpec
@@ -17,6 +16,7 @@ from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import find_sites
 from layergraft.networks.network_cache import ALL_TRAINS
 from layergraft.strategies.training_plan import make_plan
+from layergraft.surgery import Replace
 from layergraft.training.fit import Recipe, fit
 
 DATA = Digits(classes=list(range(10))).load(0)
@@ -46,7 +46,7 @@ def test_stale_then_re_estimated_then_fine_tuned():
     site = find_sites(host, DATA.shape)[SITE]
     ladder = {}
     for calibrate in ("none", "batch_norm"):
-        spec = SurgerySpec(calibrate=calibrate)
+        spec = Replace(calibrate=calibrate)
         made = surgery.calibrated(
             surgery.graft(host, [(site, other.get_submodule(SITE))], spec, DATA.shape), images, spec
         )

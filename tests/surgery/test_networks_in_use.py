@@ -7,18 +7,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from layergraft import surgery
-from layergraft.config.schema import SurgerySpec
 from layergraft.hosts.architectures import Stem
 from layergraft.hosts.sites import find_sites
+from layergraft.surgery import Insert, Parallel, Replace
 from surgery.test_operations import HOST, lived_in
 
 IMAGE = (3, 16, 16)
 CASES = {
-    "replaced": (SurgerySpec(bias="fold"), "conv", "conv1"),
-    "stem with moments": (SurgerySpec(calibrate="moments"), "stem", "conv1"),
-    "projected block": (SurgerySpec(fit="project", start="identity"), "block", "layer2.0"),
-    "gated insert": (SurgerySpec("insert", "before", gate=0.3), "conv", "layer3.1"),
-    "gated branch": (SurgerySpec("parallel", gate=0.3, fit="project", start="random"), "stem", "layer1.0.conv2"),
+    "replaced": (Replace(bias="fold"), "conv", "conv1"),
+    "stem with moments": (Replace(calibrate="moments"), "stem", "conv1"),
+    "projected block": (Replace(channel_matching="project", adapter_init="identity"), "block", "layer2.0"),
+    "gated insert": (Insert(position="before", gate=0.3), "conv", "layer3.1"),
+    "gated branch": (Parallel(gate=0.3, channel_matching="project", adapter_init="random"), "stem", "layer1.0.conv2"),
 }
 
 

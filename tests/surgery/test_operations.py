@@ -8,23 +8,23 @@ from torch import nn
 
 from conftest import HOSTS
 from layergraft import surgery
-from layergraft.config.schema import SurgerySpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.architectures import Stem, architecture_of
 from layergraft.hosts.sites import find_sites
+from layergraft.surgery import Insert, Parallel, Replace
 
 IMAGE = (3, 32, 32)
 HOST = TorchvisionResNet("resnet18", width=4)
 ZERO_GATED = [
-    SurgerySpec("insert", "after", gate=0.0),
-    SurgerySpec("insert", "before", gate=0.0),
-    SurgerySpec("parallel", gate=0.0),
+    Insert(gate=0.0),
+    Insert(position="before", gate=0.0),
+    Parallel(gate=0.0),
 ]
 
 
 def name_of(spec):
-    return f"{spec.name}-{spec.where}-{spec.fit}-{spec.calibrate}-{spec.gate}"
+    return "-".join(str(value) for value in vars(spec).values())
 
 
 def lived_in(spec, image=IMAGE):
@@ -54,7 +54,7 @@ def graft(host, sites, donors, spec=None, image=IMAGE):
     return surgery.graft(
         host,
         [(find_sites(host, image)[path], donor) for path, donor in zip(sites, donors, strict=True)],
-        spec or SurgerySpec(),
+        spec or Replace(),
         image,
     )
 
@@ -90,7 +90,7 @@ def test_its_own_layer_leaves_the_logits_bit_identical_at_every_site(spec):
         for sites in all_of(host, find_sites(host, image)):
             for stem in {False, sites[0].kind == "conv"}:
                 donors = [(site, own_layer(host, site, stem)) for site in sites]
-                made = surgery.graft(host, donors, SurgerySpec(), image).network
+                made = surgery.graft(host, donors, Replace(), image).network
                 assert torch.equal(made(x), before), ([site.path for site in sites], stem)
 
 
@@ -101,7 +101,7 @@ def test_its_own_layer_in_other_hosts(options):
     with torch.no_grad():
         before = host(x)
         for sites in all_of(host, find_sites(host, IMAGE)):
-            made = surgery.graft(host, [(site, own_layer(host, site)) for site in sites], SurgerySpec(), IMAGE).network
+            made = surgery.graft(host, [(site, own_layer(host, site)) for site in sites], Replace(), IMAGE).network
             assert torch.equal(made(x), before), [site.path for site in sites]
 
 
@@ -128,13 +128,13 @@ def test_an_ungated_insert_is_a_link_in_the_chain():
     host = lived_in(HOST)
     x = torch.randn(2, *IMAGE)
     donor = nn.Conv2d(4, 4, 3, padding=1)
-    made = graft(host, ["layer1.0"], [donor], SurgerySpec("insert", "after")).network
+    made = graft(host, ["layer1.0"], [donor], Insert()).network
     stem = host.maxpool(host.relu(host.bn1(host.conv1(x))))
     expected = host.fc(
         host.avgpool(host.layer4(host.layer3(host.layer2(host.layer1[1](donor(host.layer1[0](stem))))))).flatten(1)
     )
     torch.testing.assert_close(made(x), expected)
-    first = graft(host, ["layer1.0"], [donor], SurgerySpec("insert", "before")).network
+    first = graft(host, ["layer1.0"], [donor], Insert(position="before")).network
     assert not torch.equal(first(x), made(x))
 
 
@@ -142,7 +142,7 @@ def test_an_ungated_branch_is_added():
     host = lived_in(HOST)
     x = torch.randn(2, *IMAGE)
     donor = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-    made = graft(host, ["conv1"], [donor], SurgerySpec("parallel")).network
+    made = graft(host, ["conv1"], [donor], Parallel()).network
     summed = copy.deepcopy(host)
     with torch.no_grad():
         summed.conv1.weight.add_(donor.weight)
@@ -153,7 +153,7 @@ def test_host_and_donor_stay_as_they_were():
     host, donor = HOST.build(IMAGE, 5, seed=0), nn.Conv2d(3, 4, 5, stride=2, padding=1, bias=True)
     before = {name: tensor.clone() for name, tensor in host.state_dict().items()}
     weight = donor.weight.clone()
-    made = graft(host, ["conv1"], [donor], SurgerySpec(bias="fold"))
+    made = graft(host, ["conv1"], [donor], Replace(bias="fold"))
     assert torch.equal(made.network.conv1.weight, donor.weight)
     with torch.no_grad():
         for tensor in made.network.state_dict().values():
@@ -175,14 +175,14 @@ def test_stride_and_padding_follow_the_site():
 
 
 OPERATIONS = [
-    SurgerySpec(),
-    SurgerySpec(fit="project", start="identity"),
-    SurgerySpec(calibrate="moments"),
-    SurgerySpec(bias="fold"),
-    SurgerySpec("insert", "before", fit="project", start="random"),
-    SurgerySpec("insert", "after", gate=0.0, fit="project", start="identity"),
-    SurgerySpec("parallel", gate=0.1, fit="project", start="identity"),
-    SurgerySpec("insert", "after", calibrate="batch_norm"),
+    Replace(),
+    Replace(channel_matching="project", adapter_init="identity"),
+    Replace(calibrate="moments"),
+    Replace(bias="fold"),
+    Insert(position="before", channel_matching="project", adapter_init="random"),
+    Insert(gate=0.0, channel_matching="project", adapter_init="identity"),
+    Parallel(gate=0.1, channel_matching="project", adapter_init="identity"),
+    Insert(calibrate="batch_norm"),
 ]
 
 
@@ -209,7 +209,7 @@ def test_undo_gives_back_the_original_state_dict(operation, kind):
 
 def test_undo_after_training_keeps_what_was_trained_elsewhere():
     host = lived_in(HOST)
-    made = graft(host, ["layer1.0.conv1"], [nn.Conv2d(4, 4, 3, padding=1)], SurgerySpec("parallel", gate=0.0))
+    made = graft(host, ["layer1.0.conv1"], [nn.Conv2d(4, 4, 3, padding=1)], Parallel(gate=0.0))
     with torch.no_grad():
         made.network.fc.weight.add_(1)
         made.network.layer1[0].conv1.host.weight.add_(1)
@@ -220,7 +220,7 @@ def test_undo_after_training_keeps_what_was_trained_elsewhere():
 
 def test_every_parameter_is_in_one_part():
     host = lived_in(HOST)
-    spec = SurgerySpec("parallel", gate=0.0, fit="project", start="identity")
+    spec = Parallel(gate=0.0, channel_matching="project", adapter_init="identity")
     made = graft(host, ["layer2.1"], [nn.Conv2d(3, 16, 3)], spec)
     assert made.parts["donor"] == ("layer2.1.donor.donor.weight", "layer2.1.donor.donor.bias")
     assert made.parts["adapter"] == ("layer2.1.gate", "layer2.1.donor.before.weight", "layer2.1.donor.after.weight")
@@ -234,6 +234,9 @@ def test_every_parameter_is_in_one_part():
         "adapter": ["layer2.1.donor.before", "layer2.1.donor.after", "layer2.1.gate"],
     }
     assert made.num_added == 1 + 3 * 8 + 16 * 8 + (3 * 16 * 9 + 16)
+    own = [f"layer2.1.{name}" for name, _ in host.layer2[1].named_parameters()]
+    assert sorted(made.moved.values()) == sorted(own)
+    assert made.moved["layer2.1.host.conv1.weight"] == "layer2.1.conv1.weight"
 
 
 def test_a_stem_takes_convolution_and_norm():
@@ -283,10 +286,10 @@ def test_a_folded_bias_is_a_kept_bias(mode, kind):
     host = lived_in(HOST)
     x = torch.randn(8, *IMAGE)
     for path in ("conv1", "layer2.0.conv1", "layer2.0.conv2", "layer4.0.downsample.0"):
-        conv = surgery.slot_of(host, find_sites(host, IMAGE)[path], SurgerySpec(), IMAGE).conv(bias=True)
+        conv = surgery.slot_of(host, find_sites(host, IMAGE)[path], Replace(), IMAGE).conv(bias=True)
         donor = (conv if kind == "conv" else Stem(conv, "batch")).build()
         kept, folded, dropped = (
-            graft(host, [path], [donor], SurgerySpec(bias=bias)).network for bias in ("keep", "fold", "drop")
+            graft(host, [path], [donor], Replace(bias=bias)).network for bias in ("keep", "fold", "drop")
         )
         for network in (kept, folded, dropped):
             network.train(mode == "train")
@@ -298,16 +301,16 @@ def test_a_folded_bias_is_a_kept_bias(mode, kind):
 
 def test_a_bias_of_a_link_between_convolution_and_norm_can_be_folded():
     host, donor = lived_in(HOST), nn.Conv2d(4, 4, 3, padding=1)
-    kept, folded = (
-        graft(host, ["conv1"], [donor], SurgerySpec("insert", "after", bias=bias)).network for bias in ("keep", "fold")
-    )
+    kept, folded = (graft(host, ["conv1"], [donor], Insert(bias=bias)).network for bias in ("keep", "fold"))
     x = torch.randn(4, *IMAGE)
     with torch.no_grad():
         torch.testing.assert_close(folded(x), kept(x), rtol=0, atol=1e-5)
 
 
 def test_what_was_done_is_a_table():
-    made = graft(lived_in(HOST), ["conv1"], [nn.Conv2d(1, 4, 3)], SurgerySpec(fit="project", start="identity"))
+    made = graft(
+        lived_in(HOST), ["conv1"], [nn.Conv2d(1, 4, 3)], Replace(channel_matching="project", adapter_init="identity")
+    )
     lines = str(made).splitlines()
     assert (
         lines[0] == "site      conv1: conv, 3 x 32 x 32 -> 4 x 32 x 32"
@@ -318,9 +321,9 @@ def test_what_was_done_is_a_table():
 
 def test_a_fold_needs_a_batch_norm():
     for host, spec in (
-        (lived_in(TorchvisionResNet("resnet18", width=4, norm="group")), SurgerySpec(bias="fold")),
-        (lived_in(HOST), SurgerySpec("insert", bias="fold", gate=0.0)),
-        (lived_in(HOST), SurgerySpec(bias="fold", fit="project", start="identity")),
+        (lived_in(TorchvisionResNet("resnet18", width=4, norm="group")), Replace(bias="fold")),
+        (lived_in(HOST), Insert(bias="fold", gate=0.0)),
+        (lived_in(HOST), Replace(bias="fold", channel_matching="project", adapter_init="identity")),
     ):
         with pytest.raises(UserError, match="surgery.bias=fold: no batch norm follows the donor at conv1 directly"):
             graft(

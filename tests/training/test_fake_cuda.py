@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layergraft.config import metrics
 from layergraft.config.compose import conf_dir
-from layergraft.config.schema import Config, ProbeSpec, SurgerySpec
+from layergraft.config.schema import Config, ProbeSpec
 from layergraft.config.training import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.digits import Digits
@@ -29,7 +29,7 @@ from layergraft.hosts.sites import find_sites
 from layergraft.metrics.tasks import Task
 from layergraft.runs.similarity import _inputs
 from layergraft.strategies.training_plan import make_plan
-from layergraft.surgery import calibrated, graft
+from layergraft.surgery import Parallel, Replace, calibrated, graft
 from layergraft.surgery.calibrate import reconstruction_error
 from layergraft.training import gradients
 from layergraft.training.evaluation import evaluating, measuring, record_activations
@@ -116,7 +116,7 @@ def made(images):
         if task is Task.multi_label:
             labels = {name: replace(split, y_N=np.eye(4, dtype=np.int64)[split.y_N]) for name, split in data.splits.items()}  # fmt: skip
             data = replace(data, **labels)
-        spec = spec or SurgerySpec(fit="project", start="random")
+        spec = spec or Replace(channel_matching="project", adapter_init="random")
         intact = host.build(data.shape, data.num_classes, 0)
         grafted = graft(
             intact, [(find_sites(intact, data.shape)[SITE], nn.Conv2d(6, 8, 3, padding=1))], spec, data.shape
@@ -273,15 +273,14 @@ def test_learning_rates_by_tensor(made, kind):
 
 
 def test_probes_look(made):
-    run = made(spec=SurgerySpec("parallel", gate=0.5, fit="project", start="random"))
+    run = made(spec=Parallel(gate=0.5, channel_matching="project", adapter_init="random"))
     (done,) = run.grafted.grafts
     donors = [
         name for name, _ in run.network.named_parameters() if name.startswith(next(iter(done.donor_paths.values())))
     ]
-    gates = [path for path in done.adapter_paths if path.endswith(".gate")]
-    places = {SITE: (done.site.path, done.replaced[-1])}
+    places = {SITE: (done.site.path, done.placed.replaced[-1])}
     subject = ProbeTargets(
-        run.grafted.watched(find_sites(run.intact, run.data.shape)), places, run.intact, donors, gates
+        run.grafted.watched(find_sites(run.intact, run.data.shape)), places, run.intact, donors, done.placed.gates
     )
     probes = Probes(ProbeSpec([0, -1]), run.network, subject, run.batches.val.first(20), run.batches.val, 4)
     run.move()
@@ -289,7 +288,7 @@ def test_probes_look(made):
     run.module.curves = [{"epoch": epoch} for epoch in range(4)]
     probes.look(run.module, -1)
     first, last = probes.points
-    assert gates and {"loss", "intact/loss", "drift", f"cka/{SITE}/out"} < set(first) and last["epoch"] == 4
+    assert done.placed.gates and {"loss", "intact/loss", "drift", f"cka/{SITE}/out"} < set(first) and last["epoch"] == 4
 
 
 @pytest.mark.parametrize("mode", [evaluating, measuring])
@@ -302,7 +301,7 @@ def test_activations_are_seen(made, mode):
 @pytest.mark.parametrize("start", ["least_squares", "identity", "random"])
 @pytest.mark.parametrize("calibrate", ["none", "batch_norm", "moments", "lsuv"])
 def test_calibration(made, calibrate, start):
-    spec = SurgerySpec(fit="project", start=start, calibrate=calibrate)
+    spec = Replace(channel_matching="project", adapter_init=start, calibrate=calibrate)
     run = made(spec=spec)
     run.grafted.host.to(CUDA)
     run.grafted.network.to(CUDA)
@@ -335,7 +334,7 @@ def test_the_frozen_prefix_is_kept(made, host):
         assert features.device == y.device == run.module(features).device == CUDA
 
 
-@pytest.mark.parametrize("spec", [SurgerySpec(fit="project", calibrate="moments", start=start) for start in ("random", "identity")], ids=lambda spec: spec.start)  # fmt: skip
+@pytest.mark.parametrize("spec", [Replace(channel_matching="project", calibrate="moments", adapter_init=start) for start in ("random", "identity")], ids=lambda spec: spec.adapter_init)  # fmt: skip
 def test_surgery_on_a_network_that_lies_there(spec):
     host = HOST.build((1, 8, 8), 4, 0).to(CUDA)
     made = graft(

@@ -10,7 +10,6 @@ from torch import nn
 
 from conftest import CPU
 from layergraft.config.compose import conf_dir
-from layergraft.config.schema import SurgerySpec
 from layergraft.config.training import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.donors.random import RandomDonor
@@ -18,7 +17,7 @@ from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import find_sites
 from layergraft.strategies.training_plan import make_plan
-from layergraft.surgery import graft, slot_of
+from layergraft.surgery import Insert, Parallel, Replace, graft, slot_of
 from layergraft.training.fit import Backend, CheckpointSettings, Recipe, _keeps_features, fit
 from layergraft.training.module import Diverged
 from layergraft.training.prefix_cache import chain, prefix_of, without
@@ -76,19 +75,19 @@ def test_is_the_plain_training_bit_for_bit(images, host, still, through, precisi
     assert (prefix["epoch"], prefix["through"]) == (0, through)
 
 
-@pytest.mark.parametrize("name", ["insert", "parallel", "replace"])
-def test_donors_are_links_like_others(images, name):
+@pytest.mark.parametrize("operation", [Insert(position="before"), Parallel(), Replace()], ids=lambda one: one.name)
+def test_donors_are_links_like_others(images, operation):
     """A frozen donor at a block: what stands before the host's block may belong to the prefix without the block."""
     data, host = images(), CifarResNet("resnet20", width=4)
     network = host.build(data.shape, data.num_classes, seed=0)
-    site, surgery = find_sites(network, data.shape)["layer2.1"], SurgerySpec(name, where="before")
-    slot = slot_of(network, site, surgery, data.shape)
+    site = find_sites(network, data.shape)["layer2.1"]
+    slot = slot_of(network, site, operation, data.shape)
     donor = RandomDonor("random").architecture(slot).build()
-    grafted = graft(network, [(site, donor)], surgery, data.shape)
+    grafted = graft(network, [(site, donor)], operation, data.shape)
     before = [*STEM, "layer1", "layer2.0", *grafted.roles["graft"]]
     fitted = both_ways(grafted.network, *frozen(*before), data)
     through = {"insert": "layer2.1.donor", "parallel": "layer2.0", "replace": "layer2.1"}
-    assert fitted.prefixes[0]["through"] == through[name]
+    assert fitted.prefixes[0]["through"] == through[operation.name]
 
 
 def test_each_phase_has_its_own(images, config):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import CPU
-from layergraft.config.schema import ProbeSpec, SurgerySpec
+from layergraft.config.schema import ProbeSpec
 from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet
@@ -18,7 +18,7 @@ from layergraft.hosts.sites import find_sites
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.strategies.training_plan import make_plan
-from layergraft.surgery import graft
+from layergraft.surgery import Replace, graft
 from layergraft.training.evaluation import Statistics, evaluating, record_activations
 from layergraft.training.fit import Recipe, fit
 from layergraft.training.probes import Probes, ProbeTargets, drawn
@@ -39,7 +39,7 @@ def looked(images, tmp_path):
         host = HOST.build(data.shape, data.num_classes, seed=0)
         torch.manual_seed(7)
         donor = copy.deepcopy(host.get_submodule(SITE)) if own else nn.Conv2d(4, 8, 3, stride=2, padding=1, bias=False)
-        made = graft(host, [(find_sites(host, data.shape)[SITE], donor)], SurgerySpec(), data.shape)
+        made = graft(host, [(find_sites(host, data.shape)[SITE], donor)], Replace(), data.shape)
         network, before = made.network, copy.deepcopy(made.network)
         strategy = copy.deepcopy(STRATEGY)
         if freeze:

@@ -9,7 +9,6 @@ from torch import nn
 
 from conftest import CPU
 from layergraft.config.compose import conf_dir
-from layergraft.config.schema import SurgerySpec
 from layergraft.config.training import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
@@ -17,7 +16,7 @@ from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import find_sites
 from layergraft.strategies.training_plan import make_plan
-from layergraft.surgery import graft
+from layergraft.surgery import Replace, graft
 from layergraft.training.checkpoints import Checkpoints, facts_of
 from layergraft.training.fit import CheckpointSettings, Recipe, fit
 
@@ -43,7 +42,9 @@ class Experiment:
         torch.manual_seed(3)
         donor = nn.Conv2d(6, 8, 3, padding=1)
         site = find_sites(host, data.shape)["layer2.0.conv2"]
-        self.grafted = graft(host, [(site, donor)], SurgerySpec(fit="project", start="random"), data.shape)
+        self.grafted = graft(
+            host, [(site, donor)], Replace(channel_matching="project", adapter_init="random"), data.shape
+        )
         folder.mkdir()
         self.saved = saved = []
         plain = Checkpoints._save

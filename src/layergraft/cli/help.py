@@ -29,8 +29,9 @@ Keys within a group, some of them (--cfg job prints all):
              weights=IMAGENET1K_V1|FILE
   donor.    kind=conv|stem|block  kernel_size=7  aux_depth=3  data=textures  data.classes=[7,8,9]  control=moments|permuted|covariance
             path=FILE  layer=PATH (of donor=extracted)
-  surgery.  images=512  fit=strict|project|slice|tile|sum|average  start=least_squares|identity|random (of project)
-            bias=keep|drop|fold  calibrate=none|batch_norm|moments|lsuv  gate=0  where=before|after (of insert)
+  surgery.  channel_matching=strict|project|slice|tile|sum|average  adapter_init=least_squares|identity|random (of project)
+            bias=keep|drop|fold  calibrate=none|batch_norm|moments|lsuv  images=512
+            gate=0 (of insert, parallel)  position=before|after (of insert)
   strategy. phases.thaw.epoch=10  phases.thaw.plateau.patience=3  groups.tuned=[layer3]  l2_sp.graft=0.1  split.all.by=block
   optim.    lr=0.01  weight_decay=0.01  decay_1d=false  accumulate=2  clip_norm=1
             name=CLASS_OF_TORCH_OPTIM '+optim.options.betas=[0.9,0.95]'
@@ -115,7 +116,9 @@ def keys() -> dict[str, list[Key]]:
     from layergraft.config import schema
     from layergraft.config.compose import conf_dir  # noqa: F401  which has registered every kind
 
-    bases: dict[str, type] = {"data": schema.DataSpec, "host": schema.HostSpec, "donor": schema.DonorSpec}
+    bases: dict[str, type] = {
+        "data": schema.DataSpec, "host": schema.HostSpec, "donor": schema.DonorSpec, "surgery": schema.SurgerySpec,
+    }  # fmt: skip
     found = {"": _keys_of(schema.Config, "", tuple(bases))}
     found |= {group: _keys_of(base, group) for group, base in bases.items()}
     for group, kinds in ConfigStore.instance().repo["schema"].items():

@@ -181,17 +181,18 @@ def print_surgery(config: Config) -> None:
     for graft, donor in zip(grafted.grafts, run.donors, strict=True):
         print(f"\ndonor at {graft.site.path}: {donor.key}")
         print("".join(f"  {line}\n" for line in about(donor)), end="")
-    print(f"\nfit {config.surgery.fit}, bias {config.surgery.bias}, calibrate {config.surgery.calibrate}")
+    operation = config.surgery
+    print(f"\nchannels: {operation.channel_matching}, bias: {operation.bias}, calibration: {operation.calibrate}")
     images, labels = calibration_images(config, run.images)
-    if config.surgery.fit == "project":
+    if operation.channel_matching == "project":
         for graft in grafted.grafts:
             left = reconstruction_error(grafted, graft, images)
-            print(f"{graft.chain} differs from the intact host by {100 * left:.2g}% of its output's power")
+            print(f"{graft.placed.chain} differs from the intact host by {100 * left:.2g}% of its output's power")
     paths = grafted.watched(plan.sites)
     networks = (grafted.host, grafted.network)
     before, after = (record_activations(network, paths, images, labels, task=run.images.task) for network in networks)
     print(f"\nstep 0 on {len(labels)} training images, in evaluation mode (norms without statistics take the batch's)")
-    changed = {path for graft in grafted.grafts for path in graft.replaced}
+    changed = {path for graft in grafted.grafts for path in graft.placed.replaced}
     rows = []
     for path in paths:
         old, new = before.activations[path], after.activations[path]

@@ -59,7 +59,7 @@ def normalize_overrides(arguments: Sequence[str]) -> list[str]:
 def _of_its_choice(override: str, arguments: Sequence[str]) -> str:
     """`donor.path=my.pt` beside `donor=extracted,random` as a choice of one, which Hydra leaves to the runs of a sweep:
     what is fixed it sets in a config with the default donor, which has no such key."""
-    found = re.match(r"(donor|strategy)\.[\w.]+=(?=.)", override)
+    found = re.match(r"(donor|strategy|surgery)\.[\w.]+=(?=.)", override)
     if found is None or not any(re.match(rf"{found[1]}=.*,", argument) for argument in arguments):
         return override
     try:
@@ -235,9 +235,9 @@ class Composer:
             yield overrides, config
 
     def without_foreign(self, combinations: Sequence[Sequence[str]]) -> list[list[str]]:
-        """`combinations` less the values of donor and strategy that the one chosen in a cell does not have and another's has.
+        """`combinations` less the values of donor, strategy and surgery that the one chosen in a cell does not have and another's has.
         `donor=trained,random donor.aux_depth=3` is about the trained donors, `strategy=freeze,hybrid
-        strategy.phases.thaw.epoch=3` about hybrid. What no cell has stays, to be refused."""
+        strategy.phases.thaw.epoch=3` about hybrid, `surgery=replace,insert surgery.gate=0` about insert. What no cell has stays, to be refused."""
         combinations = self._without_sources(combinations)
 
         @lru_cache(100_000)
@@ -245,7 +245,7 @@ class Composer:
             parent, _, last = key.rpartition(".")
             node = OmegaConf.select(self.composed[groups], parent)
             is_there = node is not None and last in node.keys()  # a key that is ??? is not "in" the node itself
-            return key.startswith(("donor.", "strategy.")) and not is_there
+            return key.startswith(("donor.", "strategy.", "surgery.")) and not is_there
 
         foreign: list[dict[str, str]] = []  # of each cell: override -> its key
         had: set[str] = set()

@@ -1,4 +1,4 @@
-"""Hosts, donors, data sets, metrics, sites and choices that other installed packages add: those with an entry point of the group
+"""Hosts, donors, data sets, surgery operations, metrics, sites and choices that other installed packages add: those with an entry point of the group
 `layergraft`, which names a module. It is imported before a config is composed, and the folder `conf/` beside it, laid out like
 layergraft's own, is searched for choices after that. How: docs/extend.md."""
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from layergraft.errors import UserError
 
 # Whose modules register layergraft's own kinds and metrics.
-OWN = ("layergraft.data", "layergraft.hosts", "layergraft.donors", "layergraft.metrics")
+OWN = ("layergraft.data", "layergraft.hosts", "layergraft.donors", "layergraft.surgery", "layergraft.metrics")
 
 
 @cache

@@ -86,8 +86,13 @@ def register(group: str, name: str) -> Callable[[type[Kind]], type[Kind]]:
 def kind_of(group: str, name: str) -> type[Any]:
     """The dataclass that is registered so. Raises UserError where none is."""
     if (group, name) not in _KINDS:
-        raise unknown(f"kind of {group}", name, [known for of, known in _KINDS if of == group])
+        raise unknown(f"kind of {group}", name, names_of(group))
     return _KINDS[group, name]
+
+
+def names_of(group: str) -> list[str]:
+    """List the names that dataclasses are registered by under `group`."""
+    return [name for of, name in _KINDS if of == group]
 
 
 def name_of(spec: Any) -> str:

@@ -1,8 +1,8 @@
 """The typed config: what a run is, in dataclasses; its canonical form; the checks that need nothing else.
 
 The root `Config` is the schema that `conf/config.yaml` merges into, so a misspelt key or a wrong type fails
-when the config is composed. Data sets, hosts and donors come in kinds: each kind's dataclass stands beside the
-code that builds it, subclasses the base here, and is registered under its group with `schema.register`.
+when the config is composed. Data sets, hosts, donors and surgery operations come in kinds: each kind's dataclass stands
+beside the code that builds it, subclasses the base here, and is registered under its group with `registry.register`.
 No dataclass here or there may import torch when its module is imported: `--help` and reports must start at once.
 """
 
@@ -176,19 +176,14 @@ class DonorSpec:
 
 @dataclass
 class SurgerySpec:
-    """How the donor goes into the host (see `layergraft.surgery`)."""
+    """How the donor goes into the host. Operations: `layergraft.surgery`."""
 
-    name: str = one_of("replace", ("replace", "insert", "parallel"))
-    """replace, insert or parallel."""
-    where: str = one_of("after", ("before", "after"))
-    """Of insert alone: before or after the site."""
-    gate: float | None = bounded(None, "(-inf, inf)", "it must be a finite number")
-    """Where the gate of the donor's branch starts: host + gate * donor. null: no gate (an insert is then a plain link in
-    the chain, a parallel branch is added as it is)."""
-    fit: str = one_of("strict", CHANNEL_MATCHING)
+    name: str = MISSING
+    """Its name in reports."""
+    channel_matching: str = one_of("strict", CHANNEL_MATCHING)
     """strict, project, slice, tile, sum or average: how channels that differ are matched."""
-    start: str = one_of("least_squares", ("least_squares", "identity", "random"))
-    """Of project's 1 x 1 convolutions: least_squares, identity or random."""
+    adapter_init: str = one_of("least_squares", ("least_squares", "identity", "random"))
+    """How project's 1 x 1 convolutions are initialised: least_squares, identity or random."""
     bias: str = one_of("keep", ("keep", "drop", "fold"))
     """keep, drop, or fold into the batch norm that follows."""
     calibrate: str = one_of("none", ("none", "batch_norm", "moments", "lsuv"))
@@ -197,10 +192,7 @@ class SurgerySpec:
     """Training images that calibration and least squares look at, in batches of 128; all of them where there are fewer."""
 
     def check(self, at: str) -> None:
-        require(
-            self.name != "replace" or self.gate is None,
-            f"{at}.gate is {self.gate}, but replace has no branch to gate; insert and parallel have",
-        )
+        """As `HostSpec.check`."""
 
 
 @dataclass
@@ -292,7 +284,7 @@ class Config:
     site: Any = MISSING
     """Where the donor goes: early, middle, late, a relative depth from 0.0 to 1.0, a module path such as layer3.0.conv1,
     or a list of them."""
-    surgery: SurgerySpec = field(default_factory=SurgerySpec)
+    surgery: SurgerySpec = MISSING
     strategy: StrategySpec = field(default_factory=StrategySpec)
     optim: OptimSpec = field(default_factory=OptimSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)

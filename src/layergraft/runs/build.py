@@ -45,13 +45,13 @@ def build(plan: RunPlan) -> BuiltRun:
     host = weights.pretrained(config.host, images.shape, images.num_classes, config.seed)
     donors = _donors(plan)
     layers = [(graft.site, donor.layer) for graft, donor in zip(plan.grafts, donors, strict=True)]
-    grafted = surgery.graft(host, layers, config.surgery, images.shape, config.host.roles["head"], config.seed)
+    grafted = surgery.graft(host, layers, plan.operation, images.shape, config.host.roles["head"], config.seed)
     if donors:
         device = torch.device(backend.device)
         grafted.host.to(device)
         grafted.network.to(device)
         with backend.arithmetic():
-            grafted = surgery.calibrated(grafted, calibration_images(config, images)[0].to(device), config.surgery)
+            grafted = surgery.calibrated(grafted, calibration_images(config, images)[0].to(device), plan.operation)
         grafted.host.cpu()
         grafted.network.cpu()
     return BuiltRun(plan, images, donors, grafted)

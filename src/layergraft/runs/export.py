@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from layergraft import surgery
 from layergraft.config.plugins import installed
 from layergraft.config.registry import from_canonical
-from layergraft.config.schema import SurgerySpec
 from layergraft.errors import RunFailed, UserError, listing, require, unknown
 from layergraft.hosts.architectures import from_json
 from layergraft.hosts.sites import find_sites
@@ -92,7 +91,8 @@ def _meta_host(record: RunRecord) -> nn.Module:
     there = find_sites(network, image)
     layers = [from_json(donor["architecture"]).build() for donor in record.donors]
     donors = [(there[graft.site], layer) for graft, layer in zip(record.grafts, layers, strict=True)]
-    return surgery.graft(network, donors, SurgerySpec(**config["surgery"]), image, host.roles["head"]).network
+    operation = from_canonical("surgery", record.kinds["surgery"], config["surgery"])
+    return surgery.graft(network, donors, operation, image, host.roles["head"]).network
 
 
 Network = Callable[[Tensor], Tensor]

@@ -29,6 +29,7 @@ from layergraft.store.files import digest, label
 from layergraft.store.records import run_folder
 from layergraft.strategies.timeline import timeline
 from layergraft.strategies.training_plan import Curves, TrainingPlan, make_plan
+from layergraft.surgery import Operation
 from layergraft.training.fit import Backend, Recipe, check, lacks_bf16
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ class RunPlan:
     def donor(self) -> DonorKind:
         """The donor of a run that has one, under its control."""
         return cast(DonorKind, self.config.donor).controlled()  # `config`, which imports no part, does not know kinds
+
+    @property
+    def operation(self) -> Operation:
+        """The operation that puts a donor in."""
+        return cast(Operation, self.config.surgery)
 
     @property
     def outputs(self) -> Path:
@@ -203,10 +209,7 @@ def identity_of(
     body["site"] = config.sites
     if config.optim.name.lower() != "sgd":
         del body["optim"]["momentum"]  # others take theirs from the options
-    operation = body["surgery"]
-    looks = operation["calibrate"] != "none" or (operation["fit"], operation["start"]) == ("project", "least_squares")
-    acts = {"where": operation["name"] == "insert", "start": operation["fit"] == "project", "images": looks}
-    body["surgery"] = {name: value for name, value in operation.items() if acts.get(name, True)}
+    body["surgery"] = cast(Operation, config.surgery).decides()
     if not config.donor.is_layer:
         body["site"] = body["surgery"] = None  # nothing goes anywhere: the arm is the same for every site
     return {"version": RESULT_VERSION, "config": body, "data": fingerprint}
@@ -245,6 +248,8 @@ class _Outline:
     parameters: Mapping[str, int]
     roles: Mapping[str, Sequence[str]]
     blocks: tuple[str, ...]
+    moved: Mapping[str, str]
+    """Parameter of the host's that surgery has given another name -> its name in the host."""
 
 
 @lru_cache(maxsize=256)
@@ -263,7 +268,7 @@ def _outline(
     there = meta.sites_of(spec, image, num_classes)
     sizes = {name: parameter.numel() for name, parameter in grafted.network.named_parameters()}
     blocks = tuple(path for path, site in there.items() if site.kind == sites.BLOCK)
-    return _Outline(grafted.network, sizes, roles, blocks)
+    return _Outline(grafted.network, sizes, roles, blocks, grafted.moved)
 
 
 @lru_cache(maxsize=1024)
@@ -277,5 +282,5 @@ def _require_trainable(of: tuple[Any, ...], strategy: Hashable, epochs: int, opt
 def _strategy(of: tuple[Any, ...], strategy: Hashable, epochs: int) -> TrainingPlan:
     """The strategy's plan for the network whose `_outline` the arguments `of` give."""
     outline = _outline(*of)
-    norms = statistics_paths(outline.network)
-    return make_plan(strategy.spec, list(outline.parameters), norms, outline.roles, epochs, outline.blocks)
+    norms, names = statistics_paths(outline.network), list(outline.parameters)
+    return make_plan(strategy.spec, names, norms, outline.roles, epochs, outline.blocks, outline.moved)

@@ -98,7 +98,7 @@ def execute(plan: RunPlan, callbacks: Callbacks = (), *, wait: bool = True, newe
 def planned_record(plan: RunPlan, status: str) -> RunRecord:
     """What is known of a run before it is done."""
     config = plan.config
-    kinds = {group: name_of(getattr(config, group)) for group in ("host", "donor", "data")}
+    kinds = {group: name_of(getattr(config, group)) for group in ("host", "donor", "data", "surgery")}
     return RunRecord(plan.key, status, plan.axes, canonical(config), kinds, steps_per_epoch=plan.steps_per_epoch)
 
 
@@ -140,7 +140,7 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
     plan, config, folder = run.plan, run.config, run.plan.folder
     record.donors = [donor.provenance for donor in run.donors]
     record.grafts = [
-        GraftRecord(graft.site.path, graft.donor, list(graft.did), dict(graft.donor_paths), list(graft.adapter_paths), list(graft.replaced))
+        GraftRecord(graft.site.path, graft.donor, list(graft.did), dict(graft.donor_paths), list(graft.adapter_paths), list(graft.placed.replaced))
         for graft in run.grafted.grafts
     ]  # fmt: skip
     record.data = written(config.data, run.images, plan.outputs)
@@ -188,8 +188,8 @@ def probes_of(run: BuiltRun, batches: Batches) -> Probes:
         # As `fit` will have the network, so that what is alike gives the same bits.
         plan.backend.lay_out(run.grafted.host)
         donors = [n for n, p in run.network.named_parameters() if surgery.under(n, run.grafted.roles["graft"])]
-        beside = {graft.site.path: (graft.site.path, graft.replaced[-1]) for graft in grafts}
-        gates = [path for graft in grafts for path in graft.adapter_paths if path.endswith(".gate")]
+        beside = {graft.site.path: (graft.site.path, graft.placed.replaced[-1]) for graft in grafts}
+        gates = [path for graft in grafts for path in graft.placed.gates]
         kernels = [name for name in donors if run.network.get_parameter(name).ndim == 4]
         subject = ProbeTargets(run.grafted.watched(plan.sites), beside, run.grafted.host, donors, gates, kernels)
     images = batches.val.first(config.exec.probe.images)

@@ -18,7 +18,7 @@ from typing import Any
 from layergraft.errors import UserError, require
 from layergraft.store.files import write_json
 
-RECORD_VERSION = 8  # raise it when a field is added, goes, or means something else
+RECORD_VERSION = 9  # raise it when a field is added, goes, or means something else
 RECORD = "record.json"
 LEASES = "leases"
 DONE = ("completed", "diverged")
@@ -53,7 +53,7 @@ class RunRecord:
     config: dict[str, Any] = field(default_factory=dict)
     """In its canonical form (`config.registry`)."""
     kinds: dict[str, str] = field(default_factory=dict)
-    """host, donor, data -> the name by which its class is registered."""
+    """host, donor, data, surgery -> the name by which its class is registered."""
     started: str | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     """Device, precision, threads, versions."""

@@ -24,6 +24,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeVar
 
 from layergraft.config.metrics import lookup
@@ -139,9 +140,11 @@ def make_plan(
     roles: Names,
     epochs: int,
     blocks: Sequence[str] = (),
+    moved: Mapping[str, str] = MappingProxyType({}),
 ) -> TrainingPlan:
     """The plan of `spec` for a network with these parameter names (in the order of the forward pass) and norm layers
-    with statistics, over `epochs` epochs; `blocks` are the module paths of the host's residual blocks, for `split`.
+    with statistics, over `epochs` epochs. For `split`: `blocks` are the module paths of the host's residual blocks, `moved`
+    has the name in the host of each parameter that surgery has given another.
 
     Raises UserError where a pattern matches no parameter, a parameter is in no group, a group is left empty that is not
     of roles alone, a phase is out of order or past the end, trains nothing, or does not say of each group whether it
@@ -179,7 +182,7 @@ def make_plan(
         taken = f"{what}: group '{group}' is empty: the groups before it take all that it matches"
         require(bool(names) or may_be_empty, taken)
         is_split = group in spec.split and names
-        parts = _parts(group, spec.split[group], names, roles, blocks) if is_split else {group: names}
+        parts = _parts(group, spec.split[group], names, roles, blocks, moved) if is_split else {group: names}
         own[group] = list(parts)
         groups |= parts
     group_of = {name: group for group, names in groups.items() for name in names}
@@ -195,15 +198,14 @@ def _spread(values: Mapping[str, Value], own: Names) -> dict[str, Value]:
 
 
 def _parts(
-    group: str, split: SplitSpec, names: Sequence[str], roles: Names, blocks: Sequence[str]
+    group: str, split: SplitSpec, names: Sequence[str], roles: Names, blocks: Sequence[str], moved: Mapping[str, str]
 ) -> dict[str, list[str]]:
     """GROUP.PART -> parameter names, from the stem up to the head.
 
     What surgery put beside the blocks of a stage belongs to the block next to it, and a donor in a whole stage's place is
     one part: how many parts there are is the host's affair.
     """
-    # `host` is where surgery puts a layer of the host beside or behind a donor
-    paths = {name: ".".join(part for part in name.split(".") if part != "host") for name in names}
+    paths = {name: moved.get(name, name) for name in names}
     there = [block for block in blocks if any(_under(path, block) for path in paths.values())]
     parts: dict[str, list[str]] = {"stem": []}
     head: list[str] = []

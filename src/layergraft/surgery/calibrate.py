@@ -1,4 +1,4 @@
-"""Calibration: a graft fitted to the host's activations before any training, without gradients.
+"""Calibration: a graft is adjusted to the host's activations before any training, without gradients.
 
 Sources: least squares for 1 x 1 adapters, Csiszarik et al. 2021; re-estimated batch norm, Jordan et al. 2022 (REPAIR);
 LSUV, Mishkin & Matas 2016 (tolerance 0.1, at most 10 steps).
@@ -14,37 +14,38 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from layergraft.config.schema import SurgerySpec
 from layergraft.hosts.norms import batch_norms
-from layergraft.surgery.operations import Graft, Grafted
+from layergraft.surgery.grafting import Graft, Grafted
+from layergraft.surgery.operation import Operation
 from layergraft.training.evaluation import BATCH, measuring, reestimate
 
 PIECE = 16  # images at a time where activations are widened to float64
 RANK_TOLERANCE = 1e-10  # directions with less than this share of the power are rounding noise of float32 activations
 
 
-def calibrated(grafted: Grafted, images_NCHW: Tensor, spec: SurgerySpec) -> Grafted:
-    """`grafted` with its network, which is changed in place, fitted to what host and network do with these images.
+def calibrated(grafted: Grafted, images_NCHW: Tensor, operation: Operation) -> Grafted:
+    """Return `grafted` with its network, which is changed in place, adjusted to what host and network do with these images.
 
-    Networks and images lie on one device. Both are run as `measuring` has it. Grafts are fitted in the order in which
+    Networks and images lie on one device. Both are run as `measuring` has it. Grafts are calibrated in the order in which
     they act, each on what the ones before it now give.
     """
-    adapters = spec.fit == "project" and spec.start == "least_squares"
-    if spec.calibrate == "none" and not adapters:
+    if operation.calibrate == "none" and not operation.solves_adapters:
         return grafted
     # Batches of nearly one size: a small rest would count as much as a full batch in the statistics of batch norm.
     batches = images_NCHW.tensor_split(-(-len(images_NCHW) // BATCH))
     order = {path: index for index, (path, _) in enumerate(grafted.host.named_modules())}
     grafts = sorted(grafted.grafts, key=lambda graft: order[graft.site.path])
-    anew = spec.calibrate == "batch_norm"  # the statistics will be the batches', so adapters are fitted to those
+    anew = (
+        operation.calibrate == "batch_norm"
+    )  # the statistics will be the batches', so adapters are solved for with those
     with measuring(grafted.host), measuring(grafted.network, anew=anew), torch.no_grad():
         for graft in grafts:
-            if spec.calibrate == "lsuv":
+            if operation.calibrate == "lsuv":
                 for path in graft.donor_paths.values():
                     unit_variance(grafted.network, grafted.network.get_submodule(path), batches)
-            if adapters:
-                fit_adapters(grafted, graft, batches)
-            if spec.calibrate == "moments":
+            if operation.solves_adapters:
+                solve_adapters(grafted, graft, batches)
+            if operation.calibrate == "moments":
                 match_moments(grafted, graft, batches)
     if anew:
         with measuring(grafted.network):
@@ -102,13 +103,13 @@ class _Moments:
 def targets(host: nn.Module, graft: Graft, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """(what the chain is given in the intact host, what it should give): a replaced layer's output, or for a link that
     is inserted what it was given, since the intact host passes that on as it is."""
-    seen = passing(host, graft.site.path, batches)
-    if graft.inserted == "before":
+    seen, placed = passing(host, graft.site.path, batches), graft.placed
+    if placed.stands_for == "input":
         yield from ((given, given) for given, _ in seen)
-    elif graft.inserted == "after":
+    elif placed.stands_for == "output":
         yield from ((made, made) for _, made in seen)
     else:
-        for (given, _), (_, made) in zip(seen, passing(host, graft.replaced[-1], batches), strict=True):
+        for (given, _), (_, made) in zip(seen, passing(host, placed.replaced[-1], batches), strict=True):
             yield given, made
 
 
@@ -118,7 +119,7 @@ def match_moments(grafted: Grafted, graft: Graft, batches: Sequence[Tensor]) -> 
     A branch beside the host's layer is so given that layer's moments, before its gate.
     """
     wanted, has = _Moments(), _Moments()
-    path = f"{graft.chain}.affine"
+    path = f"{graft.placed.chain}.affine"
     affine = _conv(grafted.network, path)
     for _, target in targets(grafted.host, graft, batches):
         wanted.add(target)
@@ -171,11 +172,11 @@ class _LeastSquares:
         return left.item() / max(self.square, 1e-300)
 
 
-def fit_adapters(grafted: Grafted, graft: Graft, batches: Sequence[Tensor]) -> None:
-    """Start project's 1 x 1 convolutions: the one after the donor in closed form, so that what the chain gives comes
+def solve_adapters(grafted: Grafted, graft: Graft, batches: Sequence[Tensor]) -> None:
+    """Initialise project's 1 x 1 convolutions: the one after the donor in closed form, so that what the chain gives comes
     closest to the intact host; the one before it as the identity, or the host's principal channels, whichever ends
-    closer. Never further from the host than the identity start."""
-    chain: Any = grafted.network.get_submodule(graft.chain)  # a row of modules
+    closer. Never further from the host than with both as the identity."""
+    chain: Any = grafted.network.get_submodule(graft.placed.chain)  # a row of modules
     before, after = getattr(chain, "before", None), _conv(chain, "after")
     up_to_after = chain[: list(chain).index(after)]
     stride = after.stride[0]
@@ -202,7 +203,7 @@ def _conv(module: nn.Module, path: str) -> nn.Conv2d:
 
 def reconstruction_error(grafted: Grafted, graft: Graft, images_NCHW: Tensor) -> float:
     """How far what the chain gives is from the intact host: the sum of squares as a share of the host's."""
-    chain = grafted.network.get_submodule(graft.chain)
+    chain = grafted.network.get_submodule(graft.placed.chain)
     with measuring(grafted.host), measuring(grafted.network), torch.no_grad():
         left = square = 0.0
         for given, target in targets(grafted.host, graft, images_NCHW.split(BATCH)):

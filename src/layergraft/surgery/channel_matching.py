@@ -25,8 +25,8 @@ from layergraft.hosts.architectures import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitted:
-    """A donor that fits, with what was put around it and what was done to it."""
+class MatchedDonor:
+    """A donor whose channels match the site's, with what was put around it and what was done to it."""
 
     donor: nn.Module
     pad: nn.ZeroPad2d | None
@@ -36,41 +36,43 @@ class Fitted:
     did: list[str]
 
 
-def fitted(donor: nn.Module, slot: Slot, fit: str) -> Fitted:
-    """`donor`, which is changed in place, made to fit by `fit`. Raises UserError, with the fits that would work."""
+def match_channels(donor: nn.Module, slot: Slot, method: str) -> MatchedDonor:
+    """Make `donor`, which is changed in place, match the slot by `method`. Raises UserError, with the methods that would work."""
     architecture = architecture_of(donor)
     try:
-        return _fitted(donor, slot, fit)
+        return _matched(donor, slot, method)
     except UserError as error:
         others = []
         for name in CHANNEL_MATCHING:
             with suppress(UserError), torch.device("meta"):
-                _fitted(architecture.build(), slot, name)
+                _matched(architecture.build(), slot, name)
                 others.append(name)
-        advice = f"surgery.fit={' or '.join(others)} would fit it" if others else "no surgery.fit would fit it"
+        advice = f"surgery.channel_matching={' or '.join(others)}" if others else "no surgery.channel_matching"
         architectures = f"The donor is a {describe(architecture)}; the site takes a {describe(slot.layer)}"
-        raise UserError(f"the donor does not fit {slot.path}: {error}. {architectures}. {advice}") from None
+        raise UserError(
+            f"the donor does not fit {slot.path}: {error}. {architectures}. {advice} would fit it"
+        ) from None
 
 
-def _fitted(donor: nn.Module, slot: Slot, fit: str) -> Fitted:
+def _matched(donor: nn.Module, slot: Slot, method: str) -> MatchedDonor:
     did: list[str] = []
     pad = _match_stride(donor, slot, did)
     architecture, site = architecture_of(donor), slot.layer
     ins, outs = (architecture.in_channels, site.in_channels), (architecture.out_channels, site.out_channels)
-    if fit == "project":
+    if method == "project":
         if site.stride % architecture.stride:
             raise UserError(f"its stride of {architecture.stride} is more than the site's {site.stride}")
         before = nn.Conv2d(ins[1], ins[0], 1, bias=False) if ins[0] != ins[1] else None
         after = nn.Conv2d(outs[0], outs[1], 1, site.stride // architecture.stride, bias=False)
-        return Fitted(donor, pad, before, after, did)
+        return MatchedDonor(donor, pad, before, after, did)
     if architecture.stride != site.stride:
         raise UserError(f"its stride is {architecture.stride}, the site's {site.stride}")
     if ins[0] == ins[1] and outs[0] == outs[1]:
-        return Fitted(donor, pad, None, None, did)
-    if fit == "strict":
+        return MatchedDonor(donor, pad, None, None, did)
+    if method == "strict":
         raise UserError(f"it takes {ins[0]} channels and gives {outs[0]}, where {ins[1]} and {outs[1]} are needed")
-    did.append(f"channels {ins[0]} -> {outs[0]} made {ins[1]} -> {outs[1]} by {fit}")
-    return Fitted(resized(donor, architecture, ins[1], outs[1], fit), pad, None, None, did)
+    did.append(f"channels {ins[0]} -> {outs[0]} made {ins[1]} -> {outs[1]} by {method}")
+    return MatchedDonor(resized(donor, architecture, ins[1], outs[1], method), pad, None, None, did)
 
 
 def _match_stride(donor: nn.Module, slot: Slot, did: list[str]) -> nn.ZeroPad2d | None:
@@ -100,7 +102,9 @@ def _convolution(donor: nn.Module) -> nn.Conv2d | None:
     return first if isinstance(first, nn.Conv2d) else None
 
 
-def resized(donor: nn.Module, architecture: Architecture, in_channels: int, out_channels: int, fit: str) -> nn.Module:
+def resized(
+    donor: nn.Module, architecture: Architecture, in_channels: int, out_channels: int, method: str
+) -> nn.Module:
     """`donor` with other numbers of channels.
 
     slice takes the first channels, weights as they are. The others keep the response's scale. tile repeats channels in
@@ -108,22 +112,22 @@ def resized(donor: nn.Module, architecture: Architecture, in_channels: int, out_
     response (Chen et al. 2016, Net2Net). sum and average act on input channels alone, which all get the same weights:
     sum the donor's sum over its channels (equal channels give the donor's response), average the same, each filter then
     scaled back to its norm (uncorrelated channels give a response of the same variance), but for filters whose channels
-    cancel out to less than a thousandth, where only rounding is left to scale. Raises UserError where the fit is not
-    for this donor.
+    cancel out to less than a thousandth, where only rounding is left to scale. Raises UserError
+    where the method is not for this donor.
     """
     ins, outs = (architecture.in_channels, in_channels), (architecture.out_channels, out_channels)
-    if fit in ("sum", "average"):
+    if method in ("sum", "average"):
         if not isinstance(architecture, (Conv, Stem)) or outs[0] != outs[1]:
-            raise UserError(f"{fit} is for convolutions and stems that differ in their input channels alone")
-    elif any((new > old) if fit == "slice" else (new < old) for old, new in (ins, outs)):
-        way, other = ("fewer", "more") if fit == "slice" else ("more", "fewer")
-        raise UserError(f"{fit} makes channels {way}, not {other}")
+            raise UserError(f"{method} is for convolutions and stems that differ in their input channels alone")
+    elif any((new > old) if method == "slice" else (new < old) for old, new in (ins, outs)):
+        way, other = ("fewer", "more") if method == "slice" else ("more", "fewer")
+        raise UserError(f"{method} makes channels {way}, not {other}")
     if isinstance(architecture, Stage) or getattr(getattr(architecture, "conv", architecture), "groups", 1) > 1:
-        raise UserError(f"{fit} is not for stages, nor for convolutions in groups")
+        raise UserError(f"{method} is not for stages, nor for convolutions in groups")
     target = _target(architecture, in_channels, out_channels)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in target.build().state_dict().items()}
-    state = {name: _resize(tensor, shapes[name], fit) for name, tensor in donor.state_dict().items()}
+    state = {name: _resize(tensor, shapes[name], method) for name, tensor in donor.state_dict().items()}
     with torch.device(next(donor.parameters()).device), torch.random.fork_rng(devices=[]):
         new = target.build()
     new.load_state_dict(state, assign=True)
@@ -153,7 +157,7 @@ def _target(architecture: Conv | Stem | Block, ins: int, outs: int) -> Conv | St
     return dataclasses.replace(architecture, in_channels=ins, width=width, out_channels=outs)
 
 
-def _resize(tensor: Tensor, shape: torch.Size, fit: str) -> Tensor:
+def _resize(tensor: Tensor, shape: torch.Size, method: str) -> Tensor:
     """One tensor of a state dict to `shape`: output channels first, then the input channels of a convolution."""
     if tensor.ndim == 0:
         return tensor
@@ -161,13 +165,13 @@ def _resize(tensor: Tensor, shape: torch.Size, fit: str) -> Tensor:
     if tensor.ndim == 1 or tensor.shape[1] == shape[1]:
         return tensor.contiguous()
     old, new = tensor.shape[1], shape[1]
-    if fit == "slice":
+    if method == "slice":
         return _take(tensor, 1, new).contiguous()
-    if fit == "tile":
+    if method == "tile":
         copies = torch.tensor([new // old + (channel % old < new % old) for channel in range(new)])
         return _take(tensor, 1, new) / copies.to(tensor)[None, :, None, None]
     grey = tensor.sum(1, keepdim=True).expand(-1, new, -1, -1) / new
-    if fit == "average":
+    if method == "average":
         norm, left = tensor.flatten(1).norm(dim=1), grey.flatten(1).norm(dim=1)
         grey = grey * torch.where(left < 1e-3 * norm, 1.0, norm / left.clamp_min(1e-30))[:, None, None, None]
     return grey.contiguous()

@@ -101,7 +101,7 @@ class AdviseSweeper(GridSweeper):
                 left_out |= more
         if not arms:
             why, names = next(iter(left_out.items()))
-            hint = "; `layergraft sites` lists sites, surgery.fit=project adapts channels"
+            hint = "; `layergraft sites` lists sites, surgery.channel_matching=project adapts channels"
             raise UserError(f"{why} [{names[0]}]{hint if 'does not fit' in why else ''}")
         swept = {key_of(o) for combination in arms.values() for o in combination if o not in self.own}
         alone = "advise has seeds and lengths of its own (--seeds, --epochs); neither can be swept"

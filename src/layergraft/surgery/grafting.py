@@ -1,13 +1,12 @@
-"""The operations: a donor replaces a site, is inserted before or after it, or stands beside it.
+"""Donors into hosts: `graft` returns a new network and leaves host and donor as they were.
 
-`graft` returns a new network and leaves host and donor as they were. What it puts at a site is plain modules, so that
-the network compiles, exports, copies and saves like any other.
+What is common to all operations is here: channels are matched, adapters put around the donor, its bias dealt with. Where
+that goes then, the operation says (`surgery.operation`); what was done, `Graft` and `Grafted` hold.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,28 +16,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from layergraft.config.schema import SurgerySpec
 from layergraft.errors import UserError
-from layergraft.hosts.architectures import Block, Conv, Slot, Stem, architecture_of, describe
+from layergraft.hosts.architectures import Block, Slot, Stem, architecture_of, describe
 from layergraft.hosts.norms import BATCH_NORMS, batch_norms, norm_kind
 from layergraft.hosts.sites import BLOCK, STAGE, Site, shapes_only
 from layergraft.seeds import derive_seed
-from layergraft.surgery.channel_matching import dropped_bias, fitted
+from layergraft.surgery.channel_matching import dropped_bias, match_channels
+from layergraft.surgery.operation import Chain, Operation, Placed
 
 PARTS = ("donor", "adapter", "host before", "host after", "head")
-
-
-class Parallel(nn.Module):
-    """`host(x) + gate * donor(x)`, the gate a single learnt number (ReZero, SkipInit); 1 and not learnt for None."""
-
-    def __init__(self, host: nn.Module, donor: nn.Module, gate: float | None) -> None:
-        super().__init__()
-        self.host, self.donor = host, donor
-        self.gate = None if gate is None else nn.Parameter(torch.tensor(float(gate)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.donor(x)
-        return cast(Tensor, self.host(x) + (branch if self.gate is None else self.gate * branch))
 
 
 @dataclass(frozen=True)
@@ -53,13 +39,8 @@ class Graft:
     donor_paths: Mapping[str, str]
     """Module of the donor -> its path in the new network: the whole of it ("") but for a stem's parts, which go apart."""
     adapter_paths: tuple[str, ...]
-    """Paths of adapters: modules, and the gate, which is a parameter."""
-    chain: str
-    """Module path in the new network of what gives the donor's output: the donor with the adapters around it."""
-    inserted: str | None
-    """before or after the site, for an insert."""
-    replaced: tuple[str, ...]
-    """Module paths of the host where something else stands now; the last is where the host gives the chain's counterpart."""
+    """Paths of adapters: modules, and gates, which are parameters."""
+    placed: Placed
 
 
 @dataclass(frozen=True)
@@ -133,7 +114,7 @@ class Grafted:
         first = min(order.index(graft.site.path) for graft in self.grafts)
         for graft in self.grafts:
             path = graft.site.path
-            chosen |= {path, *graft.replaced, *([graft.site.norm] if graft.site.norm else [])}
+            chosen |= {path, *graft.placed.replaced, *([graft.site.norm] if graft.site.norm else [])}
             chosen |= {outer for outer, site in sites.items() if site.kind == BLOCK and path.startswith(outer + ".")}
         last = {path: max(order.index(other) for other in order if under(other, [path])) for path in order}
         chosen |= {path for path, site in sites.items() if site.kind == STAGE and last[path] >= first}
@@ -153,19 +134,27 @@ class Grafted:
         """
         network = copy.deepcopy(self.network)
         for graft in self.grafts:
-            for path in graft.replaced:
-                kept = getattr(network.get_submodule(path), "host", None)  # of an insert or a branch
-                network.set_submodule(path, copy.deepcopy(self.host.get_submodule(path)) if kept is None else kept)
-        own = self.host.state_dict()
-        network.load_state_dict({**network.state_dict(), **{name: own[name] for name in self.changed}})
+            for path in graft.placed.replaced:
+                kept = graft.placed.kept.get(path)
+                own = copy.deepcopy(self.host.get_submodule(path)) if kept is None else network.get_submodule(kept)
+                network.set_submodule(path, own)
+        own_state = self.host.state_dict()
+        network.load_state_dict({**network.state_dict(), **{name: own_state[name] for name in self.changed}})
         return network
 
-    def _now(self, name: str) -> str:
-        """What the host's tensor `name` is called in the network, if it is there."""
+    @property
+    def moved(self) -> dict[str, str]:
+        """Parameters of the host's that go by another name in the network: their name there -> their name in the host."""
+        now = {name: self._now(name) for name, _ in self.host.named_parameters()}
+        return {there: name for name, there in now.items() if there is not None and there != name}
+
+    def _now(self, name: str) -> str | None:
+        """Return what the host's tensor `name` is called in the network; None where it is no longer in it."""
         for graft in self.grafts:
-            for path in graft.replaced:
+            for path in graft.placed.replaced:
                 if under(name, [path]):
-                    return f"{path}.host{name[len(path) :]}"
+                    kept = graft.placed.kept.get(path)
+                    return None if kept is None else f"{kept}{name[len(path) :]}"
         return name
 
     def with_changes(self) -> Grafted:
@@ -173,9 +162,8 @@ class Grafted:
         if next(self.host.parameters()).is_meta:
             return self  # there are no values
         now = self.network.state_dict()
-        pairs = ((name, now.get(self._now(name)), tensor) for name, tensor in self.host.state_dict().items())
-        names = {name for name, tensor, own in pairs if tensor is not None and not torch.equal(tensor, own)}
-        return replace(self, changed=frozenset(names))
+        names = ((name, there, own) for name, own in self.host.state_dict().items() if (there := self._now(name)))
+        return replace(self, changed=frozenset(name for name, there, own in names if not torch.equal(now[there], own)))
 
 
 def under(name: str, paths: Sequence[str]) -> bool:
@@ -183,32 +171,30 @@ def under(name: str, paths: Sequence[str]) -> bool:
     return any(name == path or name.startswith(path + ".") for path in paths)
 
 
-def slot_of(host: nn.Module, site: Site, spec: SurgerySpec, image: tuple[int, int, int]) -> Slot:
+def slot_of(host: nn.Module, site: Site, operation: Operation, image: tuple[int, int, int]) -> Slot:
     """What a donor finds at `site` under this surgery."""
     blocks = [Block.of(part) for part in host.modules() if isinstance(part, (BasicBlock, Bottleneck))]
     shortcut = next((block.shortcut for block in blocks if block.shortcut != "identity"), "conv")
-    channels = (site.in_shape if spec.where == "before" else site.out_shape)[0]
-    link = Conv(channels, channels, 3, 1, 1)
-    architecture = link if spec.name == "insert" else architecture_of(host.get_submodule(site.path))
+    architecture = operation.architecture(site, host.get_submodule(site.path))
     return Slot(site.path, architecture, image, norm_kind(host), shortcut)
 
 
 def graft(
     host: nn.Module,
     donors: Sequence[tuple[Site, nn.Module]],
-    spec: SurgerySpec,
+    operation: Operation,
     image: tuple[int, int, int],
     head: Sequence[str] = ("fc",),
     seed: int = 0,
 ) -> Grafted:
     """A copy of `host` with a copy of each donor at its site.
 
-    `seed` draws the start of adapters whose start is random; `head` are the module paths of the host's classifier.
-    Adapters that start by least squares begin as identities, and `calibrated` fits them. Raises UserError for a donor
+    `seed` draws adapters that are initialised at random; `head` are the module paths of the host's classifier. Adapters
+    that are initialised by least squares are identities here, which `calibrated` then solves for. Raises UserError for a donor
     that does not fit, a site given twice or inside another, a fold without a batch norm to fold into.
     """
     require_apart([site for site, _ in donors])
-    if donors and spec.calibrate == "batch_norm" and not batch_norms(host):
+    if donors and operation.calibrate == "batch_norm" and not batch_norms(host):
         raise UserError(
             "surgery.calibrate=batch_norm: this host has no batch norm whose statistics could be re-estimated"
         )
@@ -218,7 +204,7 @@ def graft(
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(seed, "adapter", number))
             layer = copy.deepcopy(donor).train(host.training)
-            grafts.append(_graft(network, site, layer, slot_of(host, site, spec, image), spec))
+            grafts.append(_graft(network, site, layer, slot_of(host, site, operation, image), operation))
     return Grafted(network, host, tuple(grafts), image, tuple(head)).with_changes()
 
 
@@ -233,83 +219,52 @@ def require_apart(sites: Sequence[Site]) -> None:
                 raise UserError(f"the site {inner} is inside {outer}, which is a site itself")
 
 
-def _graft(network: nn.Module, site: Site, donor: nn.Module, slot: Slot, spec: SurgerySpec) -> Graft:
+def _graft(network: nn.Module, site: Site, donor: nn.Module, slot: Slot, operation: Operation) -> Graft:
     architecture = architecture_of(donor)
-    fit = fitted(donor, slot, spec.fit)
-    did, path, own = list(fit.did), site.path, network.get_submodule(site.path)
-    device = next(own.parameters()).device
-    for adapter in (fit.before, fit.after):
+    matched = match_channels(donor, slot, operation.channel_matching)
+    did = list(matched.did)
+    device = next(network.get_submodule(site.path).parameters()).device
+    for adapter in (matched.before, matched.after):
         if adapter is not None:
             adapter.to(device)
-            if spec.start == "random":  # torchvision's start (He et al. 2015), with the gain of a linear layer
+            if operation.adapter_init == "random":  # torchvision's (He et al. 2015), with the gain of a linear layer
                 nn.init.kaiming_normal_(adapter.weight, mode="fan_out", nonlinearity="linear")
             else:  # each output channel is the input channel of its number; those that have none start at zero
                 nn.init.dirac_(adapter.weight)
-    links = spec.name == "insert" and spec.where == "after" and spec.gate is None
-    # The norm that takes what the donor gives.
-    follows = site.norm if fit.after is None and (spec.name == "replace" or links) else None
     affine = None
-    if spec.calibrate == "moments":
+    if operation.calibrate == "moments":
         channels = slot.layer.out_channels
         affine = nn.Conv2d(channels, channels, 1, groups=channels, device=device)
         nn.init.ones_(affine.weight)
         nn.init.zeros_(cast(Tensor, affine.bias))  # it has one by default
-    did += _bias(network, fit.donor, affine, follows, spec, path)
-    row = {"before": fit.before, "pad": fit.pad, "donor": fit.donor, "after": fit.after, "affine": affine}
-    around = {name: module for name, module in row.items() if module is not None}
-    adapters: tuple[str, ...]
-
-    if isinstance(architecture, Stem) and spec.name == "replace" and follows is not None:
-        # The host's convolution and norm make room for the donor's; the ReLU after them is the host's.
-        conv, norm = (fit.donor.get_submodule(name) for name in ("conv", "norm"))
-        network.set_submodule(path, conv if fit.pad is None else _row(pad=fit.pad, donor=conv))
-        network.set_submodule(follows, norm if affine is None else _row(norm=norm, affine=affine))
-        donors = {"conv": path if fit.pad is None else f"{path}.donor"}
-        donors["norm"] = follows if affine is None else f"{follows}.norm"
-        adapters = () if affine is None else (f"{follows}.affine",)
-        did.append(f"{path} and {follows} make room for the stem's convolution and norm")
-        return Graft(site, slot, describe(architecture), tuple(did), donors, adapters, follows, None, (path, follows))
-
-    chain, start = fit.donor if len(around) == 1 else _row(**around), path
-    inserted = spec.where if spec.name == "insert" else None
-    behind = "" if spec.gate is None else f", behind a gate that starts at {spec.gate:g}"
-    if spec.name == "replace":
-        network.set_submodule(path, chain)
-        did.append(f"{path} makes room for the donor")
-    elif spec.name == "parallel":
-        network.set_submodule(path, Parallel(own, chain, spec.gate))
-        start = f"{path}.donor"
-        did.append(f"the donor stands beside {path}{behind}")
-    else:
-        link = chain if spec.gate is None else Parallel(nn.Identity(), chain, spec.gate)
-        parts = {"donor": link, "host": own} if spec.where == "before" else {"host": own, "donor": link}
-        network.set_submodule(path, _row(**parts))
-        start = f"{path}.donor" if spec.gate is None else f"{path}.donor.donor"
-        did.append(f"the donor is inserted {spec.where} {path}{behind}")
-    donors = {"": start if len(around) == 1 else f"{start}.donor"}
-    adapters = tuple(f"{start}.{name}" for name in around if name not in ("pad", "donor"))
-    if spec.gate is not None:
-        adapters += (f"{start.removesuffix('.donor')}.gate",)
-    if fit.after is not None:
-        named = [("before", fit.before), ("after", fit.after)]
+    norm = operation.norm_after(site) if matched.after is None else None
+    did += _bias(network, matched.donor, affine, norm, operation, site.path)
+    parts = {"before": matched.before, "pad": matched.pad, "donor": matched.donor, "after": matched.after}
+    row = {name: module for name, module in [*parts.items(), ("affine", affine)] if module is not None}
+    placed = operation.place(network, site, Chain(architecture, row))
+    did.append(placed.did)
+    if matched.after is not None:
+        named = [("before", matched.before), ("after", matched.after)]
         words = [f"{name} {m.in_channels} -> {m.out_channels}" for name, m in named if m is not None]
-        did.append(f"1 x 1 convolutions: {', '.join(words)}, start {spec.start}")
-    return Graft(site, slot, describe(architecture), tuple(did), donors, adapters, start, inserted, (path,))
-
-
-def _row(**modules: nn.Module) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(modules))
+        did.append(f"1 x 1 convolutions: {', '.join(words)}, initialised by {operation.adapter_init}")
+    at = {module: path for path, module in network.named_modules()}
+    whole = matched.donor in at  # else the operation has taken a stem apart
+    donors = [("", matched.donor)] if whole else matched.donor.named_children()
+    donor_paths = {name: at[module] for name, module in donors if module in at}
+    adapters = [at[module] for name, module in row.items() if name not in ("pad", "donor")]
+    adapters += [*placed.added, *placed.gates]
+    return Graft(site, slot, describe(architecture), tuple(did), donor_paths, tuple(adapters), placed)
 
 
 def _bias(
-    network: nn.Module, donor: nn.Module, affine: nn.Conv2d | None, follows: str | None, spec: SurgerySpec, path: str
+    network: nn.Module, donor: nn.Module, affine: nn.Conv2d | None, follows: str | None, operation: Operation, path: str
 ) -> list[str]:
-    """Do with the donor's bias what `spec` says, and tell it. BN(x + b) with mean m is BN(x) with mean m - b, in training
+    """Do with the donor's bias what `operation` says, and tell it. BN(x + b) with mean m is BN(x) with mean m - b, in training
     and in evaluation. Raises UserError where there is no batch norm to fold it into."""
-    bias = dropped_bias(donor) if spec.bias != "keep" else None
+    bias = dropped_bias(donor) if operation.bias != "keep" else None
     if bias is None:
         return []
-    if spec.bias == "drop":
+    if operation.bias == "drop":
         return ["bias dropped"]
     is_stem = isinstance(architecture_of(donor), Stem)
     if affine is not None and not is_stem:
