@@ -234,6 +234,7 @@ class _Outline:
     network: nn.Module
     parameters: Mapping[str, int]
     roles: Mapping[str, Sequence[str]]
+    stages: tuple[str, ...]
     blocks: tuple[str, ...]
 
 
@@ -252,8 +253,8 @@ def _outline(
     roles = {**spec.roles, **grafted.roles, "before": before, "after": after, "norm": norm_paths(grafted.network)}
     there = meta.sites_of(spec, image, num_classes)
     sizes = {name: parameter.numel() for name, parameter in grafted.network.named_parameters()}
-    blocks = tuple(path for path, site in there.items() if site.kind == sites.BLOCK)
-    return _Outline(grafted.network, sizes, roles, blocks)
+    stages, blocks = (tuple(p for p, site in there.items() if site.kind == kind) for kind in (sites.STAGE, sites.BLOCK))
+    return _Outline(grafted.network, sizes, roles, tuple(spec.family.stages) or stages, blocks)
 
 
 @lru_cache(maxsize=1024)
@@ -268,4 +269,4 @@ def _strategy(of: tuple[Any, ...], strategy: Hashable, epochs: int) -> TrainingP
     """The strategy's plan for the network whose `_outline` the arguments `of` give."""
     outline = _outline(*of)
     norms = statistics_paths(outline.network)
-    return make_plan(strategy.spec, list(outline.parameters), norms, outline.roles, epochs, outline.blocks)
+    return make_plan(strategy.spec, list(outline.parameters), norms, outline.roles, epochs, outline.blocks, outline.stages)

@@ -134,9 +134,10 @@ def make_plan(
     roles: Names,
     epochs: int,
     blocks: Sequence[str] = (),
+    stages: Sequence[str] = (),
 ) -> TrainingPlan:
     """The plan of `spec` for a network with these parameter names (in the order of the forward pass) and norm layers
-    with statistics, over `epochs` epochs; `blocks` are the module paths of the host's residual blocks, for `split`.
+    with statistics, over `epochs` epochs; `blocks` and `stages` are the module paths of the host's, for `split`.
 
     Raises UserError where a pattern matches no parameter, a parameter is in no group, a group is left empty that is not
     of roles alone, a phase is out of order or past the end, trains nothing, or does not say of each group whether it
@@ -169,7 +170,7 @@ def make_plan(
         may_be_empty = all(any(_under(name, path) for path in of_surgery) for name in there)
         taken = f"{what}: group '{group}' is empty: the groups before it take all that it matches"
         require(bool(names) or may_be_empty, taken)
-        parts = _parts(group, spec.split[group], names, roles, blocks) if group in spec.split else {group: names}
+        parts = _parts(group, spec.split[group], names, roles, blocks, stages) if group in spec.split else {group: names}
         own[group] = list(parts)
         groups |= parts
     group_of = {name: group for group, names in groups.items() for name in names}
@@ -185,7 +186,7 @@ def _spread(values: Mapping[str, Value], own: Names) -> dict[str, Value]:
 
 
 def _parts(
-    group: str, split: SplitSpec, names: Sequence[str], roles: Names, blocks: Sequence[str]
+    group: str, split: SplitSpec, names: Sequence[str], roles: Names, blocks: Sequence[str], stages: Sequence[str]
 ) -> dict[str, list[str]]:
     """GROUP.PART -> parameter names, from the stem up to the head.
 
@@ -195,10 +196,11 @@ def _parts(
     # `host` is where surgery puts a layer of the host beside or behind a donor
     paths = {name: ".".join(part for part in name.split(".") if part != "host") for name in names}
     there = [block for block in blocks if any(_under(path, block) for path in paths.values())]
+    stage_of = _stages(list(paths.values()), stages)
     parts: dict[str, list[str]] = {"stem": []}
     head: list[str] = []
     for name, path in paths.items():
-        stage = path.split(".")[0]
+        stage = stage_of[path]
         around = [block for block in there if block.startswith(stage + ".")] if split.by == "block" else []
         if any(_under(name, own) for own in roles.get("head", [])):
             head.append(name)
@@ -210,6 +212,17 @@ def _parts(
             parts.setdefault((own or last or around[:1] or [stage])[0], []).append(name)
     parts["head"] = head
     return {f"{group}.{part}": members for part, members in parts.items() if members}
+
+
+def _stages(paths: Sequence[str], stages: Sequence[str]) -> dict[str, str]:
+    """Path of a parameter -> the stage that it is in. What lies between two stages goes with the one after it, and what is
+    in no module that has stages with its module at the top of the network."""
+    found: dict[str, str] = {}
+    after = ""
+    for path in reversed(paths):
+        own, top = next((stage for stage in stages if _under(path, stage)), None), path.split(".")[0]
+        after = found[path] = own or (after if _under(after, top) else top)
+    return found
 
 
 def _check_groups(where: str, named: Iterable[str], groups: Iterable[str]) -> None:

@@ -15,11 +15,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from layergraft.config.schema import SurgerySpec
 from layergraft.errors import UserError
-from layergraft.hosts.architectures import Block, Conv, Slot, Stem, architecture_of, describe
+from layergraft.hosts.architectures import Conv, Slot, Stem, architecture_of, describe
+from layergraft.hosts.families import block_of
 from layergraft.hosts.norms import BATCH_NORMS, batch_norms, norm_kind
 from layergraft.hosts.sites import BLOCK, STAGE, Site, shapes_only
 from layergraft.seeds import derive_seed
@@ -185,11 +185,11 @@ def under(name: str, paths: Sequence[str]) -> bool:
 
 def slot_of(host: nn.Module, site: Site, spec: SurgerySpec, image: tuple[int, int, int]) -> Slot:
     """What a donor finds at `site` under this surgery."""
-    blocks = [Block.of(part) for part in host.modules() if isinstance(part, (BasicBlock, Bottleneck))]
+    blocks = [block for part in host.modules() if (block := block_of(part)) is not None]
     shortcut = next((block.shortcut for block in blocks if block.shortcut != "identity"), "conv")
     channels = (site.in_shape if spec.where == "before" else site.out_shape)[0]
     link = Conv(channels, channels, 3, 1, 1)
-    architecture = link if spec.name == "insert" else architecture_of(host.get_submodule(site.path))
+    architecture = link if spec.name == "insert" else site.architecture
     return Slot(site.path, architecture, image, norm_kind(host), shortcut)
 
 
