@@ -16,7 +16,7 @@ ARROWS = {
     "__main__": {"cli"},
     "__init__": {"api"},
     "cli": {"sweeps", "report", "runs", "surgery", "donors", "training", "strategies", "hosts", "data"},
-    "api": {"report", "runs", "surgery"},
+    "api": {"report", "runs", "surgery", "hosts"},
     "sweeps": {"report", "runs", "donors", "training", "hosts"},
     "report": {"strategies", "stats"},
     "runs": {"surgery", "donors", "networks", "training", "strategies", "hosts", "data", "metrics"},

@@ -144,8 +144,9 @@ def to_json(architecture: Architecture) -> dict[str, Any]:
     if isinstance(architecture, Stage):
         blocks = [_block_to_json(block) for block in architecture.blocks]
         return {"kind": architecture.kind, "blocks": blocks}
-    is_block = isinstance(architecture, BlockArchitecture)
-    return {"kind": architecture.kind, **(_block_to_json(architecture) if is_block else asdict(architecture))}
+    if isinstance(architecture, BlockArchitecture):
+        return {"kind": architecture.kind, **_block_to_json(architecture)}
+    return {"kind": architecture.kind, **asdict(architecture)}
 
 
 def from_json(fields: dict[str, Any]) -> Architecture:

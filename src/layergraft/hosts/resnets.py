@@ -58,6 +58,7 @@ class Block(BlockArchitecture):
 
     @classmethod
     def of(cls, module: nn.Module) -> Block | None:
+        from torch import nn
         from torchvision.models.resnet import BasicBlock, Bottleneck
 
         from layergraft.hosts.blocks import PadShortcut, PlainBasicBlock, PlainBottleneck
@@ -70,9 +71,11 @@ class Block(BlockArchitecture):
             shortcut = "none"
         elif module.downsample is not None:
             shortcut = "pad" if isinstance(module.downsample, PadShortcut) else "conv"
-        first, norm = module.conv1, norm_name(module.bn1)
+        first, second = module.conv1, module.conv2
+        if not all(isinstance(conv, nn.Conv2d) for conv in (first, second, last)):
+            return None  # surgery has put something else into it
         channels = first.in_channels, first.out_channels, last.out_channels
-        return cls(which, *channels, module.stride, norm, shortcut, module.conv2.groups)
+        return cls(which, *channels, module.stride, norm_name(module.bn1), shortcut, second.groups)
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], stride: int, slot: Slot) -> Block | None:

@@ -76,7 +76,8 @@ def find_sites(network: nn.Module, image: Image) -> dict[str, Site]:
         norms.update({conv: paths[module] for output, conv in given if output is args[0]})
 
     paths = {module: path for path, module in probe.named_modules()}
-    layers = {path: layer for module, path in paths.items() if (layer := site_architecture(module)) is not None}
+    named = network.named_modules()
+    layers = {path: layer for path, module in named if (layer := site_architecture(module)) is not None}
     for module, path in paths.items():
         if path in layers:
             module.register_forward_hook(record)
@@ -87,7 +88,9 @@ def find_sites(network: nn.Module, image: Image) -> dict[str, Site]:
 
     acting = [path for path in layers if path in shapes]
     skips = {
-        f"{path}.{FAMILIES[layer.family].skip}." for path, layer in layers.items() if isinstance(layer, BlockArchitecture)
+        f"{path}.{FAMILIES[layer.family].skip}."
+        for path, layer in layers.items()
+        if isinstance(layer, BlockArchitecture)
     }
     on_main = [path for path in acting if not any(f"{path}.".startswith(skip) for skip in skips)]
     depths: dict[str, float] = {}

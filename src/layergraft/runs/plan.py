@@ -269,4 +269,6 @@ def _strategy(of: tuple[Any, ...], strategy: Hashable, epochs: int) -> TrainingP
     """The strategy's plan for the network whose `_outline` the arguments `of` give."""
     outline = _outline(*of)
     norms = statistics_paths(outline.network)
-    return make_plan(strategy.spec, list(outline.parameters), norms, outline.roles, epochs, outline.blocks, outline.stages)
+    return make_plan(
+        strategy.spec, list(outline.parameters), norms, outline.roles, epochs, outline.blocks, outline.stages
+    )

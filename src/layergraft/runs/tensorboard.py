@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from layergraft.config.registry import canonical
 from layergraft.runs.plan import RunPlan
 from layergraft.store.records import RunRecord
 from layergraft.strategies.timeline import picture

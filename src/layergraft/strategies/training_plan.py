@@ -170,7 +170,9 @@ def make_plan(
         may_be_empty = all(any(_under(name, path) for path in of_surgery) for name in there)
         taken = f"{what}: group '{group}' is empty: the groups before it take all that it matches"
         require(bool(names) or may_be_empty, taken)
-        parts = _parts(group, spec.split[group], names, roles, blocks, stages) if group in spec.split else {group: names}
+        parts = (
+            _parts(group, spec.split[group], names, roles, blocks, stages) if group in spec.split else {group: names}
+        )
         own[group] = list(parts)
         groups |= parts
     group_of = {name: group for group, names in groups.items() for name in names}
