@@ -27,7 +27,7 @@ from layergraft.hosts.sites import Site
 from layergraft.store.files import digest, label
 from layergraft.store.records import run_folder
 from layergraft.strategies.timeline import timeline
-from layergraft.strategies.training_plan import Curves, TrainingPlan, make_plan
+from layergraft.strategies.training_plan import Curves, TrainingPlan, make_plan, stage_roles
 from layergraft.training.fit import Backend, Recipe, check, lacks_bf16
 
 if TYPE_CHECKING:
@@ -250,11 +250,13 @@ def _outline(
     grafted = surgery.graft(meta_host, donors, operation.spec, image, spec.roles["head"])
     require_room("the network with its donors", grafted.network)
     before, after = (grafted.parts["host before"], grafted.parts["host after"]) if donors else ((), ())
-    roles = {**spec.roles, **grafted.roles, "before": before, "after": after, "norm": norm_paths(grafted.network)}
     there = meta.sites_of(spec, image, num_classes)
-    sizes = {name: parameter.numel() for name, parameter in grafted.network.named_parameters()}
     stages, blocks = (tuple(p for p, site in there.items() if site.kind == kind) for kind in (sites.STAGE, sites.BLOCK))
-    return _Outline(grafted.network, sizes, roles, tuple(spec.family.stages) or stages, blocks)
+    stages = tuple(spec.family.stages) or stages
+    roles = {**spec.roles, **stage_roles(stages), **grafted.roles, "before": before, "after": after}
+    roles["norm"] = norm_paths(grafted.network)
+    sizes = {name: parameter.numel() for name, parameter in grafted.network.named_parameters()}
+    return _Outline(grafted.network, sizes, roles, stages, blocks)
 
 
 @lru_cache(maxsize=1024)

@@ -6,8 +6,8 @@ function of that epoch and of the curves up to it, never of what else came befor
 as one never stopped.
 
 A pattern is a role, a module path (`layer1` and all under it), or a regular expression that matches a whole parameter
-name (`.*`). The roles: graft, adapter (what surgery added around it), stem, head, norm (every norm layer), before and
-after (the host's parameters that act before the graft, and after it up to the head). Adapters go by their role, their
+name (`.*`). The roles: graft, adapter (what surgery added around it), stem, stage1, stage2 and so on, head, norm (every
+norm layer), before and after (the host's parameters that act before the graft, and after it up to the head). Adapters go by their role, their
 own path or a regular expression: a module path that has them somewhere below does not mean them, for they are new and
 must learn where old layers may be frozen.
 
@@ -125,6 +125,11 @@ def matches(pattern: str, name: str, roles: Names) -> bool:
 
 def _under(name: str, path: str) -> bool:
     return name == path or name.startswith(path + ".")
+
+
+def stage_roles(stages: Sequence[str]) -> dict[str, Sequence[str]]:
+    """The roles stage1, stage2, ... of a host with these module paths; a host without stages has an empty stage1."""
+    return {"stage1": [], **{f"stage{number}": [path] for number, path in enumerate(stages, 1)}}
 
 
 def make_plan(
