@@ -93,7 +93,8 @@ class ExtractedDonor(LearnedDonor):
             return layer
         if self.layer is None:
             another = f"donor.layer=PATH names another: {listing(modules)}"
-            raise UserError(f"{self.path} has no {slot.path}, where the donor goes; {another}")
+            other = f"has no {slot.path}, where the donor goes, and is no layer like the {slot.layer.kind} there"
+            raise UserError(f"{self.path} {other}; {another}")
         require(not single, f"{self.path} holds a single layer, not {self.layer}; leave donor.layer out")
         raise unknown(f"layer of {self.path} in donor.layer:", self.layer, modules)
 
