@@ -81,8 +81,8 @@ class Strategy(Choice, group="strategy"):
 
 class Donor(Choice, group="donor"):
     """The layer that goes in: `Donor("trained", data="digits_5_to_9")`, `Donor(path="my.pt", layer="conv1")`, or a module of
-    torch's: a convolution, or a residual block with torchvision's names. What weights do not tell (stride, padding) is the
-    site's."""
+    torch's: a convolution, a residual block with torchvision's names, or one like the site's own. What weights do not tell (stride,
+    padding) is the site's."""
 
     def __init__(self, layer_or_name: str | nn.Module | None = None, **keys: Any) -> None:
         self.module = None if layer_or_name is None or isinstance(layer_or_name, str) else layer_or_name
