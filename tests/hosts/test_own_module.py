@@ -131,6 +131,7 @@ def test_what_cannot_be_is_told_in_one_line(make, line, network):
 def test_the_command_line_does_not_offer_it(command, network):
     code, out, err = command("plan", "host=module")
     assert code == 2 and "which only Python can make" in err
+    assert "module" not in command("plan", "host=modul")[2].partition("There are")[2]
     assert "module " not in command("train", "--help")[1].partition("host=\n")[2].partition("donor=\n")[0]
 
 

@@ -11,6 +11,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from layergraft.config.registry import ONLY_IN_PYTHON
 from layergraft.errors import DISK_FULL, RunFailed, UserError, unknown
 
 MAX_LINE = 4000
@@ -45,7 +46,8 @@ def _said(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, MissingConfigException):
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        return str(unknown(group, name, error.options or [])) if group else _first_line(error)
+        offered = [option for option in error.options or [] if option not in ONLY_IN_PYTHON.get(group, [])]
+        return str(unknown(group, name, offered)) if group else _first_line(error)
     if isinstance(error, OverrideParseException):
         if re.match(r"site=.*depth=", str(error.override)):
             return f"cannot read the override '{error.override}'; a relative depth is a number: site=0.5"
