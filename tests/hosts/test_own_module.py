@@ -119,7 +119,7 @@ TIED.two.skip.weight = TIED.lift.weight
         (lambda n: graft(Host(n, head="top"), "random", site="late", data="textures"), r"the host Own cannot take images of 3 x 32 x 32 \(channels, height, width\)"),
         (lambda n: graft(Host(n, head="top"), "random", site="two", data="digits"), "unknown site in Own: 'two'"),
         (lambda n: graft(Host(n, head="top", weights="x.pt"), "random", data="digits"), "host.weights is 'x.pt', but a module has its own"),
-        (lambda n: graft("module", "random", data="digits"), "host=module is made by layergraft.Host"),
+        (lambda n: graft("module", "random", data="digits"), "host=module needs a module, which only Python can give"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told_in_one_line(make, line, network):
@@ -130,7 +130,7 @@ def test_what_cannot_be_is_told_in_one_line(make, line, network):
 
 def test_the_command_line_does_not_offer_it(command, network):
     code, out, err = command("plan", "host=module")
-    assert code == 2 and "which only Python can make" in err
+    assert code == 2 and "which only Python can give" in err
     assert "module" not in command("plan", "host=modul")[2].partition("There are")[2]
     assert "module " not in command("train", "--help")[1].partition("host=\n")[2].partition("donor=\n")[0]
 
@@ -138,7 +138,7 @@ def test_the_command_line_does_not_offer_it(command, network):
 def test_another_process_says_which_host_has_to_be_made_first(network):
     run = fit(host(network), "random", site="two", strategy="freeze", **SMALL)
     done = subprocess.run([sys.executable, "-m", "layergraft", "export", run.key], capture_output=True, text=True)
-    line = "error: the host Own was given by layergraft.Host(module, ...), which only Python can make, and in this process: make it there first"
+    line = "error: the host Own is a module that this process does not have: call layergraft.Host(module, ...) with it here first"
     assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
     assert json.loads((run.folder / "record.json").read_text())["config"]["host"]["head"] == ["top"]
 

@@ -30,7 +30,7 @@ ARCHITECTURES: dict[tuple[str, str], ModuleBlock] = {}  # digest and path -> wha
 TAG = "layergraft_block"  # attribute of a block: its architecture, which copies of it have too
 LIBRARIES = ("torch", "torchvision", "builtins")  # whose code is told by their classes' names
 PROBED = 64  # pixels a side of what the stride of a block is measured on
-HERE = "layergraft.Host(module, ...), which only Python can make, and in this process"
+ABSENT = "a module that this process does not have: call layergraft.Host(module, ...) with it here first"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ModuleBlock(BlockArchitecture):
 
     def build(self) -> nn.Module:
         found = BLOCKS.get(self.signature)
-        require(found is not None, f"the donor is a block of a network that was given by {HERE}: make that host first")
+        require(found is not None, f"the donor is a block of {ABSENT}")
         built = copy.deepcopy(found)
         assert built is not None
         for part in built.modules():
@@ -91,7 +91,9 @@ class ModuleHost(HostSpec):
 
     def check(self, at: str) -> None:
         super().check(at)
-        require(bool(self.network), f"{at}=module is made by {HERE}; another {at} is a choice of the command line")
+        require(
+            bool(self.network), f"{at}=module needs a module, which only Python can give: layergraft.Host(module, ...)"
+        )
         require(
             self.weights is None, f"{at}.weights is '{self.weights}', but a module has its own; load them into it first"
         )
@@ -100,7 +102,7 @@ class ModuleHost(HostSpec):
         """A copy of the module. Raises UserError if it is not in this process, cannot take such images, or gives another
         number of logits."""
         given = GIVEN.get(self.network)
-        require(given is not None, f"the host {self.name} was given by {HERE}: make it there first, of the same module")
+        require(given is not None, f"the host {self.name} is {ABSENT}")
         network = copy.deepcopy(given)
         assert network is not None
         _require_fits(network, image, num_classes)
@@ -259,13 +261,13 @@ def _measured(network: nn.Module, path: str, image: tuple[int, int, int]) -> Mod
 
     seen: list[tuple[Any, Any]] = []
 
-    def look(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        seen.append(((*args, *named.values()), output))
+    def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen.append((args, output))
 
     probe = copy.deepcopy(network).to("meta").eval()
     block = probe.get_submodule(path)
     with torch.no_grad():
-        with block.register_forward_hook(look, with_kwargs=True):
+        with block.register_forward_hook(look):
             probe(torch.empty(2, *image, device="meta"))
         tensors = [*seen[0][0], seen[0][1]] if len(seen) == 1 else []
         are_images = len(tensors) == 2 and all(isinstance(t, torch.Tensor) and t.ndim == 4 for t in tensors)

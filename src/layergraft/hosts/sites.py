@@ -68,6 +68,8 @@ def find_sites(network: nn.Module, image: Image) -> dict[str, Site]:
     norms: dict[str, str] = {}
 
     def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not args:  # its input is given by name, which surgery's modules do not take
+            return
         shapes[paths[module]] = (args[0].shape, output.shape)
         if isinstance(layers[paths[module]], Conv):
             given.append((output, paths[module]))
