@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
 TITLED = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -55,12 +57,12 @@ def test_every_command_of_the_page_does_what_it_is_there_for(command, there):
 
 def test_what_is_added_is_in_help_and_checked(there):
     text = there("layergraft train --help").stdout
-    for line in ("two_stages       a stem and two stages of basic blocks", "cosines          kernels of the discrete",
+    for line in ("regnet           torchvision's RegNetX, two stages", "cosines          kernels of the discrete",
                  "stripes          stripes that lie", "first_third      the one a third",
                  "normed           the donor stands beside"):  # fmt: skip
         assert line in text
-    done = there("layergraft plan host=two_stages host.blocks=0")
-    assert (done.returncode, done.stderr) == (2, "error: host.blocks is 0; it must be 1 or more\n")
+    done = there("layergraft plan host=regnet host.depth=0")
+    assert (done.returncode, done.stderr) == (2, "error: host.depth is 0; it must be 1 or more\n")
     assert "did you mean 'stripes'?" in there("layergraft plan data=stripe").stderr
 
 
@@ -82,14 +84,67 @@ def test_an_added_metric_is_recorded_stops_training_and_is_compared(there):
     assert done.stdout.startswith("strategy=freeze less strategy=full, test/macro_f1, points: "), done.stderr
 
 
-def test_the_network_of_an_added_host_is_exported_and_loaded_again(there):
+TINY = "host=regnet host.width=4 host.depth=1 schedule.epochs=2 optim.batch_size=25 data.train_size=50 donor.schedule.epochs=1 exec.threads=1 exec.device=cpu exec.similarity.resamples=0"
+BLOCK = "trunk_output.block2.block2-0"
+
+
+def test_a_family_of_networks_in_its_own_package_does_what_the_resnets_do(there):
+    page = dict(TITLED.findall(PAGE.read_text()))
+    package = [
+        content
+        for name, content in page.items()
+        if name.endswith(("regnet.py", "regnet.yaml", "pyproject.toml", "__init__.py"))
+    ]
+    assert len(package) == 4 and sum(len(content.splitlines()) for content in package) < 120
+
+    table = there(f"layergraft sites {TINY}").stdout
+    assert re.search(rf"^{BLOCK} +block +4 x 4 x 4 +8 x 2 x 2 +2 ", table, re.MULTILINE)
+    assert re.search(rf"^{BLOCK}.proj.0 +conv .* in a skip ", table, re.MULTILINE)
+    assert re.search(r"^trunk_output.block1 +stage ", table, re.MULTILINE)
+
+    sweep = f"layergraft train -m {TINY} site=late,{BLOCK} donor=random,end_to_end strategy=freeze exec.sweep=regnet"
+    more = (
+        """'hydra.sweeper.controls=[["strategy=gradual","donor=random"],["strategy=discriminative","donor=random"]]'"""
+    )
+    done = there(f"{sweep} {more} exec.workers=1 exec.outputs=of_a_family")
+    assert done.returncode == 0, done.stderr
+    runs = {
+        json.loads(path.read_text())["key"]: path.parent
+        for path in (there.folder / "of_a_family/runs").glob("*/record.json")
+    }
+    assert len(runs) == 8
+    for key, folder in runs.items():
+        record = json.loads((folder / "record.json").read_text())
+        assert record["status"] == "completed" and record["probes"] and record["metrics"]["test/acc"] > 0
+        groups, (donor,) = list(record["plan"]["groups"]), record["donors"]
+        if not key.startswith("freeze"):  # the parts by depth are the family's stages
+            assert groups == ["all.stem", "all.trunk_output.block1", "all.trunk_output.block2", "all.head"]
+            continue
+        trained, kept = (
+            load_file(path)
+            for path in (
+                folder / "model.safetensors",
+                there.folder / f"of_a_family/donors/{donor['key']}/donor.safetensors",
+            )
+        )
+        (site,) = record["grafts"][0]["donor_paths"].values()
+        assert kept and all(torch.equal(trained[f"{site}.{name}"], tensor) for name, tensor in kept.items())
+        is_block = donor["architecture"]["kind"] == "block"
+        assert donor["architecture"].get("family") == ("regnet" if is_block else None)
+    page = (there.folder / "of_a_family/sweeps/regnet/report.html").read_text()
+    assert all(name in page for name in ("regnet", "gradual", "discriminative", "end_to_end", BLOCK))
+
     done = there(
-        "layergraft train host=two_stages host.blocks=1 donor=random strategy=freeze site=layer2.0 schedule.epochs=1 exec.outputs=of_a_plugin"
+        f"layergraft train {TINY} site={BLOCK} donor=trained surgery=parallel surgery.gate=0.1 strategy=hybrid exec.outputs=of_a_family"
     )
     assert done.returncode == 0, done.stderr
-    (key,) = re.findall(r"of_a_plugin/runs/(\S+)", done.stderr)
-    done = there(f"layergraft export {key} --to network.safetensors --outputs of_a_plugin")  # which reads it again
-    assert (done.returncode, done.stdout) == (0, "network.safetensors\n"), done.stderr
+    (key,) = re.findall(r"of_a_family/runs/(\S+)", done.stderr)
+    for form, file in (
+        ("safetensors", "regnet.safetensors"),
+        ("torch.export", "regnet.pt2"),
+    ):  # both read it again, and compare
+        done = there(f"layergraft export {key} --format {form} --to {file} --outputs of_a_family")
+        assert (done.returncode, done.stdout) == (0, f"{file}\n"), done.stderr
 
 
 ADDED_OPERATION = """

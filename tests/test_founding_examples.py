@@ -21,7 +21,7 @@ from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import find_sites
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.training_plan import make_plan, stage_roles
 from layergraft.surgery import Replace, graft
 from layergraft.training.fit import Backend, Recipe, fit
 
@@ -42,7 +42,13 @@ def start(images):
 
 def layergraft_fit(network, batches, config):
     names = [name for name, _ in network.named_parameters()]
-    plan = make_plan(config.strategy, names, statistics_paths(network), {**HOST.roles, "graft": ["conv1"]}, EPOCHS)
+    plan = make_plan(
+        config.strategy,
+        names,
+        statistics_paths(network),
+        {**HOST.roles, **stage_roles(["layer1"]), "graft": ["conv1"]},
+        EPOCHS,
+    )
     fitted = fit(network, plan, batches, Recipe(config.optim, config.schedule), Backend("cpu", "float32"))
     return [point["train/loss"] for point in fitted.curves]
 

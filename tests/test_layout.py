@@ -1,6 +1,7 @@
 """The arrows of the design: which part of the package may import which. Imports inside functions count."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ ARROWS = {
     "__main__": {"cli"},
     "__init__": {"api"},
     "cli": {"sweeps", "report", "runs", "surgery", "donors", "training", "strategies", "hosts", "data"},
-    "api": {"report", "runs", "surgery"},
+    "api": {"report", "runs", "surgery", "hosts"},
     "sweeps": {"report", "runs", "donors", "training", "hosts"},
     "report": {"strategies", "stats"},
     "runs": {"surgery", "donors", "networks", "training", "strategies", "hosts", "data", "metrics"},
@@ -75,6 +76,17 @@ def test_the_arrows_go_down():
 def test_few_files_at_the_top_and_thin_plugins():
     assert len(list(PACKAGE.glob("*.py"))) <= 8
     assert all(len(path.read_text().splitlines()) <= 45 for path in (SOURCE / "hydra_plugins").rglob("*.py"))
+
+
+def test_classes_of_networks_are_known_to_the_hosts_alone():
+    known = {str(path.relative_to(PACKAGE)) for path in FILES if "torchvision.models.resnet" in path.read_text()}
+    assert known == {"hosts/blocks.py", "hosts/resnet_modules.py", "hosts/resnets.py"}
+    named = [
+        str(path)
+        for path in FILES
+        if path.parent.name != "hosts" and re.search(r"BasicBlock|Bottleneck", path.read_text())
+    ]
+    assert named == []
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class Choice:
     def __init_subclass__(cls, group: str | None = None) -> None:
         cls.group = group or cls.group
 
-    def __init__(self, name: str, **keys: Any) -> None:
+    def __init__(self, name: str, /, **keys: Any) -> None:
         self.name, self.keys = name, keys
 
     def __repr__(self) -> str:
@@ -49,7 +49,22 @@ class Choice:
 
 
 class Host(Choice, group="host"):
-    """The network that receives the donor: `Host("resnet50", weights="IMAGENET1K_V2")`."""
+    """The network that receives the donor: `Host("resnet50", weights="IMAGENET1K_V2")`, or a module of your own that takes the
+    data's images and gives logits: `Host(module, head="fc", blocks=["layer1.0", "layer1.1"])`.
+
+    A module's weights are those that it has now. `head`, the classifier, and optionally `blocks`, `stages` and `stem` are module
+    paths, one or several. Its convolutions are sites, its blocks are too. The module stays in this process: in another one,
+    `Host(module, ...)` has to be made again before a run with it is loaded. Raises UserError for a path that is not there.
+    """
+
+    def __init__(self, network: str | nn.Module, **keys: Any) -> None:
+        if isinstance(network, str):
+            super().__init__(network, **keys)
+        else:
+            from layergraft.hosts.own_module import give
+
+            paths = {key: keys.pop(key) for key in ("blocks", "stages", "stem", "head") if key in keys}
+            super().__init__("module", **give(network, **paths), **keys)
 
 
 class Data(Choice, group="data"):
@@ -66,8 +81,8 @@ class Strategy(Choice, group="strategy"):
 
 class Donor(Choice, group="donor"):
     """The layer that goes in: `Donor("trained", data="digits_5_to_9")`, `Donor(path="my.pt", layer="conv1")`, or a module of
-    torch's: a convolution, or a residual block with torchvision's names. What weights do not tell (stride, padding) is the
-    site's."""
+    torch's: a convolution, a residual block with torchvision's names, or one like the site's own. What weights do not tell (stride,
+    padding) is the site's."""
 
     def __init__(self, layer_or_name: str | nn.Module | None = None, **keys: Any) -> None:
         self.module = None if layer_or_name is None or isinstance(layer_or_name, str) else layer_or_name

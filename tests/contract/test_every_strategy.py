@@ -12,7 +12,7 @@ from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import find_sites, resolve
 from layergraft.runs.plan import plan_run
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.training_plan import make_plan, stage_roles
 from layergraft.surgery import Replace, graft
 from layergraft.training.fit import Recipe, fit
 
@@ -55,7 +55,7 @@ def grafted(images):
 
 def plan_of(strategy, made):
     network, parts = made.network, made.parts
-    roles = {**HOST.roles, **made.roles, "norm": norm_paths(network)}
+    roles = {**HOST.roles, **stage_roles(["layer1", "layer2"]), **made.roles, "norm": norm_paths(network)}
     roles |= {"before": parts["host before"], "after": parts["host after"]}
     names = [name for name, _ in network.named_parameters()]
     return make_plan(strategy, names, statistics_paths(network), roles, EPOCHS)

@@ -150,7 +150,10 @@ def test_a_layer_saved_alone_needs_no_name(tmp_path):
 
 def test_where_no_layer_is_named_and_none_is_at_the_site(tmp_path):
     torch.save({"a.weight": torch.ones(1, 1, 1, 1), "b.weight": torch.zeros(1)}, tmp_path / "net.pt")
-    with pytest.raises(UserError, match="has no conv1, where the donor goes; donor.layer=PATH names another: a, b"):
+    with pytest.raises(
+        UserError,
+        match="has no conv1, where the donor goes, and is no layer like the conv there; donor.layer=PATH names another: a, b",
+    ):
         get_or_create(ExtractedDonor(path=str(tmp_path / "net.pt")), place_at(HOST, "conv1", IMAGE), CPU, tmp_path)
     with pytest.raises(UserError, match="has no norm beside it that a stem needs"):
         get_or_create(

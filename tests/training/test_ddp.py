@@ -19,7 +19,7 @@ from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.training_plan import make_plan, stage_roles
 from layergraft.training import ddp
 from layergraft.training.checkpoints import CHECKPOINT
 from layergraft.training.fit import Backend, CheckpointSettings, Recipe, fit
@@ -34,7 +34,9 @@ def training(images, strategy, optim, epochs=3, regularizer=None):
     data = images(channels=1, size=8)
     network = HOST.build(data.shape, data.num_classes, seed=0)
     names = [name for name, _ in network.named_parameters()]
-    roles = HOST.roles | {"graft": ["layer2.0.conv1"], "adapter": [], "norm": norm_paths(network)}
+    roles = (
+        HOST.roles | stage_roles(["layer1"]) | {"graft": ["layer2.0.conv1"], "adapter": [], "norm": norm_paths(network)}
+    )
     plan = make_plan(strategy, names, statistics_paths(network), roles, epochs)
     regularizer = regularizer or RegularizerSpec()
     batches = Batches.of(data, BatchSpec(10, optim.accumulate, 1, regularizer.mixup), 0, "cpu")

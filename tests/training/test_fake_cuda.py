@@ -28,7 +28,7 @@ from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import find_sites
 from layergraft.metrics.tasks import Task
 from layergraft.runs.similarity import _inputs
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.training_plan import make_plan, stage_roles
 from layergraft.surgery import Parallel, Replace, calibrated, graft
 from layergraft.surgery.calibrate import reconstruction_error
 from layergraft.training import gradients
@@ -122,7 +122,12 @@ def made(images):
             intact, [(find_sites(intact, data.shape)[SITE], nn.Conv2d(6, 8, 3, padding=1))], spec, data.shape
         )
         network = grafted.network
-        roles = host.roles | grafted.roles | {"norm": norm_paths(network), "before": ["conv1"], "after": ["layer3"]}
+        roles = (
+            host.roles
+            | stage_roles(["layer1"])
+            | grafted.roles
+            | {"norm": norm_paths(network), "before": ["conv1"], "after": ["layer3"]}
+        )
         names = [name for name, _ in network.named_parameters()]
         plan = make_plan(strategy, names, statistics_paths(network), roles, 4)
         batches = Batches.of(data, batch or BatchSpec(10), 0, "cuda")

@@ -15,7 +15,7 @@ from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import find_sites
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.training_plan import make_plan, stage_roles
 from layergraft.surgery import Replace, graft
 from layergraft.training.checkpoints import Checkpoints, facts_of
 from layergraft.training.fit import CheckpointSettings, Recipe, fit
@@ -63,6 +63,7 @@ class Experiment:
             network.fc = nn.Sequential(nn.Dropout(self.dropout), network.fc)
         roles = {
             **HOST.roles,
+            **stage_roles(["layer1", "layer2"]),
             **self.grafted.roles,
             "norm": norm_paths(network),
             "before": ["conv1"],

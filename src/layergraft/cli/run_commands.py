@@ -110,7 +110,8 @@ def print_sites(config: Config) -> None:
     found = sites_of(host, data.shape, data.num_classes)
     total = sum(p.numel() for p in meta_host(host, data.shape, data.num_classes).parameters())
     relative = [f"{name} {sites.resolve(found, name, host.name).path}" for name in sites.RELATIVE]
-    print(f"{host.name}, width {host.width}: {total:,} parameters; shapes for images of {_shape(data.shape)}")
+    width = f", width {vars(host)['width']}" if "width" in vars(host) else ""
+    print(f"{host.name}{width}: {total:,} parameters; shapes for images of {_shape(data.shape)}")
     print(f"for convolutions: {', '.join(relative)}\n")
     rows = [
         (site.path, site.kind, _shape(site.in_shape), _shape(site.out_shape), str(site.stride), f"{site.num_parameters:,}",

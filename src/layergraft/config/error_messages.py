@@ -11,6 +11,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from layergraft.config.registry import ONLY_IN_PYTHON
 from layergraft.config.renamed import renamed
 from layergraft.errors import DISK_FULL, RunFailed, UserError, unknown
 
@@ -48,7 +49,8 @@ def _said(error: BaseException) -> str | None:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         if not group:
             return _first_line(error)
-        return renamed(f"{group}={name}") or str(unknown(group, name, error.options or []))
+        offered = [option for option in error.options or [] if option not in ONLY_IN_PYTHON.get(group, [])]
+        return renamed(f"{group}={name}") or str(unknown(group, name, offered))
     if isinstance(error, OverrideParseException):
         if re.match(r"site=.*depth=", str(error.override)):
             return f"cannot read the override '{error.override}'; a relative depth is a number: site=0.5"

@@ -27,6 +27,7 @@ MAXIMA = {
 LARGEST = 2**63 - 1
 PATHS = ("path", "root", "cache", "weights", "outputs", "data", "resume")  # which may have any name that a disk takes
 PLAIN = {str, int, float, bool, type(None)}
+ONLY_IN_PYTHON = {"host": ["module"]}  # choices of a group that the command line cannot have, and does not offer
 _KINDS: dict[tuple[str, str], type[Any]] = {}
 
 

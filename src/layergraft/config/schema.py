@@ -132,19 +132,20 @@ class HostSpec:
 
     name: str = MISSING
     """Which network of its kind."""
-    width: int = bounded(MISSING, "[1, inf)")
-    """Channels of the stem; what multiplies the width of all that follows. Kinds give the network's own."""
-    norm: str = one_of("batch", ("batch", "group"))
-    """batch, or group: groups of 16 channels."""
-    skips: bool = True
-    """Whether blocks have their residual skips; false: a plain network of the same layers."""
     in_channels: int | None = one_of(None, (1, 3), "it must be 1, 3 or null")
     """Of the images it takes: 1 or 3; the data's images are averaged or repeated to fit. null: as the data has them."""
     weights: str | None = None
     """Trained weights to start from: a name of torchvision's (IMAGENET1K_V1, DEFAULT) or a file; null: none."""
 
-    # Facts about the network that strategies refer to by role: role -> module paths.
-    roles = {"stem": ["conv1", "bn1"], "head": ["fc"]}
+    @property
+    def family(self) -> Any:
+        """The `Family` of networks that it is of (`layergraft.hosts.families`): kinds have it as a plain attribute of the class."""
+        raise NotImplementedError(f"{type(self).__name__} has no family")
+
+    @property
+    def roles(self) -> dict[str, list[str]]:
+        """What strategies refer to by role: role -> module paths."""
+        return {"stem": list(self.family.stem), "head": list(self.family.head)}
 
     def build(self, image: tuple[int, int, int], num_classes: int, seed: int) -> Any:
         """The network, an `nn.Module` with the initial weights of `seed`, for images of shape `image` (channels, height, width)."""

@@ -20,7 +20,7 @@ from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.donors.donor_kind import DonorKind
 from layergraft.errors import UserError, unknown
 from layergraft.hosts import weights
-from layergraft.hosts.architectures import Architecture, Conv, Slot, Stem, architecture_of
+from layergraft.hosts.architectures import Architecture, Conv, Slot, Stem, norm_name
 from layergraft.networks import network_cache
 from layergraft.seeds import derive_seed
 from layergraft.store.files import digest, label
@@ -110,11 +110,11 @@ class EndToEndDonor(LearnedDonor):
 
         data = self.images(slot)
         site = self.site(data, slot)
-        own = architecture_of(meta_host(self.host, data.shape, data.num_classes).get_submodule(site.path))
+        own = site.architecture
         if self.kind == Stem.kind:
             if not isinstance(own, Conv) or site.norm is None:
                 raise UserError(f"{site.path} of {self.host.name} is no convolution with a norm after it: no stem")
-            return Stem(own, self.host.norm)
+            return Stem(own, norm_name(meta_host(self.host, data.shape, data.num_classes).get_submodule(site.norm)))
         if self.kind not in (None, own.kind):
             raise UserError(f"{site.path} of {self.host.name} is a {own.kind}, but donor.kind={self.kind}")
         return own

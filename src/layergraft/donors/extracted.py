@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from layergraft.config.registry import register
 from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.errors import UserError, listing, require, unknown
 from layergraft.hosts import weight_files
-from layergraft.hosts.architectures import Architecture, Block, Conv, Slot, Stage, Stem
+from layergraft.hosts.architectures import Architecture, Conv, Slot, Stage, Stem
+from layergraft.hosts.families import FAMILIES, BlockArchitecture
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,7 +85,7 @@ class ExtractedDonor(LearnedDonor):
         return layer, architecture, weight_files.require_match(f"{where} ({architecture.kind})", tensors, wanted)
 
     def _layer(self, file: weight_files.Checkpoint, slot: Slot) -> str:
-        modules, single = file.modules(), is_layer(file.tensors)
+        modules, single = file.modules(), is_layer(file.tensors, slot)
         if self.layer is None and single:
             return ""
         layer = slot.path if self.layer is None else self.layer
@@ -93,42 +93,65 @@ class ExtractedDonor(LearnedDonor):
             return layer
         if self.layer is None:
             another = f"donor.layer=PATH names another: {listing(modules)}"
-            raise UserError(f"{self.path} has no {slot.path}, where the donor goes; {another}")
+            other = f"has no {slot.path}, where the donor goes, and is no layer like the {slot.layer.kind} there"
+            raise UserError(f"{self.path} {other}; {another}")
         require(not single, f"{self.path} holds a single layer, not {self.layer}; leave donor.layer out")
         raise unknown(f"layer of {self.path} in donor.layer:", self.layer, modules)
 
 
 def _with_norm(where: str, file: weight_files.Checkpoint, layer: str, conv: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The convolution and the norm that stands beside it by torchvision's names (conv1, bn1; 0, 1)."""
-    name = re.sub(r"conv(\d*)$", r"bn\1", layer)
-    name = re.sub(r"(^|\.)0$", r"\g<1>1", layer) if name == layer else name
-    norm = file.under(name)
+    """The convolution and the norm that stands beside it by the names of some family (conv1, bn1; 0, 1)."""
+    beside = (family.norm_beside(layer) for family in FAMILIES.values())
+    norm = next((found for name in beside if name and "weight" in (found := file.under(name))), None)
     lacks = "has no norm beside it that a stem needs (bn1 beside conv1, 1 beside 0)"
-    require(name != layer and "weight" in norm, f"{where} {lacks}; donor.kind=conv takes the convolution alone")
+    if norm is None:
+        raise UserError(f"{where} {lacks}; donor.kind=conv takes the convolution alone")
     parts = {"conv": conv, "norm": norm}
     return {f"{part}.{key}": tensor for part, under in parts.items() for key, tensor in under.items()}
 
 
-def is_layer(tensors: Mapping[str, Tensor]) -> bool:
+def is_layer(tensors: Mapping[str, Tensor], slot: Slot) -> bool:
     """Whether these are the tensors of one convolution, stem or block, rather than of a network."""
-    return any(names <= tensors.keys() for names in ({"weight"}, {"conv.weight"}, {"conv1.weight", "conv2.weight"}))
+    single = any(names <= tensors.keys() for names in ({"weight"}, {"conv.weight"}))
+    return single or _is_as_the_site(tensors, slot) or _block(tensors, 1, slot) is not None
 
 
 def infer(where: str, tensors: Mapping[str, Tensor], slot: Slot) -> Architecture:
-    """The form of a layer with these tensors; what they do not tell (stride, padding, groups) is the place's.
+    """The architecture of a layer with these tensors; what they do not tell (stride, padding, groups) is the site's.
     Raises UserError where they are no convolution, stem, block or stage."""
+    if _is_as_the_site(tensors, slot):
+        return slot.layer
     if "weight" in tensors:
         return _conv(where, tensors, slot)
     if "conv.weight" in tensors:
-        return Stem(_conv(where, _under("conv", tensors), slot), _norm("norm", tensors, slot))
-    if {"conv1.weight", "conv2.weight"} <= tensors.keys():
-        return _block(tensors, slot.layer.stride, slot)
-    if "0.conv1.weight" in tensors:
-        number = 1 + max(int(name.split(".")[0]) for name in tensors if name.split(".")[0].isdigit())
-        blocks = [_under(str(i), tensors) for i in range(number)]
-        if all({"conv1.weight", "conv2.weight"} <= block.keys() for block in blocks):
-            return Stage(tuple(_block(block, 1 if i else slot.layer.stride, slot) for i, block in enumerate(blocks)))
+        return Stem(_conv(where, _under("conv", tensors), slot), slot.read_norm("norm", tensors))
+    if (block := _block(tensors, slot.layer.stride, slot)) is not None:
+        return block
+    tops = {name.split(".")[0] for name in tensors}
+    row = [_under(str(i), tensors) for i in range(len(tops))]
+    found = [_block(part, 1 if i else slot.layer.stride, slot) for i, part in enumerate(row) if part]
+    blocks = tuple(block for block in found if block is not None)
+    if blocks and len(blocks) == len(tops):
+        return Stage(blocks)
     raise UserError(f"{where} is no convolution, stem, block or stage of blocks; its tensors: {listing(tensors)}")
+
+
+def _is_as_the_site(tensors: Mapping[str, Tensor], slot: Slot) -> bool:
+    """Whether these are the tensors of a block or stage like the site's own, of whatever family."""
+    from layergraft.hosts.blocks import on_meta
+
+    if not isinstance(slot.layer, (BlockArchitecture, Stage)):
+        return False
+    wanted = on_meta(slot.layer.build).state_dict()
+    names = {name for name in wanted if not name.endswith("num_batches_tracked")}  # old files have none
+    same = names == {name for name in tensors if not name.endswith("num_batches_tracked")}
+    return same and all(tensors[name].shape == wanted[name].shape for name in names)
+
+
+def _block(tensors: Mapping[str, Tensor], stride: int, slot: Slot) -> BlockArchitecture | None:
+    """A block of the first family that can tell it by its tensors."""
+    found = (family.block.read(tensors, stride, slot) for family in FAMILIES.values())
+    return next((block for block in found if block is not None), None)
 
 
 def _under(module: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -144,23 +167,3 @@ def _conv(where: str, tensors: Mapping[str, Tensor], slot: Slot) -> Conv:
     groups = site.groups if isinstance(site, Conv) and shape[1] * site.groups == site.in_channels else 1
     conv = slot.conv(shape[1] * groups, shape[0], shape[2], bias="bias" in tensors)
     return replace(conv, groups=groups)
-
-
-def _norm(name: str, tensors: Mapping[str, Tensor], slot: Slot) -> str:
-    """batch or group. Where a file has no statistics, only a host with group norm tells that none are missing."""
-    return "group" if slot.norm == "group" and f"{name}.running_mean" not in tensors else "batch"
-
-
-def _block(tensors: Mapping[str, Tensor], stride: int, slot: Slot) -> Block:
-    first, second = tensors["conv1.weight"].shape, tensors["conv2.weight"].shape
-    which, last = ("bottleneck", tensors["conv3.weight"].shape) if "conv3.weight" in tensors else ("basic", second)
-    ins, width, outs = first[1], first[0], last[0]
-    own = slot.layer.blocks[0] if isinstance(slot.layer, Stage) else slot.layer
-    if "downsample.0.weight" in tensors:
-        shortcut = "conv"
-    elif isinstance(own, Block) and own.shortcut == "none":
-        shortcut = "none"  # a file cannot tell: as the host has it
-    else:
-        shortcut = "identity" if (ins, stride) == (outs, 1) else "pad"
-    groups = max(1, width // max(1, second[1]))
-    return Block(which, ins, width, outs, stride, _norm("bn1", tensors, slot), shortcut, groups)

@@ -24,7 +24,8 @@ from layergraft.donors.controls import LearnedDonor
 from layergraft.donors.donor_kind import identity, key_of
 from layergraft.donors.random import initial
 from layergraft.errors import UserError, require
-from layergraft.hosts.architectures import Architecture, Block, Conv, Slot, Stage, Stem, describe
+from layergraft.hosts.architectures import Architecture, Conv, Slot, Stage, Stem, describe
+from layergraft.hosts.families import BlockArchitecture
 from layergraft.networks import network_cache
 from layergraft.seeds import derive_seed
 
@@ -71,7 +72,7 @@ class TrainedDonor(LearnedDonor):
         if kind == Stage.kind:
             instead = "donor.kind=block or conv puts one in its place"
             raise UserError(f"{slot.path} is a stage, and donor={self.name} trains a single layer; {instead}")
-        if kind == Block.kind:
+        if kind == BlockArchitecture.kind:
             for name in ("kernel_size", "padding"):
                 require(getattr(self, name) is None, f"donor.{name} is set, but a block's convolutions have their own")
             require(not self.bias, "donor.bias is set, but a block's convolutions have none")
@@ -120,7 +121,7 @@ class TrainedDonor(LearnedDonor):
         layer = initial(architecture, self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(self.seed, "donor", "rest"))
-            lifted = architecture.in_channels != image_channels or isinstance(architecture, Block)
+            lifted = architecture.in_channels != image_channels or isinstance(architecture, BlockArchitecture)
             body = [*(conv_bn_relu(image_channels, architecture.in_channels) if lifted else []), layer]
             if isinstance(architecture, Conv):
                 body += [nn.BatchNorm2d(architecture.out_channels), nn.ReLU()]

@@ -1,16 +1,20 @@
-"""Forms: the shapes of layers, without weights: what a donor is, and what a place in a host takes. They are plain data:
-a donor's is written into its provenance, and builds the layer again."""
+"""Architectures: layers without weights, what a donor is and what a site takes: a convolution, a stem, a residual block of any
+family, a stage. They are plain data: a donor's is written into its provenance, and builds the layer again."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from layergraft.errors import UserError, require
+from layergraft.errors import UserError, require, unknown
+from layergraft.hosts.families import FAMILIES, BlockArchitecture, block_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+DEFAULT_FAMILY = "resnet"  # of blocks that are written without one
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,18 @@ class Conv:
     groups: int = 1
 
     @classmethod
-    def of(cls, layer: nn.Conv2d) -> Conv:
-        padding = cast(int, layer.padding[0])  # no layer here pads by a name ("same")
-        sizes = layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0], padding
-        return cls(*sizes, layer.bias is not None, layer.groups)
+    def of(cls, module: nn.Module) -> Conv | None:
+        """None for what is no convolution of torch's, or one that these fields do not describe: not square, dilated, with
+        padding other than a number of zeros."""
+        from torch import nn
+
+        if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
+            return None
+        square = [len(set(pair)) == 1 for pair in (module.kernel_size, module.stride, module.padding)]
+        if not all(square) or module.dilation != (1, 1):
+            return None
+        sizes = module.in_channels, module.out_channels, module.kernel_size[0], module.stride[0], module.padding[0]
+        return cls(*sizes, module.bias is not None, module.groups)
 
     def build(self) -> nn.Conv2d:
         """A convolution of this form with torchvision's initial weights (normal, fan out) from torch's own generator."""
@@ -70,65 +82,11 @@ class Stem:
 
 
 @dataclass(frozen=True)
-class Block:
-    """A residual block of torchvision's or of CIFAR's ResNets."""
-
-    kind: ClassVar[str] = "block"
-    type: str
-    """basic or bottleneck."""
-    in_channels: int
-    width: int
-    """Channels between its convolutions; a basic block's are its out_channels."""
-    out_channels: int
-    stride: int
-    norm: str = "batch"
-    shortcut: str = "identity"
-    """identity, conv (1 x 1 and norm), pad (zeros as new channels) or none (no skip)."""
-    groups: int = 1
-
-    @classmethod
-    def of(cls, block: Any) -> Block:
-        """The form of one of the hosts' blocks: torchvision's classes, which have no types."""
-        from layergraft.hosts.blocks import PadShortcut, PlainBasicBlock, PlainBottleneck
-
-        which, last = ("bottleneck", block.conv3) if hasattr(block, "conv3") else ("basic", block.conv2)
-        shortcut = "identity"
-        if isinstance(block, (PlainBasicBlock, PlainBottleneck)):
-            shortcut = "none"
-        elif block.downsample is not None:
-            shortcut = "pad" if isinstance(block.downsample, PadShortcut) else "conv"
-        first, norm = block.conv1, norm_name(block.bn1)
-        channels = first.in_channels, first.out_channels, last.out_channels
-        return cls(which, *channels, block.stride, norm, shortcut, block.conv2.groups)
-
-    def build(self) -> nn.Module:
-        from layergraft.hosts.blocks import BLOCKS, NORM_LAYERS, PadShortcut, conv_shortcut, initialise
-
-        block = BLOCKS[self.type, self.shortcut != "none"]
-        shortcut: nn.Module | None = None
-        if self.shortcut == "conv":
-            shortcut = conv_shortcut(self.in_channels, self.out_channels, self.stride, self.norm)
-        elif self.shortcut == "pad":
-            shortcut = PadShortcut(self.stride, self.out_channels - self.in_channels)
-        planes = self.out_channels // block.expansion
-        # torchvision has int(planes * (base_width / 64)) * groups channels inside; the half keeps int() from rounding down
-        per_group = (self.width // self.groups + 0.5) * 64 / planes if self.type == "bottleneck" else 64
-        norm = NORM_LAYERS[self.norm]
-        built: nn.Module = block(self.in_channels, planes, self.stride, shortcut, self.groups, per_group, 1, norm)
-        initialise(built)
-        return built
-
-    def shape(self) -> str:
-        inside = f" of inner width {self.width}" if self.type == "bottleneck" else ""
-        return f"{self.type} block{inside}, {self.norm} norm, skip: {self.shortcut}"
-
-
-@dataclass(frozen=True)
 class Stage:
     """Blocks in a row."""
 
     kind: ClassVar[str] = "stage"
-    blocks: tuple[Block, ...]
+    blocks: tuple[BlockArchitecture, ...]
     in_channels = property(lambda self: self.blocks[0].in_channels)
     out_channels = property(lambda self: self.blocks[-1].out_channels)
     stride = property(lambda self: math.prod(block.stride for block in self.blocks))
@@ -142,7 +100,7 @@ class Stage:
         return f"{len(self.blocks)} blocks, the first a {self.blocks[0].shape()}"
 
 
-Architecture = Conv | Stem | Block | Stage
+Architecture = Conv | Stem | BlockArchitecture | Stage
 
 
 def describe(architecture: Architecture) -> str:
@@ -157,36 +115,61 @@ def norm_name(module: nn.Module) -> str:
     return "batch" if isinstance(module, nn.BatchNorm2d) else "group"
 
 
-def architecture_of(module: nn.Module) -> Architecture:
-    """The form of a convolution, stem (as `Stem.build` makes it), block or stage. Raises UserError for another."""
+def site_architecture(module: nn.Module) -> Conv | BlockArchitecture | Stage | None:
+    """The architecture of a convolution, block or stage, which is a row of blocks; None for another module."""
     from torch import nn
-    from torchvision.models.resnet import BasicBlock, Bottleneck
 
-    if isinstance(module, nn.Conv2d):
-        return Conv.of(module)
-    if isinstance(module, (BasicBlock, Bottleneck)):
-        return Block.of(module)
+    if (block := block_of(module)) is not None:
+        return block
+    blocks = [block_of(child) for child in module.children()] if isinstance(module, nn.Sequential) else []
+    known = tuple(block for block in blocks if block is not None)
+    return Stage(known) if known and len(known) == len(blocks) else Conv.of(module)
+
+
+def architecture_of(module: nn.Module) -> Architecture:
+    """The architecture of a convolution, stem (as `Stem.build` makes it), block or stage. Raises UserError for another."""
+    from torch import nn
+
+    if (architecture := site_architecture(module)) is not None:
+        return architecture
     parts = list(module) if isinstance(module, nn.Sequential) else []
-    if len(parts) > 1 and isinstance(parts[0], nn.Conv2d):
-        return Stem(Conv.of(parts[0]), norm_name(parts[1]))
-    if not parts or not all(isinstance(part, (BasicBlock, Bottleneck)) for part in parts):
+    conv = Conv.of(parts[0]) if len(parts) > 1 else None
+    if conv is None:
         what = "a convolution, stem (convolution, norm, ReLU), block or stage of blocks"
         raise UserError(f"a donor that is a {type(module).__name__}: it must be {what}")
-    return Stage(tuple(Block.of(block) for block in parts))
+    return Stem(conv, norm_name(parts[1]))
 
 
 def to_json(architecture: Architecture) -> dict[str, Any]:
+    if isinstance(architecture, Stage):
+        blocks = [_block_to_json(block) for block in architecture.blocks]
+        return {"kind": architecture.kind, "blocks": blocks}
+    if isinstance(architecture, BlockArchitecture):
+        return {"kind": architecture.kind, **_block_to_json(architecture)}
     return {"kind": architecture.kind, **asdict(architecture)}
 
 
 def from_json(fields: dict[str, Any]) -> Architecture:
+    """The inverse of `to_json`. Raises UserError if a package with the family is not installed."""
     match fields:
         case {"conv": conv, "norm": norm}:
             return Stem(Conv(**conv), norm)
         case {"blocks": blocks}:
-            return Stage(tuple(Block(**block) for block in blocks))
-    plain = Conv if fields["kind"] == Conv.kind else Block
-    return plain(**{name: value for name, value in fields.items() if name != "kind"})
+            return Stage(tuple(map(_block_from_json, blocks)))
+    kind, plain = fields["kind"], {name: value for name, value in fields.items() if name != "kind"}
+    return Conv(**plain) if kind == Conv.kind else _block_from_json(plain)
+
+
+def _block_to_json(block: BlockArchitecture) -> dict[str, Any]:
+    fields: dict[str, Any] = asdict(cast(Any, block))  # every subclass is a dataclass
+    return fields if block.family == DEFAULT_FAMILY else {**fields, "family": block.family}
+
+
+def _block_from_json(fields: dict[str, Any]) -> BlockArchitecture:
+    name = fields.get("family", DEFAULT_FAMILY)
+    if name not in FAMILIES:
+        raise unknown("family of networks", name, FAMILIES)
+    return FAMILIES[name].block(**{field: value for field, value in fields.items() if field != "family"})
 
 
 @dataclass(frozen=True)
@@ -203,6 +186,10 @@ class Slot:
     shortcut: str = "conv"
     """What the host's blocks have where sizes change: conv, pad or none."""
 
+    def read_norm(self, name: str, tensors: Mapping[str, Tensor]) -> str:
+        """batch or group. Where a file has no statistics, only a host with group norm tells that none are missing."""
+        return "group" if self.norm == "group" and f"{name}.running_mean" not in tensors else "batch"
+
     def conv(self, in_channels: int | None = None, out_channels: int | None = None, kernel_size: int | None = None,
              stride: int | None = None, padding: int | None = None, bias: bool = False) -> Conv:  # fmt: skip
         """A convolution for this place; what is None is as the place has it, the padding such that images keep their size."""
@@ -217,19 +204,20 @@ class Slot:
 
     def block(
         self, in_channels: int | None = None, out_channels: int | None = None, stride: int | None = None
-    ) -> Block:
-        """A block for this place, of the type of the site's blocks or basic, with the host's norm and skips."""
+    ) -> BlockArchitecture:
+        """A block for this place: as the site's blocks are, or a basic one, with the host's norm and skips."""
         own = self.layer.blocks[0] if isinstance(self.layer, Stage) else self.layer
         ins = self.layer.in_channels if in_channels is None else in_channels
         outs = self.layer.out_channels if out_channels is None else out_channels
         step = self.layer.stride if stride is None else stride
-        if isinstance(own, Block) and (ins, outs, step) == (own.in_channels, own.out_channels, own.stride):
+        if isinstance(own, BlockArchitecture) and (ins, outs, step) == (own.in_channels, own.out_channels, own.stride):
             return own
-        model = own if isinstance(own, Block) else Block("basic", ins, outs, outs, step, self.norm)
-        width = outs if model.type == "basic" else max(1, model.width * outs // own.out_channels)
+        from layergraft.hosts.resnets import Block
+
+        model = own if isinstance(own, BlockArchitecture) else Block("basic", ins, outs, outs, step, self.norm)
         changes = "conv" if self.shortcut == "pad" and outs < ins else self.shortcut
         shortcut = "identity" if (ins, step) == (outs, 1) and changes != "none" else changes
-        return replace(model, in_channels=ins, width=width, out_channels=outs, stride=step, shortcut=shortcut)
+        return model.resized(ins, outs, step, shortcut)
 
 
 def matched_padding(kernel_size: int, own: Conv) -> tuple[int, int]:

@@ -91,7 +91,7 @@ def initialise(module: nn.Module) -> None:
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """What `build` makes, on the meta device: shapes without weights, and no random numbers drawn."""
     with torch.device("meta"):
-        return build()
+        return build().to("meta")  # what is a copy of a module that lies elsewhere, too
 
 
 def require_room(where: str, network: nn.Module) -> None:

@@ -32,7 +32,8 @@ def sites_of(spec: HostSpec, image: Image, num_classes: int) -> dict[str, Site]:
 def _meta_host(hashable: Hashable, weights: str | None, image: Image, num_classes: int) -> nn.Module:
     spec = hashable.spec
     host = on_meta(lambda: spec.build(image, num_classes, seed=0))
-    require_room(f"host={spec.name} host.width={spec.width}", host)
+    width = f" host.width={vars(spec)['width']}" if "width" in vars(spec) else ""
+    require_room(f"host={spec.name}{width}", host)
     matching(spec, host)
     return host
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from layergraft.config.schema import HostSpec
 from layergraft.hosts.blocks import BLOCKS, NORM_LAYERS, PadShortcut, initialise
+from layergraft.hosts.resnets import ResNetSpec
 from layergraft.seeds import derive_seed
 
 
@@ -31,7 +31,7 @@ class ScaledResNet(ResNet):
     """
 
     def __init__(
-        self, spec: HostSpec, in_channels: int, num_classes: int, block: str, blocks: Sequence[int], groups: int,
+        self, spec: ResNetSpec, in_channels: int, num_classes: int, block: str, blocks: Sequence[int], groups: int,
         width_per_group: int, *, small_stem: bool,
     ) -> None:  # fmt: skip
         self.width = spec.width  # before the parent's, which calls _make_layer
@@ -62,7 +62,7 @@ class CifarResNet(nn.Module):
     layer2: nn.Sequential
     layer3: nn.Sequential
 
-    def __init__(self, spec: HostSpec, in_channels: int, num_classes: int, blocks: int) -> None:
+    def __init__(self, spec: ResNetSpec, in_channels: int, num_classes: int, blocks: int) -> None:
         super().__init__()
         kind, norm, width = BLOCKS["basic", spec.skips], NORM_LAYERS[spec.norm], spec.width
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)

@@ -8,15 +8,22 @@ torchvision/models/resnet.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from layergraft.config.registry import register
+from omegaconf import MISSING
+
+from layergraft.config.registry import bounded, one_of, register
 from layergraft.config.schema import HostSpec
 from layergraft.errors import require, unknown
+from layergraft.hosts.architectures import DEFAULT_FAMILY, Slot, Stage, norm_name
+from layergraft.hosts.families import BlockArchitecture, Family, register_family
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 # Name -> (block, blocks in each stage, groups, width per group).
 NETWORKS = {
@@ -33,9 +40,136 @@ STEMS = ("auto", "imagenet", "small")
 SMALL = 64  # pixels: images with a shorter side than this have the small stem by default
 
 
+@dataclass(frozen=True)
+class Block(BlockArchitecture):
+    """A residual block of torchvision's or of CIFAR's ResNets."""
+
+    type: str
+    """basic or bottleneck."""
+    in_channels: int
+    width: int
+    """Channels between its convolutions; a basic block's are its out_channels."""
+    out_channels: int
+    stride: int
+    norm: str = "batch"
+    shortcut: str = "identity"
+    """identity, conv (1 x 1 and norm), pad (zeros as new channels) or none (no skip)."""
+    groups: int = 1
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Block | None:
+        from torch import nn
+        from torchvision.models.resnet import BasicBlock, Bottleneck
+
+        from layergraft.hosts.blocks import PadShortcut, PlainBasicBlock, PlainBottleneck
+
+        if not isinstance(module, (BasicBlock, Bottleneck)):
+            return None
+        which, last = ("bottleneck", module.conv3) if isinstance(module, Bottleneck) else ("basic", module.conv2)
+        shortcut = "identity"
+        if isinstance(module, (PlainBasicBlock, PlainBottleneck)):
+            shortcut = "none"
+        elif module.downsample is not None:
+            shortcut = "pad" if isinstance(module.downsample, PadShortcut) else "conv"
+        first, second = module.conv1, module.conv2
+        if not all(isinstance(conv, nn.Conv2d) for conv in (first, second, last)):
+            return None  # surgery has put something else into it
+        channels = first.in_channels, first.out_channels, last.out_channels
+        return cls(which, *channels, module.stride, norm_name(module.bn1), shortcut, second.groups)
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], stride: int, slot: Slot) -> Block | None:
+        """Stride, and whether there is a skip at all, are the site's."""
+        if not {"conv1.weight", "conv2.weight"} <= tensors.keys():
+            return None
+        first, second = tensors["conv1.weight"].shape, tensors["conv2.weight"].shape
+        which, last = ("bottleneck", tensors["conv3.weight"].shape) if "conv3.weight" in tensors else ("basic", second)
+        ins, width, outs = first[1], first[0], last[0]
+        own = slot.layer.blocks[0] if isinstance(slot.layer, Stage) else slot.layer
+        if "downsample.0.weight" in tensors:
+            shortcut = "conv"
+        elif isinstance(own, Block) and own.shortcut == "none":
+            shortcut = "none"  # a file cannot tell: as the host has it
+        else:
+            shortcut = "identity" if (ins, stride) == (outs, 1) else "pad"
+        groups = max(1, width // max(1, second[1]))
+        return cls(which, ins, width, outs, stride, slot.read_norm("bn1", tensors), shortcut, groups)
+
+    def build(self) -> nn.Module:
+        from layergraft.hosts.blocks import BLOCKS, NORM_LAYERS, PadShortcut, conv_shortcut, initialise
+
+        block = BLOCKS[self.type, self.shortcut != "none"]
+        shortcut: nn.Module | None = None
+        if self.shortcut == "conv":
+            shortcut = conv_shortcut(self.in_channels, self.out_channels, self.stride, self.norm)
+        elif self.shortcut == "pad":
+            shortcut = PadShortcut(self.stride, self.out_channels - self.in_channels)
+        planes = self.out_channels // block.expansion
+        # torchvision has int(planes * (base_width / 64)) * groups channels inside; the half keeps int() from rounding down
+        per_group = (self.width // self.groups + 0.5) * 64 / planes if self.type == "bottleneck" else 64
+        norm = NORM_LAYERS[self.norm]
+        built: nn.Module = block(self.in_channels, planes, self.stride, shortcut, self.groups, per_group, 1, norm)
+        initialise(built)
+        return built
+
+    def shape(self) -> str:
+        inside = f" of inner width {self.width}" if self.type == "bottleneck" else ""
+        return f"{self.type} block{inside}, {self.norm} norm, skip: {self.shortcut}"
+
+    def resized(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> Block:
+        ins, outs, is_basic = in_channels, out_channels, self.type == "basic"
+        same = "a block whose skip is the identity keeps its channels: it cannot take and give different numbers"
+        require(shortcut != "identity" or ins == outs, same)
+        require(is_basic or outs % 4 == 0, f"a bottleneck gives a multiple of 4 channels, not {outs}")
+        width = outs if is_basic else max(1, math.ceil(self.width * outs / self.out_channels))
+        return replace(self, in_channels=ins, width=width, out_channels=outs, stride=stride, shortcut=shortcut)
+
+
+class ResNetFamily(Family):
+    """torchvision's names: conv1 and bn1, then layer1 to layer4, then fc."""
+
+    def norm_beside(self, conv: str) -> str | None:
+        beside = re.sub(r"conv(\d*)$", r"bn\1", conv)
+        return super().norm_beside(conv) if beside == conv else beside
+
+    def require_same_kind(self, where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+        """In channels, width, stem and norm."""
+        if "conv1.weight" not in tensors or tensors["conv1.weight"].ndim != 4:
+            return
+        (width, channels, size, _), ours = tensors["conv1.weight"].shape, wanted["conv1.weight"].shape
+        stem = "imagenet" if size == 7 else "small"
+        norm, our_norm = ("batch" if "bn1.running_mean" in state else "group" for state in (tensors, wanted))
+        advice = f"host.in_channels={channels} repeats or averages the images' channels"
+        wrong = {
+            f"takes images of {channels} channels and is given {ours[1]}; {advice}": channels != ours[1],
+            f"is of a network of width {width}, the host's is {ours[0]}; host.width={width}": width != ours[0],
+            f"has a stem of {size} x {size}, the host one of {ours[2]} x {ours[2]}; host.stem={stem}": size != ours[2],
+            f"is of a network with {norm} norm; host.norm={norm}": norm != our_norm,
+        }
+        for what, differs in wrong.items():
+            require(not differs, f"{where} {what}")
+
+
+RESNET = register_family(ResNetFamily(DEFAULT_FAMILY, Block, stem=("conv1", "bn1"), head=("fc",), skip="downsample"))
+
+
+@dataclass
+class ResNetSpec(HostSpec):
+    """What the ResNets have in common."""
+
+    width: int = bounded(MISSING, "[1, inf)")
+    """Channels of the stem; what multiplies the width of all that follows. Kinds give the network's own."""
+    norm: str = one_of("batch", ("batch", "group"))
+    """batch, or group: groups of 16 channels."""
+    skips: bool = True
+    """Whether blocks have their residual skips; false: a plain network of the same layers."""
+
+    family = RESNET
+
+
 @register("host", "cifar_resnet")
 @dataclass
-class CifarResNet(HostSpec):
+class CifarResNet(ResNetSpec):
     """At width 16 the networks of the paper: 0.27, 0.46, 0.85 and 1.7 million parameters from resnet20 on."""
 
     width: int = 16
@@ -60,7 +194,7 @@ class CifarResNet(HostSpec):
 
 @register("host", "torchvision_resnet")
 @dataclass
-class TorchvisionResNet(HostSpec):
+class TorchvisionResNet(ResNetSpec):
     """At width 64 with the ImageNet stem, batch norm and skips the network is torchvision's own, tensor by tensor."""
 
     width: int = 64

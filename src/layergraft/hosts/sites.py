@@ -1,18 +1,19 @@
 """Sites: the named places in a host where a donor can go: every convolution, residual block and stage.
 
-A relative site means the same thing in every depth: the convolutions on the main path (all but those in a skip's
-downsample) are counted in the order in which they act, the first is at relative depth 0, the last at 1; blocks and
+A relative site means the same thing in every depth: the convolutions on the main path (all but those on a block's
+skip) are counted in the order in which they act, the first is at relative depth 0, the last at 1; blocks and
 stages are counted among themselves in the same way.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from layergraft.errors import UserError, unknown
+from layergraft.hosts.architectures import Conv, Stage, site_architecture
+from layergraft.hosts.families import FAMILIES, BlockArchitecture
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ RELATIVE = {
     "middle": (0.5, "the one halfway down the main path"),
     "late": (1.0, "the last one of the main path"),
 }
-CONV, BLOCK, STAGE = "conv", "block", "stage"
+CONV, BLOCK, STAGE = Conv.kind, BlockArchitecture.kind, Stage.kind
 Image = tuple[int, int, int]  # its channels, height and width
 
 
@@ -32,15 +33,24 @@ class Site:
     """A place in a host. Shapes are measured by a dry forward."""
 
     path: str
-    kind: str
+    architecture: Conv | BlockArchitecture | Stage
+    """Of the host's own layer."""
     in_shape: Image
     out_shape: Image
-    stride: int
     num_parameters: int
     depth: float | None
     """Relative, among the sites of its kind; None for the convolution of a skip."""
     norm: str | None
     """For a convolution: the module path of the norm that takes what it gives."""
+
+    @property
+    def kind(self) -> str:
+        """conv, block or stage."""
+        return self.architecture.kind
+
+    @property
+    def stride(self) -> int:
+        return self.architecture.stride
 
 
 def find_sites(network: nn.Module, image: Image) -> dict[str, Site]:
@@ -49,8 +59,6 @@ def find_sites(network: nn.Module, image: Image) -> dict[str, Site]:
     The forward is on torch's meta device: it costs next to nothing, and `network` is left as it was.
     """
     import torch
-    from torch import nn
-    from torchvision.models.resnet import BasicBlock, Bottleneck
 
     from layergraft.hosts.norms import NORMS
 
@@ -59,43 +67,43 @@ def find_sites(network: nn.Module, image: Image) -> dict[str, Site]:
     given: list[tuple[Any, str]] = []  # what each convolution gave; kept, so that no other tensor is the same object
     norms: dict[str, str] = {}
 
-    def kind_of(module: nn.Module) -> str | None:
-        if isinstance(module, nn.Conv2d):
-            return CONV
-        if isinstance(module, (BasicBlock, Bottleneck)):
-            return BLOCK
-        children = list(module.children()) if isinstance(module, nn.Sequential) else []
-        return STAGE if children and all(isinstance(child, (BasicBlock, Bottleneck)) for child in children) else None
-
     def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not args:  # its input is given by name, which surgery's modules do not take
+            return
         shapes[paths[module]] = (args[0].shape, output.shape)
-        if isinstance(module, nn.Conv2d):
+        if isinstance(layers[paths[module]], Conv):
             given.append((output, paths[module]))
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         norms.update({conv: paths[module] for output, conv in given if output is args[0]})
 
     paths = {module: path for path, module in probe.named_modules()}
-    kinds = {path: kind for module, path in paths.items() if (kind := kind_of(module))}
+    named = network.named_modules()
+    layers = {path: layer for path, module in named if (layer := site_architecture(module)) is not None}
     for module, path in paths.items():
-        if path in kinds:
+        if path in layers:
             module.register_forward_hook(record)
         elif isinstance(module, NORMS):
             module.register_forward_pre_hook(look)
     with torch.no_grad():
         probe(torch.empty(2, *image, device="meta"))
 
-    acting = [path for path in kinds if path in shapes]
+    acting = [path for path in layers if path in shapes]
+    skips = {
+        f"{path}.{FAMILIES[layer.family].skip}."
+        for path, layer in layers.items()
+        if isinstance(layer, BlockArchitecture)
+    }
+    on_main = [path for path in acting if not any(f"{path}.".startswith(skip) for skip in skips)]
     depths: dict[str, float] = {}
     for kind in (CONV, BLOCK, STAGE):
-        there = [path for path in acting if kinds[path] == kind and "downsample" not in path.split(".")]
+        there = [path for path in on_main if layers[path].kind == kind]
         depths |= {path: index / max(1, len(there) - 1) for index, path in enumerate(there)}
     found = {}
     for path in acting:
-        module, (before, after) = probe.get_submodule(path), (cast(Image, tuple(shape[1:])) for shape in shapes[path])
-        number = sum(parameter.numel() for parameter in module.parameters())
-        stride, depth = stride_of(module), depths.get(path)
-        found[path] = Site(path, kinds[path], before, after, stride, number, depth, norms.get(path))
+        before, after = (cast(Image, tuple(shape[1:])) for shape in shapes[path])
+        number = sum(parameter.numel() for parameter in probe.get_submodule(path).parameters())
+        found[path] = Site(path, layers[path], before, after, number, depths.get(path), norms.get(path))
     return found
 
 
@@ -113,17 +121,6 @@ def shapes_only(network: nn.Module) -> nn.Module:
     return probe
 
 
-def stride_of(module: nn.Module) -> int:
-    """The stride of a convolution, of a block, or of all blocks of a stage together."""
-    from torch import nn
-
-    if isinstance(module, nn.Conv2d):
-        return module.stride[0]
-    if isinstance(module, nn.Sequential):
-        return math.prod(stride_of(block) for block in module)
-    return cast(int, module.stride)  # torchvision's blocks keep it
-
-
 def resolve(sites: dict[str, Site], wanted: str | float, host: str, kind: str = CONV) -> Site:
     """The site that `wanted` names: a path, or early, middle, late or a depth from 0.0 to 1.0 among those of `kind`.
 
@@ -134,6 +131,8 @@ def resolve(sites: dict[str, Site], wanted: str | float, host: str, kind: str = 
         if not 0 <= depth <= 1:
             raise UserError(f"site={depth} is not a relative depth: those are from 0.0, the first, to 1.0, the last")
         there = [site for site in sites.values() if site.kind == kind and site.depth is not None]
+        if not there:
+            raise UserError(f"{host} has no {kind} that is known as a site, so none at site={wanted}")
         return there[round(depth * (len(there) - 1))]
     if depth not in sites:
         raise unknown(f"site in {host}:", depth, [*RELATIVE, "0.0 to 1.0", *sites])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layergraft.errors import UserError, require, unknown
+from layergraft.errors import UserError, unknown
 from layergraft.hosts import weight_files
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def matching(spec: HostSpec, network: nn.Module) -> dict[str, Tensor] | None:
     weight_files.require_finite(where, tensors)
     wanted = network.state_dict()
     tensors |= {name: wanted[name] for name in _new_head(spec, tensors, wanted)}
-    if "conv1.weight" in tensors and tensors["conv1.weight"].ndim == 4:
-        _require_kind(where, tensors, wanted)
+    spec.family.require_same_kind(where, tensors, wanted)
     return weight_files.require_match(f"{where} in {spec.name}", tensors, wanted)
 
 
@@ -56,26 +55,9 @@ def report(spec: HostSpec, network: nn.Module) -> str:
 
 def _new_head(spec: HostSpec, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     """The names of the head where the file's does not fit, which then keeps its own initial weights."""
-    heads = [name for name in wanted if name.split(".")[0] in spec.roles["head"]]
+    heads = [name for name in wanted if any(name.startswith(f"{path}.") for path in spec.roles["head"])]
     fits = all(name in tensors and tensors[name].shape == wanted[name].shape for name in heads)
     return [] if fits else heads
-
-
-def _require_kind(where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise UserError, with the key that cures it, where host and file differ in channels, width, stem or norm as a
-    whole."""
-    (width, channels, size, _), ours = tensors["conv1.weight"].shape, wanted["conv1.weight"].shape
-    stem = "imagenet" if size == 7 else "small"
-    norm, our_norm = ("batch" if "bn1.running_mean" in state else "group" for state in (tensors, wanted))
-    advice = f"host.in_channels={channels} repeats or averages the images' channels"
-    wrong = {
-        f"takes images of {channels} channels and is given {ours[1]}; {advice}": channels != ours[1],
-        f"is of a network of width {width}, the host's is {ours[0]}; host.width={width}": width != ours[0],
-        f"has a stem of {size} x {size}, the host one of {ours[2]} x {ours[2]}; host.stem={stem}": size != ours[2],
-        f"is of a network with {norm} norm; host.norm={norm}": norm != our_norm,
-    }
-    for what, differs in wrong.items():
-        require(not differs, f"{where} {what}")
 
 
 def _file(spec: HostSpec) -> weight_files.Checkpoint:

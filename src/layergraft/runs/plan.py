@@ -28,7 +28,7 @@ from layergraft.hosts.sites import Site
 from layergraft.store.files import digest, label
 from layergraft.store.records import run_folder
 from layergraft.strategies.timeline import timeline
-from layergraft.strategies.training_plan import Curves, TrainingPlan, make_plan
+from layergraft.strategies.training_plan import Curves, TrainingPlan, make_plan, stage_roles
 from layergraft.surgery import Operation
 from layergraft.training.fit import Backend, Recipe, check, lacks_bf16
 
@@ -247,6 +247,7 @@ class _Outline:
     network: nn.Module
     parameters: Mapping[str, int]
     roles: Mapping[str, Sequence[str]]
+    stages: tuple[str, ...]
     blocks: tuple[str, ...]
     moved: Mapping[str, str]
     """Parameter of the host's that surgery has given another name -> its name in the host."""
@@ -264,11 +265,13 @@ def _outline(
     grafted = surgery.graft(meta_host, donors, operation.spec, image, spec.roles["head"])
     require_room("the network with its donors", grafted.network)
     before, after = (grafted.parts["host before"], grafted.parts["host after"]) if donors else ((), ())
-    roles = {**spec.roles, **grafted.roles, "before": before, "after": after, "norm": norm_paths(grafted.network)}
     there = meta.sites_of(spec, image, num_classes)
+    stages, blocks = (tuple(p for p, site in there.items() if site.kind == kind) for kind in (sites.STAGE, sites.BLOCK))
+    stages = tuple(spec.family.stages) or stages
+    roles = {**spec.roles, **stage_roles(stages), **grafted.roles, "before": before, "after": after}
+    roles["norm"] = norm_paths(grafted.network)
     sizes = {name: parameter.numel() for name, parameter in grafted.network.named_parameters()}
-    blocks = tuple(path for path, site in there.items() if site.kind == sites.BLOCK)
-    return _Outline(grafted.network, sizes, roles, blocks, grafted.moved)
+    return _Outline(grafted.network, sizes, roles, stages, blocks, grafted.moved)
 
 
 @lru_cache(maxsize=1024)
@@ -283,4 +286,4 @@ def _strategy(of: tuple[Any, ...], strategy: Hashable, epochs: int) -> TrainingP
     """The strategy's plan for the network whose `_outline` the arguments `of` give."""
     outline = _outline(*of)
     norms, names = statistics_paths(outline.network), list(outline.parameters)
-    return make_plan(strategy.spec, names, norms, outline.roles, epochs, outline.blocks, outline.moved)
+    return make_plan(strategy.spec, names, norms, outline.roles, epochs, outline.blocks, outline.stages, outline.moved)

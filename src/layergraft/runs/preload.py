@@ -9,8 +9,7 @@ import gc
 _collects = gc.isenabled()
 gc.disable()
 try:
-    import torchvision.models.resnet  # noqa: F401
-
+    import layergraft.hosts.resnet_modules  # noqa: F401
     import layergraft.runs.train  # noqa: F401
 finally:
     if _collects:

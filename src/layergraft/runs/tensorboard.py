@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from layergraft.config.registry import canonical
 from layergraft.runs.plan import RunPlan
 from layergraft.store.records import RunRecord
 from layergraft.strategies.timeline import picture
@@ -45,7 +46,7 @@ def _hparams(plan: RunPlan) -> dict[str, str | int]:
     named["trained on"] = "-" if source is None else _told(source)
     named["training"] = f"{optim.name}, lr {optim.lr:g}, {schedule.name}, {schedule.epochs} epochs"
     named["trains what"] = "; ".join(f"{name}: {', '.join(given)}" for name, given in config.strategy.groups.items())
-    named["variant of host"] = f"width {host.width}, {host.norm} norm, {'' if host.skips else 'no '}skips"
+    named["variant of host"] = ", ".join(f"{item}={value}" for item, value in canonical(host).items() if item != "name")
     del named["data"]
     return named
 

@@ -6,11 +6,11 @@ function of that epoch and of the curves up to it, never of what else came befor
 as one never stopped.
 
 A pattern is a role, a module path (`layer1` and all under it), or a regular expression that matches a whole parameter
-name (`.*`). The roles: graft, adapter (what surgery added around it), stem, head, norm (every norm layer), before and
-after (the host's parameters that act before the graft, and after it up to the head). Without a graft (donor=none) the
-roles graft, adapter, before and after match nothing. Adapters go by their role, their own path or a regular expression:
-a module path that has them somewhere below does not mean them, for they are new and must learn where old layers may be
-frozen.
+name (`.*`). The roles: graft, adapter (what surgery added around it), stem, stage1, stage2 and so on, head, norm (every
+norm layer), before and after (the host's parameters that act before the graft, and after it up to the head). Without a
+graft (donor=none) the roles graft, adapter, before and after match nothing. Adapters go by their role, their own path or a
+regular expression: a module path that has them somewhere below does not mean them, for they are new and must learn where
+old layers may be frozen.
 
 A group in `split` is taken apart by depth, from the stem up to the head, into groups GROUP.PART, whose rates decay
 downwards (Howard & Ruder, ULMFiT, 2018: 1/2.6; timm's layer decay: 0.75), or which begin to train from the top down
@@ -133,6 +133,11 @@ def _under(name: str, path: str) -> bool:
     return name == path or name.startswith(path + ".")
 
 
+def stage_roles(stages: Sequence[str]) -> dict[str, Sequence[str]]:
+    """The roles stage1, stage2, ... of a host with these module paths; a host without stages has an empty stage1."""
+    return {"stage1": [], **{f"stage{number}": [path] for number, path in enumerate(stages, 1)}}
+
+
 def make_plan(
     spec: StrategySpec,
     parameters: Sequence[str],
@@ -140,11 +145,12 @@ def make_plan(
     roles: Names,
     epochs: int,
     blocks: Sequence[str] = (),
+    stages: Sequence[str] = (),
     moved: Mapping[str, str] = MappingProxyType({}),
 ) -> TrainingPlan:
     """The plan of `spec` for a network with these parameter names (in the order of the forward pass) and norm layers
-    with statistics, over `epochs` epochs. For `split`: `blocks` are the module paths of the host's residual blocks, `moved`
-    has the name in the host of each parameter that surgery has given another.
+    with statistics, over `epochs` epochs. For `split`: `blocks` and `stages` are the module paths of the host's, `moved` has
+    the name in the host of each parameter that surgery has given another.
 
     Raises UserError where a pattern matches no parameter, a parameter is in no group, a group is left empty that is not
     of roles alone, a phase is out of order or past the end, trains nothing, or does not say of each group whether it
@@ -182,7 +188,7 @@ def make_plan(
         taken = f"{what}: group '{group}' is empty: the groups before it take all that it matches"
         require(bool(names) or may_be_empty, taken)
         is_split = group in spec.split and names
-        parts = _parts(group, spec.split[group], names, roles, blocks, moved) if is_split else {group: names}
+        parts = _parts(group, spec.split[group], names, roles, blocks, stages, moved) if is_split else {group: names}
         own[group] = list(parts)
         groups |= parts
     group_of = {name: group for group, names in groups.items() for name in names}
@@ -198,7 +204,13 @@ def _spread(values: Mapping[str, Value], own: Names) -> dict[str, Value]:
 
 
 def _parts(
-    group: str, split: SplitSpec, names: Sequence[str], roles: Names, blocks: Sequence[str], moved: Mapping[str, str]
+    group: str,
+    split: SplitSpec,
+    names: Sequence[str],
+    roles: Names,
+    blocks: Sequence[str],
+    stages: Sequence[str],
+    moved: Mapping[str, str],
 ) -> dict[str, list[str]]:
     """GROUP.PART -> parameter names, from the stem up to the head.
 
@@ -207,10 +219,11 @@ def _parts(
     """
     paths = {name: moved.get(name, name) for name in names}
     there = [block for block in blocks if any(_under(path, block) for path in paths.values())]
+    stage_of = _stages(list(paths.values()), stages)
     parts: dict[str, list[str]] = {"stem": []}
     head: list[str] = []
     for name, path in paths.items():
-        stage = path.split(".")[0]
+        stage = stage_of[path]
         around = [block for block in there if block.startswith(stage + ".")] if split.by == "block" else []
         if any(_under(name, own) for own in roles.get("head", [])):
             head.append(name)
@@ -222,6 +235,17 @@ def _parts(
             parts.setdefault((own or last or around[:1] or [stage])[0], []).append(name)
     parts["head"] = head
     return {f"{group}.{part}": members for part, members in parts.items() if members}
+
+
+def _stages(paths: Sequence[str], stages: Sequence[str]) -> dict[str, str]:
+    """Path of a parameter -> the stage that it is in. What lies between two stages goes with the one after it, and what is
+    in no module that has stages with its module at the top of the network."""
+    found: dict[str, str] = {}
+    after = ""
+    for path in reversed(paths):
+        own, top = next((stage for stage in stages if _under(path, stage)), None), path.split(".")[0]
+        after = found[path] = own or (after if _under(after, top) else top)
+    return found
 
 
 def _check_groups(where: str, named: Iterable[str], groups: Iterable[str]) -> None:

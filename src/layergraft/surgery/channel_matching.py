@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from contextlib import suppress
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from layergraft.config.schema import CHANNEL_MATCHING
 from layergraft.errors import UserError
 from layergraft.hosts.architectures import (
     Architecture,
-    Block,
     Conv,
     Slot,
     Stage,
@@ -22,6 +21,7 @@ from layergraft.hosts.architectures import (
     describe,
     matched_padding,
 )
+from layergraft.hosts.families import BlockArchitecture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +98,9 @@ def _match_stride(donor: nn.Module, slot: Slot, did: list[str]) -> nn.ZeroPad2d 
 
 def _convolution(donor: nn.Module) -> nn.Conv2d | None:
     """That of a donor which is a convolution or a stem; None for a block or stage."""
-    first = donor[0] if isinstance(donor, nn.Sequential) else donor
-    return first if isinstance(first, nn.Conv2d) else None
+    if not isinstance(architecture_of(donor), (Conv, Stem)):
+        return None
+    return cast(nn.Conv2d, donor[0] if isinstance(donor, nn.Sequential) else donor)
 
 
 def resized(
@@ -136,25 +137,14 @@ def resized(
     return new.train(donor.training)
 
 
-def _target(architecture: Conv | Stem | Block, ins: int, outs: int) -> Conv | Stem | Block:
+def _target(architecture: Conv | Stem | BlockArchitecture, ins: int, outs: int) -> Conv | Stem | BlockArchitecture:
     if isinstance(architecture, Conv):
         return dataclasses.replace(architecture, in_channels=ins, out_channels=outs)
     if isinstance(architecture, Stem):
         return dataclasses.replace(
             architecture, conv=dataclasses.replace(architecture.conv, in_channels=ins, out_channels=outs)
         )
-    width = (
-        outs
-        if architecture.type == "basic"
-        else max(1, math.ceil(architecture.width * outs / architecture.out_channels))
-    )
-    if architecture.shortcut == "identity" and ins != outs:
-        raise UserError(
-            "a block whose skip is the identity keeps its channels: it cannot take and give different numbers"
-        )
-    if architecture.type == "bottleneck" and outs % 4:
-        raise UserError(f"a bottleneck gives a multiple of 4 channels, not {outs}")
-    return dataclasses.replace(architecture, in_channels=ins, width=width, out_channels=outs)
+    return architecture.resized(ins, outs, architecture.stride, architecture.shortcut)
 
 
 def _resize(tensor: Tensor, shape: torch.Size, method: str) -> Tensor:

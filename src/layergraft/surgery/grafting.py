@@ -14,10 +14,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from layergraft.errors import UserError
-from layergraft.hosts.architectures import Block, Slot, Stem, architecture_of, describe
+from layergraft.hosts.architectures import Slot, Stem, architecture_of, describe
+from layergraft.hosts.families import block_of
 from layergraft.hosts.norms import BATCH_NORMS, batch_norms, norm_kind
 from layergraft.hosts.sites import BLOCK, STAGE, Site, shapes_only
 from layergraft.seeds import derive_seed
@@ -173,10 +173,9 @@ def under(name: str, paths: Sequence[str]) -> bool:
 
 def slot_of(host: nn.Module, site: Site, operation: Operation, image: tuple[int, int, int]) -> Slot:
     """What a donor finds at `site` under this surgery."""
-    blocks = [Block.of(part) for part in host.modules() if isinstance(part, (BasicBlock, Bottleneck))]
+    blocks = [block for part in host.modules() if (block := block_of(part)) is not None]
     shortcut = next((block.shortcut for block in blocks if block.shortcut != "identity"), "conv")
-    architecture = operation.architecture(site, host.get_submodule(site.path))
-    return Slot(site.path, architecture, image, norm_kind(host), shortcut)
+    return Slot(site.path, operation.architecture(site), image, norm_kind(host), shortcut)
 
 
 def graft(

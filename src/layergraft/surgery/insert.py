@@ -25,7 +25,7 @@ class Insert(Operation):
     gate: float | None = bounded(None, "(-inf, inf)", "it must be a finite number")
     """Where the gate of the donor's branch starts: x + gate * donor(x). null: no gate, a plain link in the chain."""
 
-    def architecture(self, site: Site, layer: nn.Module) -> Architecture:
+    def architecture(self, site: Site) -> Architecture:
         channels = (site.in_shape if self.position == "before" else site.out_shape)[0]
         return Conv(channels, channels, 3, 1, 1)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from layergraft.config.registry import canonical, name_of, names_of
 from layergraft.config.schema import SurgerySpec
 from layergraft.errors import require
-from layergraft.hosts.architectures import Architecture, architecture_of
+from layergraft.hosts.architectures import Architecture
 from layergraft.hosts.sites import Site
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class Operation(SurgerySpec):
         """Put `chain` into `network`, a copy of the host that is changed in place, at `site`."""
         raise NotImplementedError
 
-    def architecture(self, site: Site, layer: nn.Module) -> Architecture:
-        """Return what a donor has to be at `site`, where the host has `layer`: by default, what that is."""
-        return architecture_of(layer)
+    def architecture(self, site: Site) -> Architecture:
+        """Return what a donor has to be at `site`: by default, what the host has there."""
+        return site.architecture
 
     def norm_after(self, site: Site) -> str | None:
         """Return the module path of the host's norm that takes the chain's output directly; None where there is none."""
