@@ -89,7 +89,7 @@ MOVED = {"layer2.0.host.conv1.weight": "layer2.0.conv1.weight", "layer3.host.0.c
 def deep(split, phases, epochs=10, groups=ALL, **more):
     spec = StrategySpec("s", groups=groups, split={"all": split}, phases=phases, **more)
     blocks = ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0"]
-    return make_plan(spec, DEEP, ["bn1"], ROLES | {"graft": ["layer2.0.donor"]}, epochs, blocks, MOVED)
+    return make_plan(spec, DEEP, ["bn1"], ROLES | {"graft": ["layer2.0.donor"]}, epochs, blocks, moved=MOVED)
 
 
 def test_layer_wise_decay_is_the_numbers_written_here():
