@@ -19,7 +19,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from layergraft.data.batches import Batches, BatchSpec
-from layergraft.data.images import ImageData, Split
+from layergraft.data.image_data import ImageData, Split
 from layergraft.hosts import CifarResNet
 
 NUMBER, BATCH = 20_000, 128

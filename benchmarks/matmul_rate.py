@@ -20,11 +20,11 @@ from measure import CUDA, Figure, by_turns, spread
 from run_time import ALL, backend_here, noise
 from torch.utils.flop_counter import FlopCounterMode
 
-from layergraft.config.training import OptimSpec, ScheduleSpec
+from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.phases import make_plan
 from layergraft.training.fit import Recipe, fit
 
 GOAL = 30.0  # percent

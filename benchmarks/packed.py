@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layergraft.hosts import CifarResNet
-from layergraft.hosts.blocks import PadShortcut
+from layergraft.hosts.resnet_blocks import PadShortcut
 
 DEVICE = "cuda" if CUDA else "cpu"
 CLASSES = 10

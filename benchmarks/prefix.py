@@ -12,11 +12,11 @@ import torch
 from measure import Figure, at_most, by_turns
 from run_time import backend_here, noise
 
-from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.phases import make_plan
 from layergraft.training.fit import Recipe, fit
 
 EPOCHS, IMAGES, BATCH = 20, 1280, 128

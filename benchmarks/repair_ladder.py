@@ -16,14 +16,14 @@ import torch
 
 from layergraft import surgery
 from layergraft.config.schema import Device, Precision
-from layergraft.config.training import OptimSpec, ScheduleSpec
+from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.data.batches import Batches, BatchSpec
-from layergraft.data.images import ImageData, Split
+from layergraft.data.image_data import ImageData, Split
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import find_sites, resolve
 from layergraft.networks.network_cache import ALL_TRAINS
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.phases import make_plan
 from layergraft.surgery import Replace
 from layergraft.training.fit import Backend, Recipe, fit
 

@@ -31,13 +31,13 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from layergraft.config.schema import HostSpec, ProbeSpec
-from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
-from layergraft.data.images import ImageData, Split
+from layergraft.data.image_data import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import STAGE, find_sites
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.phases import make_plan
 from layergraft.training.fit import Backend, CheckpointSettings, Recipe, fit
 from layergraft.training.probes import Probes, ProbeTargets
 

@@ -28,7 +28,7 @@ from layergraft.runs.build import get_donors
 from layergraft.runs.plan import plan_run
 from layergraft.store.records import RECORD, read_record
 from layergraft.sweeps import execution
-from layergraft.sweeps.pool import warm
+from layergraft.sweeps.worker_pool import warm
 
 GOAL = 4.0
 CONTROL, DRIVER = "nvidia-cuda-mps-control", "/usr/local/nvidia/bin"  # where a container may have it

@@ -20,7 +20,7 @@ from pytorch_lightning.trainer.connectors import callback_connector
 
 from layergraft.cli.commands import main
 from layergraft.config.compose import Composer, conf_dir, to_hydra
-from layergraft.data.images import ImageData, Split
+from layergraft.data.image_data import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import find_sites
 from layergraft.surgery import Replace, slot_of

@@ -21,7 +21,7 @@ from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import find_sites
-from layergraft.strategies.training_plan import make_plan, stage_roles
+from layergraft.strategies.phases import make_plan, stage_roles
 from layergraft.surgery import Replace, graft
 from layergraft.training.fit import Backend, Recipe, fit
 

@@ -61,7 +61,7 @@ class Host(Choice, group="host"):
         if isinstance(network, str):
             super().__init__(network, **keys)
         else:
-            from layergraft.hosts.own_module import give
+            from layergraft.hosts.user_module import give
 
             paths = {key: keys.pop(key) for key in ("blocks", "stages", "stem", "head") if key in keys}
             super().__init__("module", **give(network, **paths), **keys)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tests.data.written import medmnist_arrays
 
-from layergraft.config import metrics
-from layergraft.config.metrics import TASKS, lookup, metric, metrics_of, recorded, watchable
+from layergraft.config import metric_registry
+from layergraft.config.metric_registry import TASKS, lookup, metric, metrics_of, recorded, watchable
 from layergraft.errors import UserError
 from layergraft.runs.plan import plan_run
 
@@ -16,7 +16,7 @@ from layergraft.runs.plan import plan_run
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
     """What a test registers is gone after it."""
-    monkeypatch.setattr(metrics, "_METRICS", dict(metrics._METRICS))
+    monkeypatch.setattr(metric_registry, "_METRICS", dict(metric_registry._METRICS))
 
 
 def test_a_metric_is_one_function():
@@ -24,8 +24,8 @@ def test_a_metric_is_one_function():
     def worst(logits_NC, y_N):
         return 3.0
 
-    assert "worst" in metrics.metrics_of("ordinal") and "worst" not in metrics.metrics_of("multi_class")
-    assert lookup("test/worst") == lookup("val/worst") == metrics.Metric("classes", min, ("ordinal",), worst)
+    assert "worst" in metric_registry.metrics_of("ordinal") and "worst" not in metric_registry.metrics_of("multi_class")
+    assert lookup("test/worst") == lookup("val/worst") == metric_registry.Metric("classes", min, ("ordinal",), worst)
     assert "val/worst" in watchable("ordinal") and "val/worst" not in watchable("multi_label")
     assert {"val/worst", "test/worst"} <= set(recorded("ordinal", ()))
     metric("ordinal", unit="classes", better=min)(worst)  # a notebook's cell that is run again

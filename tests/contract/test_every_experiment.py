@@ -29,10 +29,7 @@ def outputs(tmp_path_factory):
 
 
 # The rest by `make test-slow`: every one of them is planned below.
-@pytest.mark.parametrize(
-    "name",
-    [n if n == "quickstart" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
-)
+@pytest.mark.parametrize("name", [n if n == "quickstart" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_runs_small_and_has_what_it_asks(name, outputs, command, monkeypatch):
     text = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
     assert len(line_of(conf_dir() / "experiment" / f"{name}.yaml")) > 20

@@ -6,13 +6,13 @@ import torch
 
 from conftest import CPU
 from layergraft.config.compose import conf_dir
-from layergraft.config.training import OptimSpec, ScheduleSpec
+from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import find_sites, resolve
 from layergraft.runs.plan import plan_run
-from layergraft.strategies.training_plan import make_plan, stage_roles
+from layergraft.strategies.phases import make_plan, stage_roles
 from layergraft.surgery import Replace, graft
 from layergraft.training.fit import Recipe, fit
 

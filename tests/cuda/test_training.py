@@ -11,16 +11,16 @@ from torch.profiler import ProfilerActivity, profile
 from training.test_prefix import KEPT, STEM, both_ways, frozen
 
 from layergraft.config.schema import ProbeSpec
-from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
-from layergraft.data.pixels import Streamed
+from layergraft.data.pixel_loading import Streamed
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import find_sites
 from layergraft.runs.plan import plan_run
 from layergraft.runs.similarity import similarity
 from layergraft.runs.train import execute, probes_of
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.phases import make_plan
 from layergraft.surgery import Replace, calibrated, graft
 from layergraft.training.fit import Backend, Recipe, fit
 from layergraft.training.probes import Probes, ProbeTargets

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from layergraft.data.batches import Batches, BatchSpec, shifted
-from layergraft.data.images import Split
+from layergraft.data.image_data import Split
 
 
 def epoch(batches, number):

@@ -10,7 +10,7 @@ from layergraft.data import Digits, Folder, Npz, Textures, TorchvisionArrays
 from layergraft.data.corruptions import shuffled_blocks
 from layergraft.data.data_set import FullData, chosen_classes, require_sound, split_rows
 from layergraft.data.duplicates import near_duplicates
-from layergraft.data.images import Split
+from layergraft.data.image_data import Split
 from layergraft.errors import UserError
 from layergraft.metrics.tasks import Task
 

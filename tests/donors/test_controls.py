@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import CPU, GREY
-from layergraft.config.training import ScheduleSpec
+from layergraft.config.training_schema import ScheduleSpec
 from layergraft.data import Digits
 from layergraft.donors import TrainedDonor
 from layergraft.donors.controls import CONTROLS, Control, without

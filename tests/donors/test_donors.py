@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import CPU, GREY, place_at
-from layergraft.config.training import OptimSpec, ScheduleSpec
+from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.data import Digits
 from layergraft.donors import RandomDonor, TrainedDonor
 from layergraft.donors.controls import Control

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import CPU, GREY, place_at
-from layergraft.config.training import OptimSpec, ScheduleSpec
+from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.data import Digits
 from layergraft.donors import EndToEndDonor
 from layergraft.donors.donor_cache import get_or_create

@@ -6,10 +6,10 @@ import torchvision
 
 from conftest import HOSTS
 from layergraft.config.registry import validate
-from layergraft.data.images import ImageData, Split
+from layergraft.data.image_data import ImageData, Split
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.hosts.blocks import PadShortcut, group_norm, on_meta
+from layergraft.hosts.resnet_blocks import PadShortcut, group_norm, on_meta
 from layergraft.hosts.resnets import NETWORKS
 
 IMAGE = (3, 64, 64)

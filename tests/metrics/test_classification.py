@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from layergraft.config.metrics import TASKS, metrics_of
+from layergraft.config.metric_registry import TASKS, metrics_of
 from layergraft.metrics import auc, balanced_acc, ece, mae
 from layergraft.metrics.tasks import Task
 from layergraft.training.evaluation import Evaluation

@@ -7,7 +7,7 @@ import torch
 from tests.data.written import medmnist_arrays
 from torch.nn import functional as F
 
-from layergraft.config.metrics import metrics_of, recorded
+from layergraft.config.metric_registry import metrics_of, recorded
 from layergraft.metrics.tasks import Task
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute

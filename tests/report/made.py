@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from layergraft.config.metrics import lookup
+from layergraft.config.metric_registry import lookup
 from layergraft.report.contrasts import design
 from layergraft.report.table import AXES, Runs
 

@@ -3,7 +3,7 @@
 import pytest
 from tests.report.made import design_of, no_graft, rows, runs_of
 
-from layergraft.config.metrics import recorded
+from layergraft.config.metric_registry import recorded
 from layergraft.errors import UserError
 from layergraft.report.contrasts import between, contrast, gains, named, require_contrasts
 from layergraft.stats import difference
@@ -197,10 +197,7 @@ def test_contrasts_of_a_sweep_are_of_its_own_runs():
 
 def test_conditions_that_name_every_axis_share_the_one_cell():
     found = design_of(no_graft({0: 50, 1: 52}), rows({0: 51, 1: 54}))
-    every = [
-        "+strategy=full,site=early,host=h,donor=trained,data=d",
-        "-strategy=full,site=-,host=h,donor=none,data=d",
-    ]
+    every = ["+strategy=full,site=early,host=h,donor=trained,data=d", "-strategy=full,site=-,host=h,donor=none,data=d"]
     only = contrast(found, "c", every)
     assert (only.num_cells, only.difference.mean) == (1, 1.5)
 

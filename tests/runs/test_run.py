@@ -19,7 +19,7 @@ from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.store.records import RunRecord, read_record
 from layergraft.training.fit import Backend
-from layergraft.training.module import Diverged
+from layergraft.training.lightning_module import Diverged
 
 CPU = Backend("cpu", "float32")
 
@@ -63,8 +63,7 @@ def test_a_frozen_donor_is_byte_identical_in_the_trained_network(tiny, tmp_path)
     record = execute(plan_run(tiny("strategy=freeze", "site=middle")))
     donor = load_file(tmp_path / "donors" / record.donors[0]["key"] / "donor.safetensors")["weight"]
     assert torch.equal(
-        load_file(tmp_path / "runs" / record.key / "model.safetensors")[f"{record.grafts[0].site}.weight"],
-        donor,
+        load_file(tmp_path / "runs" / record.key / "model.safetensors")[f"{record.grafts[0].site}.weight"], donor
     )
 
 

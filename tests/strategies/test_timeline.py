@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from layergraft.config.training import PhaseSpec, PlateauSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import PhaseSpec, PlateauSpec, ScheduleSpec, StrategySpec
+from layergraft.strategies.phases import make_plan
 from layergraft.strategies.timeline import covered, figure, picture, stretches, timeline
-from layergraft.strategies.training_plan import make_plan
 
 PHASES = {
     "start": PhaseSpec(0, {"rest": 1.0}, ["head"]),

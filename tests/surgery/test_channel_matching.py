@@ -14,7 +14,7 @@ from layergraft.config.schema import CHANNEL_MATCHING
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.architectures import Conv, Stage, Stem, architecture_of, describe, from_json, to_json
-from layergraft.hosts.blocks import NORM_LAYERS
+from layergraft.hosts.resnet_blocks import NORM_LAYERS
 from layergraft.hosts.resnets import Block
 from layergraft.hosts.sites import find_sites
 from layergraft.surgery import Insert, Parallel, Replace

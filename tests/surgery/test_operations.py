@@ -16,11 +16,7 @@ from layergraft.surgery import Insert, Parallel, Replace
 
 IMAGE = (3, 32, 32)
 HOST = TorchvisionResNet("resnet18", width=4)
-ZERO_GATED = [
-    Insert(gate=0.0),
-    Insert(position="before", gate=0.0),
-    Parallel(gate=0.0),
-]
+ZERO_GATED = [Insert(gate=0.0), Insert(position="before", gate=0.0), Parallel(gate=0.0)]
 
 
 def name_of(spec):

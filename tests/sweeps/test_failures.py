@@ -19,8 +19,8 @@ from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.store.records import RunRecord, read_record, run_folder, write_record
 from layergraft.sweeps import execution
-from layergraft.sweeps.pool import WORKER_DIED, Failed
 from layergraft.sweeps.worker import Outcome
+from layergraft.sweeps.worker_pool import WORKER_DIED, Failed
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

@@ -12,18 +12,18 @@ import torch
 
 from conftest import LAYERGRAFT
 from layergraft.config.schema import ProbeSpec
-from layergraft.config.training import OptimSpec, RegularizerSpec, ScheduleSpec
+from layergraft.config.training_schema import OptimSpec, RegularizerSpec, ScheduleSpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
-from layergraft.strategies.training_plan import make_plan, stage_roles
+from layergraft.strategies.phases import make_plan, stage_roles
 from layergraft.training import ddp
 from layergraft.training.checkpoints import CHECKPOINT
 from layergraft.training.fit import Backend, CheckpointSettings, Recipe, fit
-from layergraft.training.module import Diverged
+from layergraft.training.lightning_module import Diverged
 from layergraft.training.probes import Probes, ProbeTargets
 
 HOST = CifarResNet("resnet8", width=4, norm="group")

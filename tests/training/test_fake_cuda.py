@@ -15,10 +15,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from layergraft.config import metrics
+from layergraft.config import metric_registry
 from layergraft.config.compose import conf_dir
 from layergraft.config.schema import Config, ProbeSpec
-from layergraft.config.training import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.digits import Digits
 from layergraft.donors import TrainedDonor
@@ -28,13 +28,13 @@ from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import find_sites
 from layergraft.metrics.tasks import Task
 from layergraft.runs.similarity import _inputs
-from layergraft.strategies.training_plan import make_plan, stage_roles
+from layergraft.strategies.phases import make_plan, stage_roles
 from layergraft.surgery import Parallel, Replace, calibrated, graft
 from layergraft.surgery.calibrate import reconstruction_error
 from layergraft.training import gradients
 from layergraft.training.evaluation import evaluating, measuring, record_activations
 from layergraft.training.fit import Backend
-from layergraft.training.module import PlannedModule
+from layergraft.training.lightning_module import PlannedModule
 from layergraft.training.optimizers import CLASSES
 from layergraft.training.prefix_cache import FrozenPrefix
 from layergraft.training.probes import Probes, ProbeTargets
@@ -100,8 +100,8 @@ def fake_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(1))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**34, 2**34))
     monkeypatch.setattr(torch, "equal", lambda a, b: a.shape == b.shape)
-    known = {name: replace(of, function=of.function and on_cpu) for name, of in metrics._METRICS.items()}
-    monkeypatch.setattr(metrics, "_METRICS", known)
+    known = {name: replace(of, function=of.function and on_cpu) for name, of in metric_registry._METRICS.items()}
+    monkeypatch.setattr(metric_registry, "_METRICS", known)
     with FakeCuda(allow_non_fake_inputs=True):
         yield
 

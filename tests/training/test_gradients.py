@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import CPU
-from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.phases import make_plan
 from layergraft.training import gradients
 from layergraft.training.fit import Recipe, fit
 

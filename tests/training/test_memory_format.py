@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional
 
 from conftest import HOSTS
-from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.phases import make_plan
 from layergraft.training.checkpoints import Checkpoints
 from layergraft.training.fit import Backend, CheckpointSettings, Recipe, fit
 

@@ -10,16 +10,16 @@ from torch import nn
 
 from conftest import CPU
 from layergraft.config.compose import conf_dir
-from layergraft.config.training import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.donors.random import RandomDonor
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import find_sites
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.phases import make_plan
 from layergraft.surgery import Insert, Parallel, Replace, graft, slot_of
 from layergraft.training.fit import Backend, CheckpointSettings, Recipe, _keeps_features, fit
-from layergraft.training.module import Diverged
+from layergraft.training.lightning_module import Diverged
 from layergraft.training.prefix_cache import chain, prefix_of, without
 
 KEPT = Backend("cpu", "float32", features_gib=None)

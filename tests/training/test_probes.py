@@ -10,14 +10,14 @@ from torch.nn import functional as F
 
 from conftest import CPU
 from layergraft.config.schema import ProbeSpec
-from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import find_sites
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.phases import make_plan
 from layergraft.surgery import Replace, graft
 from layergraft.training.evaluation import Statistics, evaluating, record_activations
 from layergraft.training.fit import Recipe, fit

@@ -11,18 +11,25 @@ from torch.nn import functional as F
 
 from conftest import CPU, TINY
 from layergraft.config.registry import validate
-from layergraft.config.training import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import (
+    OptimSpec,
+    PhaseSpec,
+    PlateauSpec,
+    RegularizerSpec,
+    ScheduleSpec,
+    StrategySpec,
+)
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.phases import make_plan
 from layergraft.training import optimizers
 from layergraft.training.checkpoints import CHECKPOINT, facts_of
 from layergraft.training.fit import Backend, CheckpointSettings, Recipe, fit
-from layergraft.training.module import Diverged
+from layergraft.training.lightning_module import Diverged
 
 GROUP = CifarResNet("resnet8", width=4, norm="group")
 BATCH = CifarResNet("resnet8", width=4)
@@ -325,7 +332,7 @@ def test_bad_values_name_their_keys():
     with pytest.raises(UserError, match=r"optim.accumulate is 0; it must be 1 or more"):
         validate(OptimSpec(accumulate=0), "optim")
     with pytest.raises(UserError, match=r"strategy.split.all.decay is 2.0; it must be in \(0, 1\]"):
-        from layergraft.config.training import SplitSpec
+        from layergraft.config.training_schema import SplitSpec
 
         validate(StrategySpec("s", split={"all": SplitSpec(decay=2.0)}), "strategy")
     with pytest.raises(UserError, match=r"strategy.phases.p.plateau.patience is 0; it must be 1 or more"):
@@ -343,9 +350,7 @@ def test_no_step_waits_for_the_device(images, monkeypatch, tmp_path):
             for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy", "cpu"):
                 plain = getattr(torch.Tensor, name)
                 patch.setattr(
-                    torch.Tensor,
-                    name,
-                    lambda *a, plain=plain, count=count, **k: (count.append(1), plain(*a, **k))[1],
+                    torch.Tensor, name, lambda *a, plain=plain, count=count, **k: (count.append(1), plain(*a, **k))[1]
                 )
             (tmp_path / str(size)).mkdir()
             fit(network, plan, batches, recipe, CPU, saving=CheckpointSettings(tmp_path / str(size), None, {}))

@@ -9,13 +9,20 @@ from torch import nn
 
 from conftest import CPU
 from layergraft.config.compose import conf_dir
-from layergraft.config.training import OptimSpec, PhaseSpec, PlateauSpec, RegularizerSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import (
+    OptimSpec,
+    PhaseSpec,
+    PlateauSpec,
+    RegularizerSpec,
+    ScheduleSpec,
+    StrategySpec,
+)
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import find_sites
-from layergraft.strategies.training_plan import make_plan, stage_roles
+from layergraft.strategies.phases import make_plan, stage_roles
 from layergraft.surgery import Replace, graft
 from layergraft.training.checkpoints import Checkpoints, facts_of
 from layergraft.training.fit import CheckpointSettings, Recipe, fit

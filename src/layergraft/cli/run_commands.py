@@ -16,7 +16,7 @@ from layergraft.donors.donor_cache import Donor
 from layergraft.errors import RunFailed, UserError, require
 from layergraft.hosts import sites, weights
 from layergraft.hosts.architectures import describe
-from layergraft.hosts.meta import meta_host, sites_of
+from layergraft.hosts.meta_device import meta_host, sites_of
 from layergraft.runs.build import calibration_images, get_donors
 from layergraft.runs.plan import plan_run, precision_note
 from layergraft.runs.similarity import similarity
@@ -25,7 +25,7 @@ from layergraft.store.records import RECORD
 from layergraft.strategies.timeline import covered, stretches
 from layergraft.surgery.calibrate import reconstruction_error
 from layergraft.training.evaluation import record_activations
-from layergraft.training.module import PlannedModule
+from layergraft.training.lightning_module import PlannedModule
 
 MEANINGS = {
     "frechet": ("Frechet distance", "low"),

@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from layergraft.config.registry import bounded, canonical, one_of
-from layergraft.config.training import OptimSpec, RegularizerSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import OptimSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.errors import require
 
 CHANNEL_MATCHING = ("strict", "project", "slice", "tile", "sum", "average")

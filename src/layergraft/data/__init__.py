@@ -3,8 +3,8 @@ batches made on the device (`batches`)."""
 
 from layergraft.data.dicom import Dicom
 from layergraft.data.digits import Digits
-from layergraft.data.folder import Folder
-from layergraft.data.images import ImageData, Split
+from layergraft.data.image_data import ImageData, Split
+from layergraft.data.image_folder import Folder
 from layergraft.data.medmnist import MedMnist
 from layergraft.data.npz import Npz
 from layergraft.data.textures import Textures

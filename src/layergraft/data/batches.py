@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layergraft.data.images import ImageData, Split
-from layergraft.data.pixels import Pixels, counts, free_bytes, pixels_on
+from layergraft.data.image_data import ImageData, Split
+from layergraft.data.pixel_loading import Pixels, counts, free_bytes, pixels_on
 from layergraft.errors import UserError
 from layergraft.metrics.tasks import Task
 from layergraft.seeds import derive_seed

@@ -16,7 +16,7 @@ import numpy as np
 
 from layergraft.config.registry import canonical
 from layergraft.config.schema import CorruptionSpec
-from layergraft.data.images import Split
+from layergraft.data.image_data import Split
 from layergraft.errors import require
 from layergraft.seeds import derive_seed
 from layergraft.store.files import create_once, digest

@@ -13,7 +13,7 @@ import numpy as np
 from layergraft.config.registry import Hashable, canonical, hashable
 from layergraft.config.schema import DataSpec
 from layergraft.data.corruptions import corrupted, flipped_labels
-from layergraft.data.images import ImageData, Split
+from layergraft.data.image_data import ImageData, Split
 from layergraft.errors import UserError, require, unknown
 from layergraft.metrics.tasks import Task
 from layergraft.seeds import derive_seed

@@ -16,7 +16,7 @@ import numpy as np
 
 from layergraft.config.registry import register
 from layergraft.data.data_set import PARTS, FullData
-from layergraft.data.image_files import FileSet
+from layergraft.data.image_decoding import FileSet
 from layergraft.errors import UserError, require, unknown
 
 if TYPE_CHECKING:

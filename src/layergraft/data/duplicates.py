@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from layergraft.data.images import Split
+from layergraft.data.image_data import Split
 
 CHUNK = 4096  # images at a time
 SIDE = 16  # pixels of the thumbnails that are compared

@@ -21,7 +21,7 @@ from layergraft.seeds import derive_seed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from layergraft.data.images import ImageData, Split
+    from layergraft.data.image_data import ImageData, Split
     from layergraft.donors.donor_cache import Donor
     from layergraft.training.fit import Backend
 

@@ -20,7 +20,7 @@ from layergraft.seeds import derive_seed
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
-    from layergraft.data.images import ImageData
+    from layergraft.data.image_data import ImageData
     from layergraft.training.fit import Backend
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from layergraft.config.registry import canonical
 from layergraft.config.schema import RESULT_VERSION, DataSpec, DonorSpec
-from layergraft.config.training import OptimSpec, ScheduleSpec
+from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.errors import UserError, require
 from layergraft.hosts.architectures import Architecture, Slot, to_json
 from layergraft.store.files import digest, label
@@ -15,7 +15,7 @@ from layergraft.store.files import digest, label
 if TYPE_CHECKING:
     from torch import nn
 
-    from layergraft.data.images import ImageData
+    from layergraft.data.image_data import ImageData
     from layergraft.donors.donor_cache import Donor
     from layergraft.training.fit import Backend
 

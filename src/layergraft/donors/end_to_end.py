@@ -15,7 +15,7 @@ from omegaconf import MISSING
 
 from layergraft.config.registry import register
 from layergraft.config.schema import RESULT_VERSION, DataSpec, HostSpec
-from layergraft.config.training import OptimSpec, ScheduleSpec
+from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.donors.donor_kind import DonorKind
 from layergraft.errors import UserError, unknown
@@ -28,7 +28,7 @@ from layergraft.store.files import digest, label
 if TYPE_CHECKING:
     from torch import nn
 
-    from layergraft.data.images import ImageData
+    from layergraft.data.image_data import ImageData
     from layergraft.donors.donor_cache import Donor
     from layergraft.hosts.sites import Site
     from layergraft.training.fit import Backend
@@ -106,7 +106,7 @@ class EndToEndDonor(LearnedDonor):
 
     def architecture(self, slot: Slot) -> Architecture:
         """Raises UserError where the network has no such layer."""
-        from layergraft.hosts.meta import meta_host
+        from layergraft.hosts.meta_device import meta_host
 
         data = self.images(slot)
         site = self.site(data, slot)
@@ -121,7 +121,7 @@ class EndToEndDonor(LearnedDonor):
 
     def site(self, data: ImageData, slot: Slot) -> Site:
         """Where in the network the layer is."""
-        from layergraft.hosts.meta import sites_of
+        from layergraft.hosts.meta_device import sites_of
 
         sites = sites_of(self.host, data.shape, data.num_classes)
         wanted = self.layer or slot.path

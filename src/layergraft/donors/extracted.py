@@ -68,7 +68,7 @@ class ExtractedDonor(LearnedDonor):
         }
 
     def _cut(self, slot: Slot) -> tuple[str, Architecture, dict[str, Tensor]]:
-        from layergraft.hosts.blocks import on_meta
+        from layergraft.hosts.resnet_blocks import on_meta
 
         file = weight_files.read(self.path)
         layer = self._layer(file, slot)
@@ -138,7 +138,7 @@ def infer(where: str, tensors: Mapping[str, Tensor], slot: Slot) -> Architecture
 
 def _is_as_the_site(tensors: Mapping[str, Tensor], slot: Slot) -> bool:
     """Whether these are the tensors of a block or stage like the site's own, of whatever family."""
-    from layergraft.hosts.blocks import on_meta
+    from layergraft.hosts.resnet_blocks import on_meta
 
     if not isinstance(slot.layer, (BlockArchitecture, Stage)):
         return False

@@ -19,7 +19,7 @@ from omegaconf import MISSING
 
 from layergraft.config.registry import bounded, register
 from layergraft.config.schema import DataSpec
-from layergraft.config.training import OptimSpec, ScheduleSpec
+from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.donors.controls import LearnedDonor
 from layergraft.donors.donor_kind import identity, key_of
 from layergraft.donors.random import initial
@@ -32,7 +32,7 @@ from layergraft.seeds import derive_seed
 if TYPE_CHECKING:
     from torch import nn
 
-    from layergraft.data.images import ImageData
+    from layergraft.data.image_data import ImageData
     from layergraft.donors.donor_cache import Donor
     from layergraft.training.fit import Backend
 
@@ -140,7 +140,7 @@ def _require_trained_on(
     """Raise UserError where the single-layer network cannot take such images."""
     import torch
 
-    from layergraft.hosts.blocks import on_meta, require_room
+    from layergraft.hosts.resnet_blocks import on_meta, require_room
 
     network = on_meta(lambda: TrainedDonor(aux_depth=aux_depth).network(architecture, image[0], num_classes)[0])
     require_room("the donor's own network", network)

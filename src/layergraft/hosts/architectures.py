@@ -72,7 +72,7 @@ class Stem:
 
         from torch import nn
 
-        from layergraft.hosts.blocks import NORM_LAYERS
+        from layergraft.hosts.resnet_blocks import NORM_LAYERS
 
         norm = NORM_LAYERS[self.norm](self.out_channels)
         return nn.Sequential(OrderedDict(conv=self.conv.build(), norm=norm, relu=nn.ReLU()))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from layergraft.hosts.blocks import BLOCKS, NORM_LAYERS, PadShortcut, initialise
+from layergraft.hosts.resnet_blocks import BLOCKS, NORM_LAYERS, PadShortcut, initialise
 from layergraft.hosts.resnets import ResNetSpec
 from layergraft.seeds import derive_seed
 

@@ -61,7 +61,7 @@ class Block(BlockArchitecture):
         from torch import nn
         from torchvision.models.resnet import BasicBlock, Bottleneck
 
-        from layergraft.hosts.blocks import PadShortcut, PlainBasicBlock, PlainBottleneck
+        from layergraft.hosts.resnet_blocks import PadShortcut, PlainBasicBlock, PlainBottleneck
 
         if not isinstance(module, (BasicBlock, Bottleneck)):
             return None
@@ -96,7 +96,7 @@ class Block(BlockArchitecture):
         return cls(which, ins, width, outs, stride, slot.read_norm("bn1", tensors), shortcut, groups)
 
     def build(self) -> nn.Module:
-        from layergraft.hosts.blocks import BLOCKS, NORM_LAYERS, PadShortcut, conv_shortcut, initialise
+        from layergraft.hosts.resnet_blocks import BLOCKS, NORM_LAYERS, PadShortcut, conv_shortcut, initialise
 
         block = BLOCKS[self.type, self.shortcut != "none"]
         shortcut: nn.Module | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from layergraft.config.metrics import metric
+from layergraft.config.metric_registry import metric
 
 if TYPE_CHECKING:
     from torch import Tensor

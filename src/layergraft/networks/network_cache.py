@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from layergraft.config.schema import DataSpec
-from layergraft.config.training import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.errors import RunFailed
 from layergraft.hosts import weight_files
 from layergraft.seeds import derive_seed
@@ -17,7 +17,7 @@ from layergraft.store.files import create_once, write_atomic, write_json
 if TYPE_CHECKING:
     from torch import nn
 
-    from layergraft.data.images import ImageData
+    from layergraft.data.image_data import ImageData
     from layergraft.training.fit import Backend
 
 WEIGHTS, FACTS = "network.safetensors", "network.json"
@@ -78,9 +78,9 @@ def _fit(
 
     from layergraft.data.batches import Batches, BatchSpec
     from layergraft.hosts.norms import statistics_paths
-    from layergraft.strategies.training_plan import make_plan
+    from layergraft.strategies.phases import make_plan
     from layergraft.training.fit import Recipe, fit
-    from layergraft.training.module import Diverged
+    from layergraft.training.lightning_module import Diverged
 
     names = [name for name, _ in network.named_parameters()]
     plan = make_plan(ALL_TRAINS, names, statistics_paths(network), {}, how.schedule.epochs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from layergraft.config.metrics import lookup
+from layergraft.config.metric_registry import lookup
 from layergraft.errors import counted
 from layergraft.report.findings import IN_ALL, TAKEN_APART, Findings
 from layergraft.stats import Difference

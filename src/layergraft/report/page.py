@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from layergraft.config.metrics import lookup
+from layergraft.config.metric_registry import lookup
 from layergraft.report import figures, run_figures
 from layergraft.report.contrasts import NO_GRAFT, RANDOM
 from layergraft.report.findings import Findings, curves, find, measures_of

@@ -11,7 +11,7 @@ from torch import nn
 from layergraft import surgery
 from layergraft.config.schema import Config
 from layergraft.data.batches import Normalize
-from layergraft.data.images import ImageData
+from layergraft.data.image_data import ImageData
 from layergraft.donors.donor_cache import Donor, discard_donor, get_or_create
 from layergraft.hosts import weights
 from layergraft.runs.plan import RunPlan, images_of

@@ -12,23 +12,23 @@ import torch
 from torch import nn
 
 from layergraft import surgery
-from layergraft.config.metrics import Metric, recorded
+from layergraft.config.metric_registry import Metric, recorded
 from layergraft.config.registry import Hashable, canonical, hashable
 from layergraft.config.schema import RESULT_VERSION, Config, Device, HostSpec, Precision
-from layergraft.config.training import ScheduleSpec
+from layergraft.config.training_schema import ScheduleSpec
 from layergraft.data.batches import BatchSpec
-from layergraft.data.images import DataFacts, ImageData
+from layergraft.data.image_data import DataFacts, ImageData
 from layergraft.donors.donor_kind import DonorKind, key_of, require_batch
 from layergraft.errors import require
-from layergraft.hosts import meta, sites, weights
+from layergraft.hosts import meta_device, sites, weights
 from layergraft.hosts.architectures import Architecture, Slot
-from layergraft.hosts.blocks import on_meta, require_room
 from layergraft.hosts.norms import norm_paths, statistics_paths
+from layergraft.hosts.resnet_blocks import on_meta, require_room
 from layergraft.hosts.sites import Site
 from layergraft.store.files import digest, label
 from layergraft.store.records import run_folder
+from layergraft.strategies.phases import Curves, TrainingPlan, make_plan, stage_roles
 from layergraft.strategies.timeline import timeline
-from layergraft.strategies.training_plan import Curves, TrainingPlan, make_plan, stage_roles
 from layergraft.surgery import Operation
 from layergraft.training.fit import Backend, Recipe, check, lacks_bf16
 
@@ -130,7 +130,7 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
     """Check a run without making anything, so that a large sweep is checked fast. Raises UserError for whatever in the
     config cannot be: this is all the checking there is."""
     backend, images, last = backend_of(config), images_of(config), config.schedule.epochs
-    there = meta.sites_of(config.host, images.shape, images.num_classes)
+    there = meta_device.sites_of(config.host, images.shape, images.num_classes)
     found = weights.fingerprint(config.host)
     host = hashable(config.host), found, images.shape, images.num_classes
     grafts = _grafts(config, host, there, backend) if config.donor.is_layer else ()
@@ -237,7 +237,7 @@ def _grafts(
 def _slot(
     host: Hashable, weights: str | None, image: tuple[int, int, int], num_classes: int, site: Site, operation: Hashable
 ) -> Slot:
-    return surgery.slot_of(meta.meta_host(host.spec, image, num_classes), site, operation.spec, image)
+    return surgery.slot_of(meta_device.meta_host(host.spec, image, num_classes), site, operation.spec, image)
 
 
 @dataclass(frozen=True)
@@ -261,11 +261,11 @@ def _outline(
     """The outline of a network with its donors; the arguments are all that decides its shape."""
     spec: HostSpec = host.spec
     donors = [(site, on_meta(architecture.build)) for site, architecture in zip(where, architectures, strict=True)]
-    meta_host = meta.meta_host(spec, image, num_classes)
+    meta_host = meta_device.meta_host(spec, image, num_classes)
     grafted = surgery.graft(meta_host, donors, operation.spec, image, spec.roles["head"])
     require_room("the network with its donors", grafted.network)
     before, after = (grafted.parts["host before"], grafted.parts["host after"]) if donors else ((), ())
-    there = meta.sites_of(spec, image, num_classes)
+    there = meta_device.sites_of(spec, image, num_classes)
     stages, blocks = (tuple(p for p, site in there.items() if site.kind == kind) for kind in (sites.STAGE, sites.BLOCK))
     stages = tuple(spec.family.stages) or stages
     roles = {**spec.roles, **stage_roles(stages), **grafted.roles, "before": before, "after": after}

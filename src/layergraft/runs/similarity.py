@@ -22,7 +22,7 @@ from layergraft.config.schema import RESULT_VERSION, Config
 from layergraft.data.batches import Normalize
 from layergraft.data.duplicates import near_duplicates
 from layergraft.data.gabor import gabor_features
-from layergraft.data.images import ImageData, Split
+from layergraft.data.image_data import ImageData, Split
 from layergraft.metrics.distances import frechet_distance, leep, linear_classifier, logme, proxy_a_distance
 from layergraft.metrics.tasks import Task
 from layergraft.runs.build import BuiltRun

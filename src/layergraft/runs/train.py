@@ -41,7 +41,7 @@ from layergraft.store.records import RECORD, GraftRecord, RunRecord, is_done, le
 from layergraft.training import ddp
 from layergraft.training.checkpoints import CHECKPOINT, facts_of
 from layergraft.training.fit import Backend, CheckpointSettings, Fitted, Recipe, fit
-from layergraft.training.module import Diverged
+from layergraft.training.lightning_module import Diverged
 from layergraft.training.probes import Probes, ProbeTargets
 
 Callbacks = Sequence[pl.Callback]

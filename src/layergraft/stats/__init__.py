@@ -1,9 +1,9 @@
 """What a sweep says, and how sure it is: paired differences, picked arms, shares of variance. numpy, pandas and scipy; no torch."""
 
 from layergraft.stats.anova import Share, Shares, factorial, shares
+from layergraft.stats.arm_selection import gain_of_picking, pick
 from layergraft.stats.association import Association, association
-from layergraft.stats.paired import Difference, complete, difference, holm, mean_difference, together
-from layergraft.stats.selection import gain_of_picking, pick
+from layergraft.stats.paired_differences import Difference, complete, difference, holm, mean_difference, together
 
 __all__ = [
     "Association", "Difference", "Share", "Shares", "association", "complete", "difference", "factorial", "gain_of_picking", "holm",

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from layergraft.stats.paired import LEVEL, complete
+from layergraft.stats.paired_differences import LEVEL, complete
 
 SEED = "seed"
 MAX_COLUMNS = 400  # of the pairs of factors: with more, main effects alone

@@ -10,8 +10,8 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
-from layergraft.config.training import ScheduleSpec
-from layergraft.strategies.training_plan import Curves, TrainingPlan
+from layergraft.config.training_schema import ScheduleSpec
+from layergraft.strategies.phases import Curves, TrainingPlan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -35,7 +35,7 @@ class Insert(Operation):
     def place(self, network: nn.Module, site: Site, chain: Chain) -> Placed:
         from torch import nn
 
-        from layergraft.surgery.modules import GatedSum, row
+        from layergraft.surgery.graft_modules import GatedSum, row
 
         path, own, link = site.path, network.get_submodule(site.path), chain.module()
         at = f"{path}.donor"

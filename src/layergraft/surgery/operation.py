@@ -27,7 +27,7 @@ class Chain:
 
     def module(self) -> nn.Module:
         """Return the whole chain as one module, which is the donor itself where it stands alone."""
-        from layergraft.surgery.modules import row
+        from layergraft.surgery.graft_modules import row
 
         return row(**self.parts) if len(self.parts) > 1 else self.parts["donor"]
 

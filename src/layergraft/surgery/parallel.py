@@ -23,7 +23,7 @@ class Parallel(Operation):
     """Where the gate of the donor's branch starts: host(x) + gate * donor(x). null: no gate, the branch is added as it is."""
 
     def place(self, network: nn.Module, site: Site, chain: Chain) -> Placed:
-        from layergraft.surgery.modules import GatedSum
+        from layergraft.surgery.graft_modules import GatedSum
 
         path = site.path
         network.set_submodule(path, GatedSum(network.get_submodule(path), chain.module(), self.gate))

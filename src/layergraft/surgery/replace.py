@@ -33,7 +33,7 @@ class Replace(Operation):
 
 def _place_stem(network: nn.Module, path: str, norm_path: str, chain: Chain) -> Placed:
     """Put the stem's convolution and norm where the host's were; the ReLU after them stays the host's."""
-    from layergraft.surgery.modules import row
+    from layergraft.surgery.graft_modules import row
 
     conv, norm = (chain.parts["donor"].get_submodule(name) for name in ("conv", "norm"))
     pad, affine = chain.parts.get("pad"), chain.parts.get("affine")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from layergraft.errors import RunFailed, UserError, counted, require
 from layergraft.store.files import write_json
 from layergraft.store.records import read_record
-from layergraft.sweeps import pool
+from layergraft.sweeps import worker_pool
 from layergraft.sweeps.grid import GridSweeper, finish, key_of, say, within
 from layergraft.sweeps.launchers import LocalLauncher
 from layergraft.sweeps.manifest import write_plan
@@ -41,7 +41,7 @@ class AdviseSweeper(GridSweeper):
         from layergraft.report import recommendation
 
         self._require()
-        pool.warm()
+        worker_pool.warm()
 
         self.own = [str(o.input_line) for o in self.asked(arguments) if not o.is_sweep_override()]
         self.sweep_folder = self.folder(arguments)
@@ -125,7 +125,7 @@ class AdviseSweeper(GridSweeper):
     def _every_site(self) -> list[str]:
         """List the sites of the host that are of the donor's kind."""
         from layergraft.hosts import sites
-        from layergraft.hosts.meta import sites_of
+        from layergraft.hosts.meta_device import sites_of
 
         config = self.composer(self.own)
         images = config.images()

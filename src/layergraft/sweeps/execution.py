@@ -21,8 +21,8 @@ from layergraft.runs.plan import RunPlan, plan_run, precision_note
 from layergraft.runs.train import planned_record
 from layergraft.store.leases import LeaseHeld, lease
 from layergraft.store.records import is_done, lease_path, write_record
-from layergraft.sweeps.pool import WORKER_DIED, Crew, Failed, Pool, Task
 from layergraft.sweeps.worker import Attempt, Outcome, attempt, make_donors
+from layergraft.sweeps.worker_pool import WORKER_DIED, Crew, Failed, Pool, Task
 
 
 def planned(combinations: Iterable[tuple[Sequence[str], Config]]) -> list[RunPlan]:

@@ -24,7 +24,7 @@ from layergraft.errors import UserError, counted, unknown
 from layergraft.store.files import digest, label, write_atomic
 from layergraft.store.records import DONE, RECORD, read_record, run_folder, status_of
 from layergraft.store.sweep_folder import RERUN, SWEEP, read_sweep
-from layergraft.sweeps import pool
+from layergraft.sweeps import worker_pool
 from layergraft.sweeps.launchers import LocalLauncher
 from layergraft.sweeps.manifest import finished, signature, write_plan
 
@@ -133,7 +133,7 @@ class GridSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         settings, folder = self.config.exec, self.folder(arguments)
         if settings.rerun or not (folder / SWEEP).exists():  # there is something to do
-            pool.warm()
+            worker_pool.warm()
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
         loader, asked = self.hydra_context.config_loader, self.combinations(arguments)
@@ -144,7 +144,7 @@ class GridSweeper(BasicSweeper):
             say(f"{len(keys)} of {counted(len(keys), 'run')} in the store already")
             finish(folder, keys, 0.0)
             return [[]]
-        pool.warm()
+        worker_pool.warm()
         combinations = self.composer.without_foreign(asked)
         say(f"checking {counted(len(combinations), 'run')} before the first starts")
         plans = self.plan(combinations)

@@ -23,9 +23,9 @@ from layergraft.store.leases import LeaseHeld, lease
 from layergraft.store.records import LEASES, RunRecord, read_record
 from layergraft.store.sweep_folder import STUDY, TRIALS
 from layergraft.sweeps import execution
-from layergraft.sweeps.pool import Crew, Pool, Task
 from layergraft.sweeps.worker import Attempt, Outcome, attempt
-from layergraft.training.module import PlannedModule
+from layergraft.sweeps.worker_pool import Crew, Pool, Task
+from layergraft.training.lightning_module import PlannedModule
 
 SAMPLERS = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True),  # it knows of trials that still run

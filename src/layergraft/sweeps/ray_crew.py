@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from layergraft.errors import UserError, require
-from layergraft.sweeps.pool import WORKER_DIED, Failed, Worker, call
+from layergraft.sweeps.worker_pool import WORKER_DIED, Failed, Worker, call
 
 
 class RayCrew:

@@ -32,9 +32,9 @@ class SearchSweeper(GridSweeper):
         if not getattr(self.launcher, "gives_workers", False):
             chosen = self.config.hydra.runtime.choices["hydra/launcher"]
             raise UserError(f"hydra/sweeper=optuna searches with hydra/launcher=layergraft or ray, not with {chosen}")
-        from layergraft.sweeps import pool
+        from layergraft.sweeps import worker_pool
 
-        pool.warm()
+        worker_pool.warm()
 
         folder = self.folder(arguments)
         asked = self.asked(arguments)

@@ -15,7 +15,7 @@ import torch
 
 from layergraft.errors import UserError
 from layergraft.store.files import require_regular, require_unpacked
-from layergraft.training.module import Diverged, PlannedModule
+from layergraft.training.lightning_module import Diverged, PlannedModule
 
 CHECKPOINT = "last.ckpt"
 FACTS = "layergraft facts"  # the key in the file

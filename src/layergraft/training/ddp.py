@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
-from layergraft.strategies.training_plan import TrainingPlan
+from layergraft.strategies.phases import TrainingPlan
 from layergraft.training import fit as single
-from layergraft.training.module import Diverged
+from layergraft.training.lightning_module import Diverged
 
 RESULT = "rank0.pt"
 

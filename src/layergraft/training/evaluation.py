@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layergraft.config.metrics import metrics_of
+from layergraft.config.metric_registry import metrics_of
 from layergraft.hosts.norms import batch_norms
 from layergraft.metrics.tasks import Task
 

@@ -20,11 +20,11 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from torch import nn
 
 from layergraft.config.schema import Device, Precision
-from layergraft.config.training import OptimSpec, RegularizerSpec, ScheduleSpec
+from layergraft.config.training_schema import OptimSpec, RegularizerSpec, ScheduleSpec
 from layergraft.errors import require
-from layergraft.strategies.training_plan import TrainingPlan
+from layergraft.strategies.phases import TrainingPlan
 from layergraft.training.checkpoints import CHECKPOINT, Checkpoints
-from layergraft.training.module import Diverged, PlannedModule
+from layergraft.training.lightning_module import Diverged, PlannedModule
 from layergraft.training.optimizers import make
 from layergraft.training.prefix_cache import FrozenPrefix, Kept
 from layergraft.training.unfreeze import UnfreezeByPhase

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from layergraft.config.training import OptimSpec
+from layergraft.config.training_schema import OptimSpec
 from layergraft.errors import UserError, require, unknown
-from layergraft.strategies.training_plan import TrainingPlan
+from layergraft.strategies.phases import TrainingPlan
 
 # They need a closure that is called again and again, or sparse gradients, or nothing but matrices.
 UNFIT = ("LBFGS", "SparseAdam", "Muon")

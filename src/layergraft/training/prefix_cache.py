@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from layergraft.hosts.norms import STATISTICS
-from layergraft.strategies.training_plan import Phase
+from layergraft.strategies.phases import Phase
 from layergraft.training.evaluation import Batch, evaluating
-from layergraft.training.module import PlannedModule
+from layergraft.training.lightning_module import PlannedModule
 
 
 class FrozenPrefix(pl.Callback):

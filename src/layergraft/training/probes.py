@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from layergraft.config.schema import ProbeSpec
 from layergraft.metrics.distances import centred_gram, frechet_distance, linear_cka
 from layergraft.training.evaluation import BATCH, Batch, Mode, evaluate, evaluating, measuring, record_activations
-from layergraft.training.module import PlannedModule
+from layergraft.training.lightning_module import PlannedModule
 
 if TYPE_CHECKING:
     from layergraft.training.fit import EventsLogger

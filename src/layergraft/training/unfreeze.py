@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytorch_lightning as pl
 
-from layergraft.training.module import PlannedModule
+from layergraft.training.lightning_module import PlannedModule
 from layergraft.training.optimizers import lay_out_state
 
 

@@ -13,9 +13,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from layergraft.config.training import RegularizerSpec
+from layergraft.config.training_schema import RegularizerSpec
 from layergraft.training.evaluation import reestimate
-from layergraft.training.module import PlannedModule
+from layergraft.training.lightning_module import PlannedModule
 
 
 class Averages(pl.Callback):

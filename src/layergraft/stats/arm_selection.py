@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from layergraft.stats.paired import Difference, mean_difference
+from layergraft.stats.paired_differences import Difference, mean_difference
 
 
 def wider(num_arms: int) -> float:

@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from layergraft.config.training import OptimSpec, RegularizerSpec, ScheduleSpec
+from layergraft.config.training_schema import OptimSpec, RegularizerSpec, ScheduleSpec
 from layergraft.errors import UserError
 from layergraft.metrics.tasks import Task
-from layergraft.strategies.training_plan import Phase, TrainingPlan
+from layergraft.strategies.phases import Phase, TrainingPlan
 from layergraft.training import gradients, optimizers
 from layergraft.training.evaluation import Evaluation
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from layergraft.config.registry import register
 from layergraft.data.data_set import PARTS, FullData
-from layergraft.data.image_files import FileSet, open_image
+from layergraft.data.image_decoding import FileSet, open_image
 from layergraft.errors import UserError, require, unknown
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -1,5 +1,5 @@
 """How a network is trained, in dataclasses: strategy, optimizer, schedule, regularizers. What they mean is in
-`layergraft.strategies.training_plan`, `layergraft.strategies.schedules` and `layergraft.training`."""
+`layergraft.strategies.phases`, `layergraft.strategies.lr_schedules` and `layergraft.training`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
-from layergraft.config.metrics import watchable
+from layergraft.config.metric_registry import watchable
 from layergraft.config.registry import bounded, one_of
 from layergraft.errors import require, unknown
 
@@ -146,7 +146,7 @@ class PhaseSpec:
 
 @dataclass
 class StrategySpec:
-    """What learns, when and how fast (see `layergraft.strategies.training_plan`)."""
+    """What learns, when and how fast (see `layergraft.strategies.phases`)."""
 
     name: str = MISSING
     """Its name in keys and reports."""

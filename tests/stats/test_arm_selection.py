@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from layergraft.stats import gain_of_picking, mean_difference, pick
-from layergraft.stats.selection import wider
+from layergraft.stats.arm_selection import wider
 
 
 def simulated(rng, num_seeds, means, noise):

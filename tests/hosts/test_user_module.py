@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from layergraft import Data, Donor, Host, UserError, fit, graft
-from layergraft.hosts.own_module import GIVEN, give
+from layergraft.hosts.user_module import GIVEN, give
 
 SMALL = {"data": Data("digits", train_size=50), "schedule": {"epochs": 3}, "optim": {"batch_size": 25},
          "exec": {"threads": 1, "device": "cpu", "similarity": {"resamples": 0}}}  # fmt: skip

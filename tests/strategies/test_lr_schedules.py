@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from layergraft.config.registry import validate
-from layergraft.config.training import PlateauSpec, ScheduleSpec
+from layergraft.config.training_schema import PlateauSpec, ScheduleSpec
 from layergraft.errors import UserError
-from layergraft.strategies.schedules import ramp, share
+from layergraft.strategies.lr_schedules import ramp, share
 
 WRITTEN = {
     "constant": (ScheduleSpec("constant", 3), [1, 1, 1, 1, 1, 1]),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layergraft.data.images import Split
+from layergraft.data.image_data import Split
 from layergraft.store.files import machine_memory
 
 GIB = 2**30

@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
 
-from layergraft.config.metrics import lookup
-from layergraft.config.training import PhaseSpec, PlateauSpec, ScheduleSpec, SplitSpec, StrategySpec
+from layergraft.config.metric_registry import lookup
+from layergraft.config.training_schema import PhaseSpec, PlateauSpec, ScheduleSpec, SplitSpec, StrategySpec
 from layergraft.errors import UserError, listing, require, unknown
-from layergraft.strategies.schedules import num_steps, ramp, share
+from layergraft.strategies.lr_schedules import num_steps, ramp, share
 
 OF_A_GRAFT = ("graft", "adapter", "before", "after")  # roles that match nothing where there is no graft
 Curves = Sequence[Mapping[str, float]]

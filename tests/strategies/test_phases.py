@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from layergraft.config.training import PhaseSpec, PlateauSpec, ScheduleSpec, SplitSpec, StrategySpec
+from layergraft.config.training_schema import PhaseSpec, PlateauSpec, ScheduleSpec, SplitSpec, StrategySpec
 from layergraft.errors import UserError
-from layergraft.strategies.training_plan import epochs_to_plateau, make_plan
+from layergraft.strategies.phases import epochs_to_plateau, make_plan
 
 PARAMETERS = ["conv1.weight", "bn1.weight", "bn1.bias", "layer1.0.conv1.weight", "layer10.conv.weight", "fc.weight"]
 ROLES = {"stem": ["conv1", "bn1"], "head": ["fc"], "graft": ["conv1"]}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from layergraft.config.training import ScheduleSpec
+from layergraft.config.training_schema import ScheduleSpec
 
 # PyTorch's OneCycleLR: it starts at 1/25 of the rate and ends at 1/10,000 of that.
 START_SHARE, END_SHARE = 1 / 25, 1 / 25e4

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from layergraft.config.schema import Device, Precision
-from layergraft.config.training import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
+from layergraft.config.training_schema import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
-from layergraft.strategies.training_plan import make_plan
+from layergraft.strategies.phases import make_plan
 from layergraft.training.fit import Backend, Recipe, fit
-from layergraft.training.module import Diverged, PlannedModule
+from layergraft.training.lightning_module import Diverged, PlannedModule
 
 HOST = TorchvisionResNet("resnet18", width=4, stem="small")
 CPU = Backend("cpu", "float32")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from layergraft.config.registry import Hashable, hashable
 from layergraft.config.schema import HostSpec
-from layergraft.hosts.blocks import on_meta, require_room
+from layergraft.hosts.resnet_blocks import on_meta, require_room
 from layergraft.hosts.sites import Image, Site, find_sites
 from layergraft.hosts.weights import fingerprint, matching
 

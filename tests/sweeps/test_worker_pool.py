@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from layergraft.sweeps.pool import WORKER_DIED, Failed, Pool, Task
+from layergraft.sweeps.worker_pool import WORKER_DIED, Failed, Pool, Task
 
 
 @dataclass
@@ -40,7 +40,7 @@ def nap(seconds):
 
 @pytest.fixture(autouse=True)
 def light(monkeypatch):
-    monkeypatch.setattr("layergraft.sweeps.pool.PRELOAD", [])
+    monkeypatch.setattr("layergraft.sweeps.worker_pool.PRELOAD", [])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -110,7 +110,7 @@ def test_workers_end_when_who_gave_the_tasks_is_killed(tmp_path):
     program = f"""
 import sys, time
 sys.path.insert(0, {str(tmp_path)!r})
-from layergraft.sweeps import pool
+from layergraft.sweeps import worker_pool
 pool.PRELOAD = []
 from theirs import wait_for_the_end
 if __name__ == "__main__":
