@@ -13,8 +13,8 @@ from torch import nn
 
 from layergraft import surgery
 from layergraft.config.metric_registry import Metric, recorded
-from layergraft.config.registry import Hashable, canonical, hashable
-from layergraft.config.schema import RESULT_VERSION, Config, Device, HostSpec, Precision
+from layergraft.config.registry import Hashable, hashable
+from layergraft.config.schema import Config, Device, HostSpec, Precision
 from layergraft.config.training_schema import ScheduleSpec
 from layergraft.data.batches import BatchSpec
 from layergraft.data.image_data import DataFacts, ImageData
@@ -25,7 +25,7 @@ from layergraft.hosts.architectures import Architecture, Slot
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.resnet_blocks import on_meta, require_room
 from layergraft.hosts.sites import Site
-from layergraft.store.files import digest, label
+from layergraft.runs.identity import axes, identity_of, key_by
 from layergraft.store.records import run_folder
 from layergraft.strategies.phases import Curves, TrainingPlan, make_plan, stage_roles
 from layergraft.strategies.timeline import timeline
@@ -152,18 +152,6 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
     )  # fmt: skip
 
 
-def axes(config: Config) -> dict[str, str | int]:
-    """The names by which people tell runs apart."""
-    return {
-        "strategy": config.strategy.name,
-        "site": "+".join(str(site) for site in config.sites) if config.donor.is_layer else "-",
-        "host": config.host.name,
-        "donor": config.donor.name,
-        "data": config.data.name,
-        "seed": config.seed,
-    }
-
-
 def backend_of(config: Config) -> Backend:
     """Where and how to train the run itself; its donors are always trained on one device, as they are written."""
     backend = Backend.resolve(config.exec.device, config.precision)
@@ -194,31 +182,6 @@ def images_of(config: Config) -> ImageData:
     for at, plateau in ({"schedule.early_stopping": config.schedule.early_stopping} | waits).items():
         plateau.require_task(at, images.task.name)
     return images
-
-
-def identity_of(
-    config: Config, precision: str, fingerprint: str, weights: str | None, donor_keys: Sequence[str]
-) -> dict[str, Any]:
-    """All that decides a run's numbers: its config less `exec`, and the content of its data, weights and donors."""
-    body = canonical(config)
-    del body["exec"]
-    body["precision"] = precision
-    body["data"] = config.data.identity()
-    body["host"]["weights"] = weights
-    body["donor"] = list(donor_keys)  # a donor's key holds all that it is, its file by content
-    body["site"] = config.sites
-    if config.optim.name.lower() != "sgd":
-        del body["optim"]["momentum"]  # others take theirs from the options
-    body["surgery"] = cast(Operation, config.surgery).decides()
-    if not config.donor.is_layer:
-        body["site"] = body["surgery"] = None  # nothing goes anywhere: the arm is the same for every site
-    return {"version": RESULT_VERSION, "config": body, "data": fingerprint}
-
-
-def key_by(axes: Mapping[str, str | int], identity: dict[str, Any]) -> str:
-    """The name of a run's folder: readable, and unique by the hash of its identity."""
-    parts = [part for name, part in axes.items() if name not in ("data", "seed") and part != "-"]
-    return label(*parts, f"seed{axes['seed']}", digest(identity))
 
 
 def _grafts(

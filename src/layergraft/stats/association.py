@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from layergraft.stats.paired_differences import holm
+from layergraft.stats.multiple_comparisons import holm
 
 EXACT = 9  # sources up to which every order is counted
 FEWEST = 5  # sources of which a perfect order is told from chance: 2 of 120 orders

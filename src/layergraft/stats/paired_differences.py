@@ -9,8 +9,8 @@ compares them with the bootstrap-t and with noise pooled over cells). Nothing is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -94,21 +94,6 @@ def _noncentrality(n: int, alpha: float, power: float = 0.8) -> float:
         return float(np.mean(stats.norm.sf(threshold - shift) + stats.norm.cdf(-threshold - shift)) - power)
 
     return float(optimize.brentq(missing, 0, 2 * quantile + 4))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction: p values that hold for the whole family of contrasts (Holm 1979), in the order given."""
-    p = np.asarray(p_values, float)
-    order, corrected = np.argsort(p, kind="stable"), np.empty(len(p))
-    corrected[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(len(p), 0, -1) * p[order]))
-    return corrected.tolist()
-
-
-def together(differences: Iterable[Difference]) -> list[Difference]:
-    """These differences as one family, corrected by Holm's method."""
-    family = list(differences)
-    corrected = holm([d.p for d in family])
-    return [replace(d, family=len(family), corrected_p=p) for d, p in zip(family, corrected, strict=True)]
 
 
 def complete(values_SC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,25 @@
+"""Many comparisons at once: p values that hold for all of them together (Holm 1979)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from layergraft.stats.paired_differences import Difference
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction: p values that hold for the whole family of contrasts (Holm 1979), in the order given."""
+    p = np.asarray(p_values, float)
+    order, corrected = np.argsort(p, kind="stable"), np.empty(len(p))
+    corrected[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(len(p), 0, -1) * p[order]))
+    return corrected.tolist()
+
+
+def together(differences: Iterable[Difference]) -> list[Difference]:
+    """These differences as one family, corrected by Holm's method."""
+    family = list(differences)
+    corrected = holm([d.p for d in family])
+    return [replace(d, family=len(family), corrected_p=p) for d, p in zip(family, corrected, strict=True)]
