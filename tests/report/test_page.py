@@ -15,7 +15,7 @@ from layergraft.errors import UserError
 from layergraft.report import page
 from layergraft.report.contrasts import between, design
 from layergraft.report.findings import curves, find
-from layergraft.report.narrative import in_words, measured, words
+from layergraft.report.narrative import describe_difference, describe_metric, sentences
 from layergraft.report.table import read
 from layergraft.stats import mean_difference
 
@@ -125,9 +125,9 @@ def test_says_what_the_runs_say(sweep):
     assert len(found.contrasts) == 3 and len(found.answers) == 2
     for told in text.values():
         for contrast in found.contrasts:
-            assert contrast.name in told and words(contrast.difference) in told
+            assert contrast.name in told and describe_difference(contrast.difference) in told
         for answer in found.answers:
-            assert words(answer.gains["no graft"]) in told
+            assert describe_difference(answer.gains["no graft"]) in told
         for row in found.across.to_dict("records"):
             assert str(row["iqm"]) in told
     assert "layergraft train -m strategy=freeze,hybrid" in text["md"] and "CPU" in text["md"]
@@ -170,7 +170,7 @@ def test_the_ladder_takes_the_gain_apart():
     assert list(found.ladder.donor) == list(levels)
     assert [round(d.mean) for d in found.steps.difference] == [2, 3, 4, 9, 1]
     assert {d.family for d in found.steps.difference} == {5}  # corrected together
-    (line,) = (line for line in in_words(found) if line.startswith("With freeze"))
+    (line,) = (line for line in sentences(found) if line.startswith("With freeze"))
     assert re.search(
         r"trained layer gains \+8.9.* of it scale \+2\.\d \(resolved\), spectrum \+3.*, learned structure \+3.9", line
     )
@@ -304,7 +304,7 @@ def test_any_metric_of_the_runs_is_compared_and_listed(sweep):
 
 
 def test_a_metric_of_a_package_that_is_gone_is_told_without_a_direction():
-    assert measured("test/f1", {"test/f1": "%"}) == "test/f1, %"
+    assert describe_metric("test/f1", {"test/f1": "%"}) == "test/f1, %"
 
 
 def test_compare_says_what_counts(sweep, tmp_path):

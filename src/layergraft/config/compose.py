@@ -235,7 +235,7 @@ class Composer:
             yield overrides, config
 
     def without_foreign(self, combinations: Sequence[Sequence[str]]) -> list[list[str]]:
-        """`combinations` less the values of donor, strategy and surgery that the one chosen in a cell does not have and another's has.
+        """`combinations` less the values of donor, strategy and surgery that the one chosen in a combination does not have and another's has.
         `donor=trained,random donor.aux_depth=3` is about the trained donors, `strategy=freeze,hybrid
         strategy.phases.thaw.epoch=3` about hybrid, `surgery=replace,insert surgery.gate=0` about insert. What no cell has stays, to be refused."""
         combinations = self._without_sources(combinations)
@@ -247,7 +247,7 @@ class Composer:
             is_there = node is not None and last in node.keys()  # a key that is ??? is not "in" the node itself
             return key.startswith(("donor.", "strategy.", "surgery.")) and not is_there
 
-        foreign: list[dict[str, str]] = []  # of each cell: override -> its key
+        foreign: list[dict[str, str]] = []  # of each combination: override -> its key
         had: set[str] = set()
         for overrides in combinations:
             groups, values = self._chosen(overrides)

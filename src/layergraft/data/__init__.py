@@ -1,4 +1,4 @@
-"""Data sets: a dataclass a kind, each of which can `read` its own; `load(seed) -> ImageData` is common to all (`sets`);
+"""Data sets: a dataclass a kind, each of which can `read` its own; `load(seed) -> ImageData` is common to all (`data_set`);
 batches made on the device (`batches`)."""
 
 from layergraft.data.dicom import Dicom

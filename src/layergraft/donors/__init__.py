@@ -1,6 +1,6 @@
 """Donors: the layers that are loaded into hosts, and the controls that stand in for them. A dataclass a file.
 
-Each says what layer it is for a place in a host (`architecture`); `cache.get_or_create` makes it, once, and reads it from
+Each says what layer it is for a place in a host (`architecture`); `donor_cache.get_or_create` makes it, once, and reads it from
 `outputs/donors/<key>/` ever after.
 """
 

@@ -27,13 +27,13 @@ def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", w
     """
     from layergraft.errors import counted, listing
     from layergraft.report.contrasts import contrast, design
-    from layergraft.report.narrative import measured, words
+    from layergraft.report.narrative import describe_difference, describe_metric
     from layergraft.report.table import read, require_completed
 
     runs = read(folders, where)
     require_completed(runs)
     found = contrast(design(runs), f"{a} less {b}", [f"+{a}", f"-{b}"], metric)
-    lines = [f"{found.name}, {measured(metric, runs.units)}: {words(found.difference)}"]
+    lines = [f"{found.name}, {describe_metric(metric, runs.units)}: {describe_difference(found.difference)}"]
     if found.difference is not None:
         seeds = f"{counted(len(found.seeds), 'seed')} ({', '.join(map(str, found.seeds))})"
         lines.append(f"{seeds}, {counted(found.num_cells, 'cell')}, p = {found.difference.p:.3g}")

@@ -14,7 +14,7 @@ MANY = 6  # places of which each is told
 IN_WORDS = {"test/acc": "points of test accuracy", "val/aulc": "points of mean validation accuracy over training"}
 
 
-def words(found: Difference | None) -> str:
+def describe_difference(found: Difference | None) -> str:
     """`+1.2 ± 0.8`, and what could have been seen where nothing was."""
     if found is None:
         return "no seed has all of it"
@@ -30,7 +30,7 @@ def words(found: Difference | None) -> str:
     return f"{found}, not resolved; {seen}"
 
 
-def measured(metric: str, units: Mapping[str, str]) -> str:
+def describe_metric(metric: str, units: Mapping[str, str]) -> str:
     """What a difference in `metric` is in, and which way is better where that is down: `test/ece, points, lower is better`.
     `units` has the unit of a metric whose package is not installed."""
     if metric in IN_WORDS:
@@ -48,7 +48,7 @@ def _first(names: list[str], number: int) -> str:
     return "; ".join([*names[:number], *(["..."] if len(names) > number else [])])
 
 
-def in_words(found: Findings) -> list[str]:
+def sentences(found: Findings) -> list[str]:
     """The answer, a sentence for each question."""
     return [*_contrasts(found), *_places(found), *_across(found), *_ladder(found), *_shares(found), *_similarity(found)]
 

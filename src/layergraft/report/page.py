@@ -20,7 +20,7 @@ from layergraft.config.metric_registry import lookup
 from layergraft.report import figures, run_figures
 from layergraft.report.contrasts import NO_GRAFT, RANDOM
 from layergraft.report.findings import Findings, curves, find, measures_of
-from layergraft.report.narrative import IN_WORDS, in_words, measured, words
+from layergraft.report.narrative import IN_WORDS, describe_difference, describe_metric, sentences
 from layergraft.report.table import AXES, NONE, Runs, require_completed
 from layergraft.stats import Difference, Shares
 from layergraft.store.files import write_atomic
@@ -50,9 +50,9 @@ def write_report(runs: Runs, folder: Path) -> Path:
     by_arm = found.design.runs.groupby(["setting", "arm", "site"], sort=False)["test/acc"]
     accuracies = by_arm.agg(["mean", "std", "count"]).reset_index().sort_values(["setting", "arm"], kind="stable")
     told: dict[str, Any] = {
-        "runs": runs, "found": found, "charts": set(charts), "drawn": drawn, "words": words,
-        "measured": partial(measured, units=runs.units), "metrics": _metrics(runs),
-        "answer": in_words(found), "cut": _cut(found), "num_plans": len(runs.plans),
+        "runs": runs, "found": found, "charts": set(charts), "drawn": drawn, "words": describe_difference,
+        "measured": partial(describe_metric, units=runs.units), "metrics": _metrics(runs),
+        "answer": sentences(found), "cut": _cut(found), "num_plans": len(runs.plans),
         "no_graft": NO_GRAFT, "random": RANDOM,
         "statuses": Counter(table.status), "troubled": table[table.status != "completed"].to_dict("records"),
         "seeds": sorted(found.design.runs.seed.unique()), "seconds": float(table.seconds.sum()),
@@ -123,7 +123,7 @@ def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path)
     units = {metric: f"{unit}, {over}" for metric, unit in IN_WORDS.items()}
     arms = list(found.design.runs.arm.unique())
     drawn: dict[str, Any] = {}
-    compared = [{"contrast": c.name, "metric": measured(c.metric, found.runs.units), "difference": c.difference}
+    compared = [{"contrast": c.name, "metric": describe_metric(c.metric, found.runs.units), "difference": c.difference}
                 for c in found.contrasts if c.difference is not None]  # fmt: skip
     if compared:
         drawn["contrasts"] = figures.forest(pd.DataFrame(compared), axes, None, "contrast", panel="metric")

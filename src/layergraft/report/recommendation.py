@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layergraft.errors import counted
-from layergraft.report.narrative import words
+from layergraft.report.narrative import describe_difference
 from layergraft.stats import Difference, gain_of_picking, mean_difference, pick, together
 
 CUT = 3  # of the arms of a round one in so many goes on
@@ -88,11 +88,15 @@ def in_lines(advice: Advice, names: Sequence[str], seeds: int, epochs: int) -> l
     if advice.gain is None:
         lines.append("whether the donor helps is not known: no run without it was completed")
     elif not advice.gain.resolved:
-        lines.append(f"whether the donor helps cannot be told: over the host without it {words(advice.gain)}")
+        lines.append(
+            f"whether the donor helps cannot be told: over the host without it {describe_difference(advice.gain)}"
+        )
     elif advice.gain.mean > 0:
-        lines.append(f"the donor helps: over the host without it {words(advice.gain)}")
+        lines.append(f"the donor helps: over the host without it {describe_difference(advice.gain)}")
     else:
-        lines.append(f"better leave the donor out (donor=none): over the host without it {words(advice.gain)}")
+        lines.append(
+            f"better leave the donor out (donor=none): over the host without it {describe_difference(advice.gain)}"
+        )
     for other, difference in advice.others.items():
         told = "" if difference.resolved else ", which cannot be told from it"
         lines.append(f"{names[other]}: {difference}{told}")

@@ -151,7 +151,7 @@ class AdviseSweeper(GridSweeper):
         return epochs
 
     def _plans(self, combinations: Sequence[Sequence[str]], at: Any) -> list[RunPlan]:
-        """The runs of `combinations` in a round, cell by cell, one for each seed."""
+        """The runs of `combinations` in a round, one after another, one for each seed."""
         kept = [
             [o for o in combination if key_of(o) not in ("seed", "schedule.epochs")] for combination in combinations
         ]

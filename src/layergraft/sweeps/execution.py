@@ -26,7 +26,7 @@ from layergraft.sweeps.worker_pool import WORKER_DIED, Crew, Failed, Pool, Task
 
 
 def planned(combinations: Iterable[tuple[Sequence[str], Config]]) -> list[RunPlan]:
-    """The plan of each cell (overrides, and the config that comes of them).
+    """The plan of each combination (overrides, and the config that comes of them).
 
     Raises UserError, with the overrides, for the first that cannot be run.
     """

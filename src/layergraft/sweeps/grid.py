@@ -1,7 +1,7 @@
 """Hydra's basic sweeper with controls, a check of the whole sweep first, a report at the end.
 
 A sweep is the product of all that is swept over, as with Hydra's own. `controls` adds arms to it: each is a list of
-overrides laid over every cell of the product, so that a control follows when other sites, hosts or seeds are swept.
+overrides laid over every combination of the product, so that a control follows when other sites, hosts or seeds are swept.
 Runs that come out the same (a host without a donor is the same at every site) are done once.
 """
 

@@ -57,7 +57,7 @@ def finished(folder: Path, outputs: Path, signed: str) -> list[str] | None:
 
 
 def signature(combinations: Iterable[Sequence[str]], master: DictConfig, config_folders: Iterable[Path]) -> str:
-    """Of all that the configs of the cells (overrides), and what is made of them, come of: less the files of data."""
+    """Of all that the configs of the combinations (overrides), and what is made of them, come of: less the files of data."""
     stamps = [_stamp(folder) for folder in (Path(layergraft.__file__).parent, *config_folders)]
     machine = [sys.version, *map(version, PACKAGES), *_gpus()]
     return digest([[list(combination) for combination in combinations], OmegaConf.to_yaml(master), machine, stamps])
