@@ -1,4 +1,4 @@
-"""The command line: what each command takes (`commands`), what it shows of one run (`show`), its help (`help`)."""
+"""The command line: what each command takes (`commands`), what it shows of one run (`run_commands`), its help (`help`)."""
 
 from layergraft.cli.commands import main
 

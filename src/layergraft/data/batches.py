@@ -1,4 +1,4 @@
-"""Batches made on the device: gathered as uint8 (`pixels`), moved, mirrored and normalised there a batch at a time."""
+"""Batches made on the device: gathered as uint8 (`pixel_loading`), moved, mirrored and normalised there a batch at a time."""
 
 from __future__ import annotations
 

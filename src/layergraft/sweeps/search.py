@@ -1,4 +1,4 @@
-"""A search over what is swept, on the same store, with pruning: what Hydra's sweeper is then. The search is `study`'s."""
+"""A search over what is swept, on the same store, with pruning: what Hydra's sweeper is then. The search is `optuna_study`'s."""
 
 from __future__ import annotations
 
