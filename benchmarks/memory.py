@@ -34,7 +34,9 @@ def figures(repeats: int = 5) -> list[Figure]:
                 ours.append(peak_mb(*run, f"exec.outputs={folder}/{batch}.{repeat}"))
             what = f"a whole `layergraft train` over the plain program, batch {batch}"
             found.append(at_most(what, ours, theirs, 1.1, f"{ours[0]:.0f} MiB over {theirs[0]:.0f} MiB"))
-        libraries = [peak_mb("-c", f"import {name}") for name in ("layergraft.runs.preload", "torch, torchvision")]
+        libraries = [
+            peak_mb("-c", f"import {name}") for name in ("layergraft.runs.preload_imports", "torch, torchvision")
+        ]
     more = "what Lightning, Hydra and the rest take, whatever the run"
     return [
         *found,

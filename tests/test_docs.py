@@ -98,7 +98,7 @@ def without_training(there, monkeypatch):
     from hydra.core.plugins import Plugins
 
     Plugins.instance()  # imports them anew, once
-    import layergraft.runs.preload  # noqa: F401
+    import layergraft.runs.preload_imports  # noqa: F401
     from layergraft.runs.plan import plan_run
     from layergraft.sweeps import advise, grid, launchers, search
 

@@ -10,7 +10,7 @@ from layergraft.donors import GaborDonor, PatchDonor
 from layergraft.donors.analytic import gabor_bank, patches_of
 from layergraft.donors.donor_cache import get_or_create
 from layergraft.errors import UserError
-from layergraft.hosts.architectures import Conv, Slot
+from layergraft.hosts.layer_architectures import Conv, Slot
 
 
 def slot(outs=8, kernel_size=5, ins=1):

@@ -9,7 +9,7 @@ from layergraft.data import Digits
 from layergraft.donors import TrainedDonor
 from layergraft.donors.controls import CONTROLS, Control, without
 from layergraft.donors.donor_cache import get_or_create
-from layergraft.hosts.architectures import Conv, Slot
+from layergraft.hosts.layer_architectures import Conv, Slot
 from layergraft.hosts.resnets import Block
 
 FILTERS = torch.randn(64, 16, 3, 3, generator=torch.Generator().manual_seed(0)).cumsum(3) + 0.3  # neighbours alike

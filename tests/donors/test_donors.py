@@ -16,7 +16,7 @@ from layergraft.donors.donor_cache import get_or_create
 from layergraft.donors.donor_kind import key_of
 from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
-from layergraft.hosts.architectures import Conv, Slot, Stem, architecture_of
+from layergraft.hosts.layer_architectures import Conv, Slot, Stem, architecture_of
 from layergraft.hosts.resnets import Block
 from layergraft.training.fit import Backend
 

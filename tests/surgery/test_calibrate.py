@@ -9,7 +9,7 @@ from torch import nn
 from layergraft import surgery
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.hosts.architectures import Stem
+from layergraft.hosts.layer_architectures import Stem
 from layergraft.hosts.norms import batch_norms
 from layergraft.hosts.sites import find_sites
 from layergraft.surgery import Insert, Parallel, Replace

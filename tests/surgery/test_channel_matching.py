@@ -13,7 +13,7 @@ from layergraft import surgery
 from layergraft.config.schema import CHANNEL_MATCHING
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.hosts.architectures import Conv, Stage, Stem, architecture_of, describe, from_json, to_json
+from layergraft.hosts.layer_architectures import Conv, Stage, Stem, architecture_of, describe, from_json, to_json
 from layergraft.hosts.resnet_blocks import NORM_LAYERS
 from layergraft.hosts.resnets import Block
 from layergraft.hosts.sites import find_sites

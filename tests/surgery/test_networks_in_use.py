@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from layergraft import surgery
-from layergraft.hosts.architectures import Stem
+from layergraft.hosts.layer_architectures import Stem
 from layergraft.hosts.sites import find_sites
 from layergraft.surgery import Insert, Parallel, Replace
 from surgery.test_operations import HOST, lived_in

@@ -10,7 +10,7 @@ from conftest import HOSTS
 from layergraft import surgery
 from layergraft.errors import UserError
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.hosts.architectures import Stem, architecture_of
+from layergraft.hosts.layer_architectures import Stem, architecture_of
 from layergraft.hosts.sites import find_sites
 from layergraft.surgery import Insert, Parallel, Replace
 

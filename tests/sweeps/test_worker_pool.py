@@ -150,12 +150,12 @@ def until(holds):
 
 @pytest.mark.parametrize("collects", [True, False])
 def test_the_imports_leave_the_collector_as_it_was(collects):
-    import layergraft.runs.preload
+    import layergraft.runs.preload_imports
 
     before = gc.isenabled()
     (gc.enable if collects else gc.disable)()
     try:
-        importlib.reload(layergraft.runs.preload)
+        importlib.reload(layergraft.runs.preload_imports)
         assert gc.isenabled() == collects
     finally:
         (gc.enable if before else gc.disable)()

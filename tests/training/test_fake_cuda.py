@@ -23,7 +23,7 @@ from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.digits import Digits
 from layergraft.donors import TrainedDonor
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.hosts.architectures import Conv
+from layergraft.hosts.layer_architectures import Conv
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.sites import find_sites
 from layergraft.metrics.tasks import Task

@@ -96,7 +96,7 @@ def _on_one_run(command: str) -> Callable[[list[str]], None]:
         from layergraft.config.compose import to_config
 
         config = to_config(composed)
-        import layergraft.runs.preload  # noqa: F401
+        import layergraft.runs.preload_imports  # noqa: F401
 
         return getattr(run_commands, SINGLE[command][0])(config)
 

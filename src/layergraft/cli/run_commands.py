@@ -15,7 +15,7 @@ from layergraft.config.schema import Config
 from layergraft.donors.donor_cache import Donor
 from layergraft.errors import RunFailed, UserError, require
 from layergraft.hosts import sites, weights
-from layergraft.hosts.architectures import describe
+from layergraft.hosts.layer_architectures import describe
 from layergraft.hosts.meta_device import meta_host, sites_of
 from layergraft.runs.build import calibration_images, get_donors
 from layergraft.runs.plan import plan_run, precision_note

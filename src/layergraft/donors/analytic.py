@@ -15,7 +15,7 @@ from layergraft.data.gabor import gabor_bank
 from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.donors.random import require_conv
 from layergraft.errors import require
-from layergraft.hosts.architectures import Conv, Slot
+from layergraft.hosts.layer_architectures import Conv, Slot
 from layergraft.seeds import derive_seed
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from layergraft.donors.donor_cache import Donor, get_or_create
 from layergraft.donors.donor_kind import DonorKind
-from layergraft.hosts.architectures import Architecture, Slot
+from layergraft.hosts.layer_architectures import Architecture, Slot
 from layergraft.seeds import derive_seed
 
 if TYPE_CHECKING:

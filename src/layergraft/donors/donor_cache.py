@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layergraft.donors.donor_kind import DonorKind, identity, key_of
-from layergraft.hosts.architectures import Architecture, Slot, from_json
+from layergraft.hosts.layer_architectures import Architecture, Slot, from_json
 from layergraft.networks import network_cache
 from layergraft.store.files import create_once, discard, write_json
 

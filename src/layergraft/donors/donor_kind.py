@@ -9,7 +9,7 @@ from layergraft.config.registry import canonical
 from layergraft.config.schema import RESULT_VERSION, DataSpec, DonorSpec
 from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.errors import UserError, require
-from layergraft.hosts.architectures import Architecture, Slot, to_json
+from layergraft.hosts.layer_architectures import Architecture, Slot, to_json
 from layergraft.store.files import digest, label
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.donors.donor_kind import DonorKind
 from layergraft.errors import UserError, unknown
 from layergraft.hosts import weights
-from layergraft.hosts.architectures import Architecture, Conv, Slot, Stem, norm_name
+from layergraft.hosts.layer_architectures import Architecture, Conv, Slot, Stem, norm_name
 from layergraft.networks import network_cache
 from layergraft.seeds import derive_seed
 from layergraft.store.files import digest, label

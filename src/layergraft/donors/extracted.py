@@ -13,8 +13,8 @@ from layergraft.config.registry import register
 from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.errors import UserError, listing, require, unknown
 from layergraft.hosts import weight_files
-from layergraft.hosts.architectures import Architecture, Conv, Slot, Stage, Stem
 from layergraft.hosts.families import FAMILIES, BlockArchitecture
+from layergraft.hosts.layer_architectures import Architecture, Conv, Slot, Stage, Stem
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from layergraft.config.registry import register
 from layergraft.donors.donor_kind import DonorKind
 from layergraft.errors import require
-from layergraft.hosts.architectures import Architecture, Slot, Stem
+from layergraft.hosts.layer_architectures import Architecture, Slot, Stem
 from layergraft.seeds import derive_seed
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from layergraft.donors.controls import LearnedDonor
 from layergraft.donors.donor_kind import identity, key_of
 from layergraft.donors.random import initial
 from layergraft.errors import UserError, require
-from layergraft.hosts.architectures import Architecture, Conv, Slot, Stage, Stem, describe
 from layergraft.hosts.families import BlockArchitecture
+from layergraft.hosts.layer_architectures import Architecture, Conv, Slot, Stage, Stem, describe
 from layergraft.networks import network_cache
 from layergraft.seeds import derive_seed
 

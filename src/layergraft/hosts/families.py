@@ -13,7 +13,7 @@ from layergraft.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from layergraft.hosts.architectures import Slot
+    from layergraft.hosts.layer_architectures import Slot
 
 
 class BlockArchitecture:

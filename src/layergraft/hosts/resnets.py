@@ -19,8 +19,8 @@ from omegaconf import MISSING
 from layergraft.config.registry import bounded, one_of, register
 from layergraft.config.schema import HostSpec
 from layergraft.errors import require, unknown
-from layergraft.hosts.architectures import DEFAULT_FAMILY, Slot, Stage, norm_name
 from layergraft.hosts.families import BlockArchitecture, Family, register_family
+from layergraft.hosts.layer_architectures import DEFAULT_FAMILY, Slot, Stage, norm_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from layergraft.errors import UserError, unknown
-from layergraft.hosts.architectures import Conv, Stage, site_architecture
 from layergraft.hosts.families import FAMILIES, BlockArchitecture
+from layergraft.hosts.layer_architectures import Conv, Stage, site_architecture
 
 if TYPE_CHECKING:
     import torch

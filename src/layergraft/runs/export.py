@@ -19,7 +19,7 @@ from layergraft import surgery
 from layergraft.config.plugins import installed
 from layergraft.config.registry import from_canonical
 from layergraft.errors import RunFailed, UserError, listing, require, unknown
-from layergraft.hosts.architectures import from_json
+from layergraft.hosts.layer_architectures import from_json
 from layergraft.hosts.sites import find_sites
 from layergraft.store.records import RECORD, RunRecord, read_record, run_folder
 

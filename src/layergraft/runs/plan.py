@@ -21,7 +21,7 @@ from layergraft.data.image_data import DataFacts, ImageData
 from layergraft.donors.donor_kind import DonorKind, key_of, require_batch
 from layergraft.errors import require
 from layergraft.hosts import meta_device, sites, weights
-from layergraft.hosts.architectures import Architecture, Slot
+from layergraft.hosts.layer_architectures import Architecture, Slot
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.resnet_blocks import on_meta, require_room
 from layergraft.hosts.sites import Site

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from layergraft.config.schema import CHANNEL_MATCHING
 from layergraft.errors import UserError
-from layergraft.hosts.architectures import (
+from layergraft.hosts.families import BlockArchitecture
+from layergraft.hosts.layer_architectures import (
     Architecture,
     Conv,
     Slot,
@@ -21,7 +22,6 @@ from layergraft.hosts.architectures import (
     describe,
     matched_padding,
 )
-from layergraft.hosts.families import BlockArchitecture
 
 
 @dataclasses.dataclass(frozen=True)

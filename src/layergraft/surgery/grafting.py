@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from layergraft.errors import UserError
-from layergraft.hosts.architectures import Slot, Stem, architecture_of, describe
 from layergraft.hosts.families import block_of
+from layergraft.hosts.layer_architectures import Slot, Stem, architecture_of, describe
 from layergraft.hosts.norms import BATCH_NORMS, batch_norms, norm_kind
 from layergraft.hosts.sites import BLOCK, STAGE, Site, shapes_only
 from layergraft.seeds import derive_seed

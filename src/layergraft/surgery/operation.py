@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from layergraft.config.registry import canonical, name_of, names_of
 from layergraft.config.schema import SurgerySpec
 from layergraft.errors import require
-from layergraft.hosts.architectures import Architecture
+from layergraft.hosts.layer_architectures import Architecture
 from layergraft.hosts.sites import Site
 
 if TYPE_CHECKING:

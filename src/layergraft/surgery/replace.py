@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from layergraft.config.registry import register
-from layergraft.hosts.architectures import Stem
+from layergraft.hosts.layer_architectures import Stem
 from layergraft.hosts.sites import Site
 from layergraft.surgery.operation import Chain, Operation, Placed
 

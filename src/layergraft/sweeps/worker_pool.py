@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 # Imported once, in the server that the workers are forked from: what any run takes, and what some do.
-PRELOAD = ["layergraft.runs.preload", "sklearn.datasets", "sklearn.linear_model", "sklearn.model_selection"]
+PRELOAD = ["layergraft.runs.preload_imports", "sklearn.datasets", "sklearn.linear_model", "sklearn.model_selection"]
 GRACE_SECONDS = 20.0  # for a worker to write down where it was
 _context = multiprocessing.get_context("forkserver")
 
