@@ -157,7 +157,7 @@ def test_across_places_each_seed_has_one_figure():
     (row,) = find(runs_of(*groups)).across.to_dict("records")
     assert str(row["iqm"]) == str(mean_difference([2.5, 1.0]))  # the middle half of 1 2 3 100 and of -1 0 2 3
     assert str(row["better"]) == str(mean_difference([50.0, 12.5]))  # beyond 50%; a tie counts half
-    assert (row["places"], row["n"], row["lost"]) == (4, 2, ())
+    assert (row["cells"], row["n"], row["lost"]) == (4, 2, ())
 
 
 def test_the_ladder_takes_the_gain_apart():

@@ -1,4 +1,4 @@
-"""The best way to load the layer, place by place, and what it gains over each control. Imports no torch."""
+"""The best way to load the layer, cell by cell, and what it gains over each control. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Answer:
     """Arm -> how many times all seeds but one pick it. The gains are of these."""
     gains: dict[str, Difference | None]
     """Control -> what picking gains over it, in points of test accuracy; None where no seed, or not every picked arm, has it.
-    One family for all places."""
+    One family for all cells."""
     lost: dict[str, tuple[int, ...]]
     """Control -> seeds that lack it. Seeds that lack an arm: under the name `arms`."""
     left_out: tuple[str, ...]
@@ -51,19 +51,19 @@ def answers(design: Design) -> list[Answer]:
     candidates = set((learned if len(learned) else grafted[~grafted.key.isin(design.arm(RANDOM).key)]).arm)
     against = {name: paired(design, name, "test/acc") for name in (NO_GRAFT, RANDOM) if len(design.arm(name))}
     found = [
-        _answer(design, place, {control: table[table.key.isin(place.key)] for control, table in against.items()})
-        for _, place in grafted[grafted.arm.isin(candidates)].groupby(["setting", "site"], sort=False)
+        _answer(design, cell, {control: table[table.key.isin(cell.key)] for control, table in against.items()})
+        for _, cell in grafted[grafted.arm.isin(candidates)].groupby(["setting", "site"], sort=False)
     ]
     corrected = iter(together(gain for answer in found for gain in answer.gains.values() if gain))
     gains = [{control: gain and next(corrected) for control, gain in answer.gains.items()} for answer in found]
     return [replace(answer, gains=of_place) for answer, of_place in zip(found, gains, strict=True)]
 
 
-def _answer(design: Design, place: pd.DataFrame, against: Mapping[str, pd.DataFrame]) -> Answer:
+def _answer(design: Design, cell: pd.DataFrame, against: Mapping[str, pd.DataFrame]) -> Answer:
     def table(runs: pd.DataFrame, column: str) -> pd.DataFrame:
         return runs.groupby(["seed", "arm"], sort=False)[column].mean().unstack("arm").sort_index()
 
-    val = table(place, "val/acc")
+    val = table(cell, "val/acc")
     seeds_S, arms_A = complete(val.to_numpy())
     whole = val.loc[seeds_S, arms_A]
     best, picks_S = pick(whole.to_numpy()) if len(whole) else (None, np.array([], int))
@@ -74,7 +74,7 @@ def _answer(design: Design, place: pd.DataFrame, against: Mapping[str, pd.DataFr
         whole_control = bool(gain.iloc[:, np.unique(picks_S)].notna().any().all())
         gains[control] = gain_of_picking(gain.to_numpy(), picks_S) if len(whole) and whole_control else None
         lost[control] = tuple(map(int, whole.index[np.isnan(gain.to_numpy()[np.arange(len(whole)), picks_S])]))
-    first = place.iloc[0]
+    first = cell.iloc[0]
     return Answer(
         first.setting, first.site, {name: str(first[name]) for name in ("site", *design.of_setting)},
         None if best is None else whole.columns[best], whole.shape[1],

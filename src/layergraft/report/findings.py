@@ -52,7 +52,7 @@ class Findings:
     gains: dict[str, pd.DataFrame]
     """Metric -> the cells' differences to the baseline (`contrasts.gains`)."""
     across: pd.DataFrame
-    """A row an arm: places, n, lost (seeds), left_out (places), and the Differences mean, iqm and better (a share of places,
+    """A row an arm: cells, n, lost (seeds), left_out (cells), and the Differences mean, iqm and better (a share of cells,
     in percent, less 50); n = 0 where no seed has all of it."""
     shares: Shares | None
     shares_of: str
@@ -112,24 +112,24 @@ def _notes(design: Design, by_run: pd.DataFrame, baseline: str | None, answered:
             own = "its own (that of its strategy, or else of full)" if control == NO_GRAFT else "its own"
             notes.append(f"{kinds}: an arm is compared with {own}, and where it has none, with their mean")
         if answered and len(variants) and not any(answer.gains.get(control) for answer in answered):
-            where = f"no place has a run of '{control}' with the seeds, site and surgery of the arms"
+            where = f"no cell has a run of '{control}' with the seeds, site and surgery of the arms"
             notes.append(f"{where}, so nothing is compared with it")
     return notes
 
 
 def _across(by_run: pd.DataFrame) -> pd.DataFrame:
-    """Agarwal et al. 2021: the interquartile mean over places, and the probability of improvement; here paired, one figure a
+    """Agarwal et al. 2021: the interquartile mean over cells, and the probability of improvement; here paired, one figure a
     seed, so that the interval is of the seeds. The arms are one family for each figure."""
     rows = []
     for arm, there in by_run.groupby("arm", sort=False):
         table = there.pivot_table(index="seed", columns=["setting", "site"], values="gain", dropna=False, observed=True)
-        seeds_S, places_P = complete(table.to_numpy())
-        gain_SP = table.to_numpy()[seeds_S][:, places_P]
-        row = {"arm": arm, "places": int(places_P.sum()), "n": len(gain_SP), "left_out": int((table.notna().any() & ~places_P).sum()),
+        seeds_S, cells_C = complete(table.to_numpy())
+        gain_SC = table.to_numpy()[seeds_S][:, cells_C]
+        row = {"arm": arm, "cells": int(cells_C.sum()), "n": len(gain_SC), "left_out": int((table.notna().any() & ~cells_C).sum()),
                "lost": tuple(map(int, table.index[~seeds_S]))}  # fmt: skip
-        if len(gain_SP):
-            better = 50 * (np.sign(gain_SP) + 1).mean(1)
-            row |= {"mean": mean_difference(gain_SP.mean(1)), "iqm": mean_difference(trim_mean(gain_SP, 0.25, axis=1)),
+        if len(gain_SC):
+            better = 50 * (np.sign(gain_SC) + 1).mean(1)
+            row |= {"mean": mean_difference(gain_SC.mean(1)), "iqm": mean_difference(trim_mean(gain_SC, 0.25, axis=1)),
                     "better": mean_difference(better - 50)}  # fmt: skip
         rows.append(row)
     whole = [row for row in rows if row["n"]]
@@ -141,7 +141,7 @@ def _across(by_run: pd.DataFrame) -> pd.DataFrame:
 
 def _shares(runs: Runs, design: Design) -> tuple[Shares | None, str]:
     """Of all runs with a donor where they were planned as all combinations of all levels, whatever became of them; else of
-    those whose donor learned something, which controls do not have in all places."""
+    those whose donor learned something, which controls do not have in all cells."""
     names = [name for name in design.axes if name != "seed"]
     planned = runs.table[runs.table.site != NONE]
     learned = planned[~planned.donor.isin(CONTROLS)]
@@ -164,7 +164,7 @@ def _ladder(design: Design, cells: pd.DataFrame | None) -> tuple[pd.DataFrame, p
     rungs = cells[cells.donor.isin(donors)].copy()
     rungs["donor"] = pd.Categorical(rungs.donor, donors, ordered=True)
     rungs = rungs.sort_values(["setting", "donor"], kind="stable").astype({"donor": str})
-    rungs["place"] = rungs.setting + ", " + rungs.site
+    rungs["cell"] = rungs.setting + ", " + rungs.site
     rows = []
     for strategy in rungs.strategy.unique():
         for what, (of, less) in STEPS.items():
@@ -197,11 +197,11 @@ def _similar(design: Design, by_run: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for measure in _measures(by_run) if source else ():
         there = by_run.dropna(subset=[measure, "gain"])
-        for number, columns in {"source": source, "place": alike}.items():
+        for number, columns in {"source": source, "cell": alike}.items():
             there[number] = there.groupby(columns, sort=False).ngroup()
-        there = there[there.groupby(["place", "seed"]).source.transform("nunique") > 1]  # held against another
+        there = there[there.groupby(["cell", "seed"]).source.transform("nunique") > 1]  # held against another
         there = there[there.source.isin(_held_together(there))]
-        beyond = there[[measure, "gain"]] - there.groupby(["place", "seed"])[[measure, "gain"]].transform("mean")
+        beyond = there[[measure, "gain"]] - there.groupby(["cell", "seed"])[[measure, "gain"]].transform("mean")
         by_source = beyond.groupby(there.source).mean()
         found = association(by_source[measure].round(12).to_numpy(), by_source.gain.round(12).to_numpy())
         rows += [{"measure": measure.removeprefix("similarity/"), "association": found}] if found is not None else []
@@ -210,10 +210,10 @@ def _similar(design: Design, by_run: pd.DataFrame) -> pd.DataFrame:
 
 
 def _held_together(runs: pd.DataFrame) -> np.ndarray:
-    """The largest set of sources of which each is held against others of it at some place: those that may change places."""
+    """The largest set of sources of which each is held against others of it at some cell: those that may be exchanged."""
     if not len(runs):
         return np.array([], int)
-    table = pd.crosstab(runs.source, runs.place)
+    table = pd.crosstab(runs.source, runs.cell)
     runs_SP = table.to_numpy()
     _, labels_S = connected_components(runs_SP @ runs_SP.T, directed=False)
     return np.asarray(table.index[labels_S == np.bincount(labels_S).argmax()])
@@ -264,9 +264,9 @@ def _in_every_setting(design: Design) -> pd.DataFrame:
     if not sourced:
         return design.runs
     without = (design.runs[sourced] == NONE).all(axis=1)
-    places = design.runs[~without][[*design.of_setting, "setting"]].drop_duplicates()
+    cells = design.runs[~without][[*design.of_setting, "setting"]].drop_duplicates()
     keys = [name for name in design.of_setting if name not in sourced]
-    spread = design.runs[without].drop(columns=sourced).merge(places, on=keys, how="left", suffixes=("_own", ""))
+    spread = design.runs[without].drop(columns=sourced).merge(cells, on=keys, how="left", suffixes=("_own", ""))
     spread["setting"] = spread.setting.fillna(spread.pop("setting_own"))
     return pd.concat([design.runs[~without], spread], ignore_index=True)
 

@@ -10,7 +10,7 @@ from layergraft.errors import counted
 from layergraft.report.findings import IN_ALL, TAKEN_APART, Findings
 from layergraft.stats import Difference
 
-MANY = 6  # places of which each is told
+MANY = 6  # cells of which each is told
 IN_WORDS = {"test/acc": "points of test accuracy", "val/aulc": "points of mean validation accuracy over training"}
 
 
@@ -79,17 +79,17 @@ def _places(found: Findings) -> Iterator[str]:
                 told.append(f"{side} it at {len(names)} ({_first(names, MANY)})")
         if there:
             said = f"is {' and '.join(told)}" if told else "cannot be told from it at any"
-            yield f"Held against {control}, the best way to load the layer {said} of {len(there)} places (setting × site)."
+            yield f"Held against {control}, the best way to load the layer {said} of {len(there)} cells (setting × site)."
 
 
 def _across(found: Findings) -> Iterator[str]:
     rows = [row for row in found.across.to_dict("records") if row["n"]]
-    if len(rows) > 1 and max(row["places"] for row in rows) > 1:
+    if len(rows) > 1 and max(row["cells"] for row in rows) > 1:
         told = [f"{row['arm']} is {row['iqm']}" for row in rows if row["iqm"].resolved]
         unsure = [row["arm"] for row in rows if not row["iqm"].resolved]
         if unsure:
             told.append(f"not told from it: {_first(unsure, 8)}")
-        yield f"Over all places, against {found.baseline}: {'; '.join(told)}."
+        yield f"Over all cells, against {found.baseline}: {'; '.join(told)}."
 
 
 def _ladder(found: Findings) -> Iterator[str]:

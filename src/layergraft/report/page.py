@@ -104,7 +104,7 @@ def _p(p: float | None) -> str:
 
 
 def _percent(better: Difference) -> str:
-    """A share of places, told as its difference to 50."""
+    """A share of cells, told as its difference to 50."""
     low, high = np.clip(50 + better.mean + np.array([-1, 1]) * better.half_width, 0, 100)
     interval = f" ({low:.0f} to {high:.0f})" if math.isfinite(better.half_width) else ""
     return f"{50 + better.mean:.0f}{interval}"
@@ -113,7 +113,7 @@ def _percent(better: Difference) -> str:
 def _cut(found: Findings) -> dict[str, int]:
     """Figure -> how many panels it would have, where it has the first PANELS of them."""
     numbers = dict.fromkeys(("gain", "speed", "learning_curves", "shock"), len(found.design.settings))
-    numbers["ladder"] = found.ladder.place.nunique() if len(found.ladder) else 0
+    numbers["ladder"] = found.ladder.cell.nunique() if len(found.ladder) else 0
     return {name: number for name, number in numbers.items() if number > figures.PANELS}
 
 
@@ -144,7 +144,7 @@ def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path)
     if found.shares is not None:
         drawn["shares"] = figures.share_bars(_share_rows(found.shares))
     if len(found.ladder):
-        drawn["ladder"] = figures.forest(found.ladder, axes, units["test/acc"], "donor", "strategy", panel="place")
+        drawn["ladder"] = figures.forest(found.ladder, axes, units["test/acc"], "donor", "strategy", panel="cell")
     measures = measures_of(by_run)
     if measures:
         long = by_run.melt([*columns], measures, "measure", "value").dropna(subset="value")

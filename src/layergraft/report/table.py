@@ -135,8 +135,8 @@ def tidy(records: Iterable[tuple[RunRecord, Path]]) -> Runs:
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
     table["seed"] = pd.to_numeric(table.seed, errors="coerce").astype("Int64")  # a missing run has none
     swept, notes = _swept(leaves, table)
-    for place, (name, column) in enumerate(swept.items()):
-        table.insert(3 + len(AXES) + place, name, column)
+    for position, (name, column) in enumerate(swept.items()):
+        table.insert(3 + len(AXES) + position, name, column)
     twice = (table.status == "completed") & table[[*AXES, *swept]].astype(str).duplicated(keep=False)
     if twice.any():
         alike = f"{twice.sum()} runs are alike in every axis, seed included, and count as their mean"
