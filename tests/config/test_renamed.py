@@ -50,17 +50,10 @@ def test_an_old_name_that_is_added_is_refused_likewise(added, config):
 
 
 @pytest.mark.parametrize(
-    "old",
-    [
-        "exec.resume=x.ckpt",
-        "exec.traceback=true",
-        "strategy=auto_snr",
-        "strategy.split.all.min_scale=0.1",
-        "donor.tune=true",
-    ],
+    "old", ["exec.resume=x.ckpt", "exec.traceback=true", "strategy=auto_snr", "strategy.split.all.min_scale=0.1"]
 )
 def test_what_was_removed_is_told_why(old, config):
-    chosen = ["strategy=discriminative"] if "split" in old else ["donor=end_to_end"] if "tune" in old else []
+    chosen = ["strategy=discriminative"] if "split" in old else []
     with pytest.raises(Exception) as error:  # noqa: B017
         config(*chosen, old)
     line = explain(error.value)

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from training.test_prefix import KEPT, STEM, both_ways, frozen
 
 from layergraft.config.schema import ProbeSpec
 from layergraft.config.training_schema import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
@@ -24,6 +23,7 @@ from layergraft.strategies.phases import make_plan
 from layergraft.surgery import Replace, calibrated, graft
 from layergraft.training.fit import Backend, Recipe, fit
 from layergraft.training.probes import Probes, ProbeTargets
+from training.test_prefix_cache import KEPT, STEM, both_ways, frozen
 from training.test_resume import ADAMW, COSINE, SGD, Experiment, require_exact_from_every_checkpoint
 
 pytestmark = pytest.mark.cuda

@@ -65,3 +65,6 @@ def test_a_host_with_weights_gives_its_own_layer_untrained(tmp_path):
         get_or_create(own, place_at(HOST, "layer2.0.conv2", GREY), CPU, tmp_path).provenance["key"]
         == donor.provenance["key"]
     )
+    own.tune = True
+    tuned = get_or_create(own, place_at(HOST, "layer2.0.conv2", GREY), CPU, tmp_path)
+    assert not torch.equal(tuned.layer.weight, donor.layer.weight) and tuned.provenance["metrics"]

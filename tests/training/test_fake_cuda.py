@@ -269,12 +269,11 @@ def test_other_tasks(made, task):
     assert run.module.evaluated()["mae" if task is Task.ordinal else "auc"] == 0.5
 
 
-@pytest.mark.parametrize("kind", sorted(gradients.WEIGHTS))
-def test_learning_rates_by_tensor(made, kind):
+def test_learning_rates_by_tensor(made):
     run = made().move()
     parameters = dict(run.network.named_parameters())
     grads = gradients.measured(run.network, run.batches.train, parameters)
-    assert set(gradients.WEIGHTS[kind](grads, parameters)) == set(parameters)
+    assert set(gradients.rgn_weights(grads, parameters)) == set(parameters)
 
 
 def test_probes_look(made):

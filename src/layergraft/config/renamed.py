@@ -22,7 +22,6 @@ REMOVED = {
     r"exec\.traceback": "HYDRA_FULL_ERROR=1 in the environment shows where an error arose",
     r"strategy=auto_snr": "strategy=auto_rgn, which did better in its authors' experiments, is still there",
     r"strategy\.split\.([^.]+)\.min_scale": "strategy.split.GROUP.decay is all that sets how rates decay",
-    r"donor\.tune": "a network with host.weights is taken as it is",
 }
 
 

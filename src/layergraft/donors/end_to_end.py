@@ -44,6 +44,8 @@ class EndToEndDonor(LearnedDonor):
     host: HostSpec = MISSING
     optim: OptimSpec = MISSING
     schedule: ScheduleSpec = MISSING
+    tune: bool = False
+    """Train a network that comes with weights, too, from those on."""
     layer: str | None = None
     """The module path in the network; null: the site's own path. A stem is named by its convolution."""
 
@@ -53,7 +55,7 @@ class EndToEndDonor(LearnedDonor):
     @property
     def is_trained(self) -> bool:
         """Whether the network is trained here, rather than taken with its weights as it is."""
-        return self.host.weights is None
+        return self.host.weights is None or self.tune
 
     def images(self, slot: Slot) -> ImageData:
         """With the channels that its network takes, whatever the host does."""
