@@ -111,12 +111,12 @@ def test_workers_end_when_who_gave_the_tasks_is_killed(tmp_path):
 import sys, time
 sys.path.insert(0, {str(tmp_path)!r})
 from layergraft.sweeps import worker_pool
-pool.PRELOAD = []
+worker_pool.PRELOAD = []
 from theirs import wait_for_the_end
 if __name__ == "__main__":
-    with pool.Pool(["", ""]) as workers:
+    with worker_pool.Pool(["", ""]) as workers:
         for name in "ab":
-            workers.add(pool.Task(wait_for_the_end, name))
+            workers.add(worker_pool.Task(wait_for_the_end, name))
         list(workers.outcomes())
 """
     (tmp_path / "main.py").write_text(program)
