@@ -68,3 +68,13 @@ def test_conditions_know_old_names_too():
         select(table, "strategy=scratch", list(table))
     with pytest.raises(UserError, match="unknown strategy among these runs: 'scratches'"):
         select(table, "strategy=scratches", list(table))
+
+
+@pytest.mark.parametrize("inside", ["statistics: []", "top_down: {all: 1}"])
+def test_an_old_key_in_a_yaml_of_ones_own_is_told_with_the_file(inside, command, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    phases = f"phases: {{start: {{epoch: 0, train: {{all: 1.0}}, {inside}}}}}"
+    (tmp_path / "strategy/mine.yaml").write_text(f"name: mine\ngroups: {{all: ['.*']}}\n{phases}\n")
+    code, _, err = command("plan", "--config-dir", str(tmp_path), "strategy=mine")
+    old = f"strategy.phases.start.{inside.partition(':')[0]}"
+    assert code == 2 and err.startswith(f"error: strategy/mine.yaml: {old} was renamed; use ") and err.count("\n") == 1

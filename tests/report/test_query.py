@@ -48,3 +48,12 @@ def test_refused(text, message):
 
 def test_columns():
     assert columns_of("site=a|b,seed<3") == ["site", "seed"]
+
+
+def test_numbers_are_compared_as_numbers_and_a_choice_by_its_group():
+    table = pd.DataFrame(
+        {"surgery.gate": ["-", "0.0", "null", "0.5"], "surgery.name": ["replace", "insert", "insert", "parallel"]}
+    )
+    assert select(table, "surgery.gate=0", list(table)).tolist() == [False, True, False, False]
+    assert select(table, "surgery.gate!=0|.5", list(table)).tolist() == [True, False, True, False]
+    assert select(table, "surgery=insert", list(table)).tolist() == [False, True, True, False]

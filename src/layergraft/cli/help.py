@@ -38,7 +38,7 @@ Keys within a group, some of them (--cfg job prints all):
   schedule. epochs=50  warmup=2  early_stopping.patience=5  early_stopping.metric=val/balanced_acc
   regularizer.
             label_smoothing=0.1  mixup=0.2  ema=0.999  swa=0.75
-  exec.     outputs=DIR  threads=4  rerun=true  resume=CHECKPOINT  checkpoint_seconds=600  devices=2  compile=true
+  exec.     outputs=DIR  threads=4  rerun=true  checkpoint_seconds=600  devices=2  compile=true
             probe.epochs=[0,5,-1]  probe.thresholds=[80]
   data.     train_size=50  train_per_class=10  classes=[0,1]  half=A|B  halves=semantic  shift=4  flip=true
             corrupt.noise=3 (blur, contrast)  corrupt.labels=0.2  corrupt.blocks=8  dial=0.5 (of textures)

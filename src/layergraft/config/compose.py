@@ -66,7 +66,10 @@ def _of_its_choice(override: str, arguments: Sequence[str]) -> str:
         (parsed,) = OverridesParser.create().parse_overrides([override])
     except HydraException:
         return override  # it is refused in the words that it was asked in
-    return override if parsed.is_sweep_override() else f"{found[0]}choice({override[found.end() :]})"
+    if parsed.is_sweep_override():
+        return override
+    value = override[found.end() :]  # Hydra's choice() does not take null; equal runs are one
+    return f"{found[0]}null,null" if parsed.value() is None else f"{found[0]}choice({value})"
 
 
 def to_config(composed: DictConfig) -> Config:

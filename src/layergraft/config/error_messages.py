@@ -6,12 +6,13 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from layergraft.config.registry import ONLY_IN_PYTHON
+from layergraft.config.registry import ONLY_IN_PYTHON, kind_of, names_of
 from layergraft.config.renamed import renamed
 from layergraft.errors import DISK_FULL, RunFailed, UserError, unknown
 
@@ -59,6 +60,10 @@ def _said(error: BaseException) -> str | None:
         for said, instead in COMPOSITION.items():
             if found := re.search(said, str(error), re.DOTALL):
                 return found.expand(instead)
+        if found := re.search(
+            r"^In '([^']+)'.*Key '(\w+)' not in.*full_key: (\S+)", str(error), re.DOTALL
+        ):  # a file's key
+            return f"{found[1]}.yaml: {renamed(found[3]) or f"unknown key '{found[2]}' ({found[3]})"}"
         cause = error.__cause__
         return _omegaconf(cause) if isinstance(cause, OmegaConfBaseException) else _first_line(error)
     if isinstance(error, OmegaConfBaseException):
@@ -104,7 +109,14 @@ def _omegaconf(error: OmegaConfBaseException) -> str:
         if old := renamed(error.full_key or str(error.key)):
             return old
         parent, _, key = (error.full_key or str(error.key)).rpartition(".")
+        if parent and error.object_type in (dict, None, Any):
+            return f"{parent} has no {key}; +{parent}.{key}=VALUE adds it"
         known = _keys_of(error) if parent else [*_keys_of(error), "hydra/launcher", "hydra/sweeper"]
+        others = [
+            name for name in names_of(parent) if key in {f.name for f in dataclasses.fields(kind_of(parent, name))}
+        ]
+        if others:
+            return f"{parent}.{key} is a key of {' and '.join(f'{parent}={name}' for name in others)}, not of the {parent} chosen"
         return str(unknown(f"key{f' in {parent}:' if parent else ''}", key, known))
     if isinstance(error, MissingMandatoryValue):
         if error.full_key in ("donor.host", "donor.data"):

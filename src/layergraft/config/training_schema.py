@@ -26,6 +26,12 @@ class PlateauSpec:
     min_delta: float = bounded(0.0, "[0, inf)")
     """By how much it must be better to count."""
 
+    def check(self, at: str) -> None:
+        unwatched = (
+            f"{at}.metric is {self.metric}, but {at}.patience is null, so nothing is watched; give {at}.patience=N"
+        )
+        require(self.patience is not None or self.metric == "val/loss", unwatched)
+
     def require_task(self, at: str, task: str) -> None:
         """Raise UserError where it is watched and data of this task lack the metric."""
         if self.patience is not None and self.metric not in watchable(task):

@@ -72,7 +72,9 @@ class ExtractedDonor(LearnedDonor):
 
         file = weight_files.read(self.path)
         layer = self._layer(file, slot)
-        where, tensors = f"donor.path={self.path}, {f'layer {layer}' if layer else 'its only layer'}", file.under(layer)
+        given = Path(self.path).parent.name == "given"  # a module, which the Python interface wrote there
+        named = "the module given as the donor" if given else f"donor.path={self.path}"
+        where, tensors = f"{named}, {f'layer {layer}' if layer else 'its only layer'}", file.under(layer)
         if self.kind == Stem.kind and "conv.weight" not in tensors:
             tensors = _with_norm(where, file, layer, tensors)
         weight_files.require_finite(where, tensors)

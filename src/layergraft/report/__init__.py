@@ -28,8 +28,11 @@ def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", w
     from layergraft.errors import counted, listing
     from layergraft.report.contrasts import contrast, design
     from layergraft.report.narrative import describe_difference, describe_metric
+    from layergraft.report.query import columns_of
     from layergraft.report.table import read, require_completed
 
+    for condition in (a, b):
+        columns_of(condition)  # what is none is refused before anything is read
     runs = read(folders, where)
     require_completed(runs)
     found = contrast(design(runs), f"{a} less {b}", [f"+{a}", f"-{b}"], metric)

@@ -83,7 +83,8 @@ def design(runs: Runs) -> Design:
     of_setting = ["host", *(["data"] if table.data.nunique() > 1 else []), *(n for n in swept if n not in of_arm)]
 
     def arm(strategy: str, donor: str, *more: str) -> str:
-        told = [f"{name.split('.', 1)[1]}={value}" for name, value in zip(of_arm, more, strict=True) if value != NONE]
+        pairs = [(name.split(".", 1)[1], value) for name, value in zip(of_arm, more, strict=True) if value != NONE]
+        told = [value if name == "name" else f"{name}={value}" for name, value in pairs]  # insert, gate=0.0
         kind = [strategy, donor] if donor != "none" else [NO_GRAFT, strategy] if several else [NO_GRAFT]
         return ", ".join([*kind, *told])
 

@@ -28,8 +28,10 @@ def select(table: pd.DataFrame, text: str, columns: Sequence[str], nowhere: str 
     """
     kept = pd.Series(True, index=table.index)
     for column, sign, values in _parsed(text):
+        if f"{column}.name" in columns:  # surgery=insert
+            column = f"{column}.name"
         if column not in columns:
-            require(renamed(column) is None, f"{text}: {renamed(column)}")
+            require(renamed(column) is None, str(renamed(column)))
             raise unknown("axis", column, columns)
         there = table[column].astype(str)
         free = there.isin([] if nowhere is None else [nowhere, "<NA>"])
@@ -40,14 +42,22 @@ def select(table: pd.DataFrame, text: str, columns: Sequence[str], nowhere: str 
             except ValueError:
                 raise UserError(f"{text}: {sign} compares with a number, not with '{values}'") from None
             continue
-        wanted = [values] if values in set(there) else values.split("|")
+        asked = [values] if values in set(there) else values.split("|")
+        wanted = [_as_it_is_there(value, there) for value in asked]
         for value in wanted:
             if value not in set(there):
                 old = renamed(f"{column}={value}")
-                require(old is None, f"{text}: {old}")
+                require(old is None, str(old))
                 raise unknown(f"{column} among these runs:", value, sorted(set(there)))
         kept &= free | (there.isin(wanted) != (sign == "!="))
     return kept
+
+
+def _as_it_is_there(value: str, there: pd.Series) -> str:
+    """`0` as the table's `0.0`."""
+    numbers = pd.to_numeric(there.drop_duplicates(), errors="coerce")
+    same = there[numbers.index[numbers == pd.to_numeric(value, errors="coerce")]]
+    return value if value in set(there) or same.empty else str(same.iloc[0])
 
 
 def _parsed(text: str) -> list[tuple[str, str, str]]:

@@ -47,6 +47,7 @@ class AdviseSweeper(GridSweeper):
         self.sweep_folder = self.folder(arguments)
         arms, left_out = self._arms(arguments)
         config = self.composer(self.own)
+        require(config.donor.is_layer, "donor=none puts nothing in; advise is about where and how to load a donor")
         whole = config.schedule.epochs
         shortest = self._shortest(list(arms.values()), self.epochs or whole)
         epochs = self.epochs or max(shortest, -(-whole // 2))
