@@ -63,7 +63,8 @@ def _said(error: BaseException) -> str | None:
         if found := re.search(
             r"^In '([^']+)'.*Key '(\w+)' not in.*full_key: (\S+)", str(error), re.DOTALL
         ):  # a file's key
-            return f"{found[1]}.yaml: {renamed(found[3]) or f"unknown key '{found[2]}' ({found[3]})"}"
+            said = renamed(found[3]) or f"unknown key '{found[2]}' ({found[3]})"
+            return f"{found[1]}.yaml: {said}"
         cause = error.__cause__
         return _omegaconf(cause) if isinstance(cause, OmegaConfBaseException) else _first_line(error)
     if isinstance(error, OmegaConfBaseException):
