@@ -66,6 +66,7 @@ def test_what_is_added_is_in_help_and_checked(there):
     assert "did you mean 'stripes'?" in there("layergraft plan data=stripe").stderr
 
 
+@pytest.mark.slow
 def test_an_added_metric_is_recorded_stops_training_and_is_compared(there):
     train, compare = (line for line in COMMANDS if "macro_f1" in line)
     done = there(train)
@@ -88,6 +89,7 @@ TINY = "host=regnet host.width=4 host.depth=1 schedule.epochs=2 optim.batch_size
 BLOCK = "trunk_output.block2.block2-0"
 
 
+@pytest.mark.slow
 def test_a_family_of_networks_in_its_own_package_does_what_the_resnets_do(there):
     page = dict(TITLED.findall(PAGE.read_text()))
     package = [
