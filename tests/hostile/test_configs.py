@@ -65,7 +65,7 @@ REFUSED = {
     "a sweep's name": (experiment(exec={"sweep": "../../ran"}), "exec.sweep is '../../ran'"),
     "a name that a terminal obeys": (experiment(strategy={"name": "ran\x1b[31m"}), "strategy.name has a character that cannot be shown"),
     "a group that one obeys": (experiment(strategy={"groups": {"\x1b[31m": [".*"]}}), "strategy.groups has a character that cannot be shown"),
-    "a root config": ({"config.yaml": "hydra: {run: {dir: ran}}\n", "experiment/x.yaml": GLOBAL + "foo: 1\n"}, "Key 'foo' not in"),
+    "a root config": ({"config.yaml": "hydra: {run: {dir: ran}}\n", "experiment/x.yaml": GLOBAL + "foo: 1\n"}, "unknown key 'foo'"),
 }  # fmt: skip
 
 
