@@ -18,7 +18,7 @@ from typing import Any
 from layergraft.errors import UserError, require
 from layergraft.store.files import write_json
 
-RECORD_VERSION = 9  # raise it when a field is added, goes, or means something else
+RECORD_VERSION = 10  # raise it when a field is added, goes, or means something else
 RECORD = "record.json"
 LEASES = "leases"
 DONE = ("completed", "diverged")
@@ -65,6 +65,11 @@ class RunRecord:
     process_spoilt: bool = False
     """Whether the process that it ran in is of no further use."""
     steps_per_epoch: int | None = None
+    host: dict[str, Any] = field(default_factory=dict)
+    """`head`: kept or new. Of a host with trained weights also where they are from: `weights` as the config has it, or
+    `network` (its key), `data`, `seed`, `num_train` and `metrics` of one that was pretrained here."""
+    costs: dict[str, int] = field(default_factory=dict)
+    """`trained_parameters` (in any phase), and `peak_memory` in bytes while it trained, where that can be measured."""
     donors: list[dict[str, Any]] = field(default_factory=list)
     """The provenance of each site's donor."""
     grafts: list[GraftRecord] = field(default_factory=list)
