@@ -19,6 +19,7 @@ USAGE = """layergraft: load a layer trained on its own into a multi-layer ResNet
 
   layergraft train [KEY=VALUE ...]      one run; with -m and lists of values, a sweep
   layergraft plan [KEY=VALUE ...]       what such a run's strategy trains when, and how fast, before any training
+  layergraft pretrain [KEY=VALUE ...]   pretrain the host of such a run (host.pretrain), store it, print its key and accuracy
   layergraft donate [KEY=VALUE ...]     train or cut the donor of such a run, store it, print its key
   layergraft surgery [KEY=VALUE ...]    what such a run's surgery does, before any training
   layergraft similarity [KEY=VALUE ...] how alike donor.data and data are, on fixed features and at the graft site
@@ -221,6 +222,7 @@ go in as (N, C, H, W) float32, normalised as the run's record says.""",
 SINGLE = {
     "train": ("train_one", "does the run"),
     "plan": ("print_plan", "prints every group with its tensors, when it is frozen, its learning rate by epoch"),
+    "pretrain": ("pretrain_one", "pretrains the host alone, or finds it, and prints its key and its accuracy"),
     "donate": ("donate_one", "trains or cuts the donors alone, or finds them, and prints their keys"),
     "surgery": ("print_surgery", "prints what the surgery does, step-0 activations and loss; trains no host"),
     "similarity": ("print_similarity", "prints how alike source and target are, on fixed features and at the site"),

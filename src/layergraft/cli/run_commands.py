@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -17,7 +17,7 @@ from layergraft.errors import RunFailed, UserError, require
 from layergraft.hosts import sites, weights
 from layergraft.hosts.layer_architectures import describe
 from layergraft.hosts.meta_device import meta_host, sites_of
-from layergraft.runs.build import calibration_images, get_donors
+from layergraft.runs.build import calibration_images, discard_made, get_donors, get_host
 from layergraft.runs.plan import plan_run, precision_note
 from layergraft.runs.similarity import similarity
 from layergraft.runs.train import execute
@@ -65,9 +65,11 @@ def train_one(config: Config) -> float | None:
     if note := precision_note(plan):
         console.print(note, markup=False)
     if config.exec.rerun:
-        get_donors(plan)
+        discard_made(plan)
     record = execute(plan, [_EpochBar(console)])
     console.print(f"run:         {plan.folder}", markup=False)
+    if record.host:
+        console.print(f"host:        {host_line(config.host.name, record.host)}", markup=False)
     if record.status != "completed":
         raise RunFailed(f"the run {record.status}: {record.error} (see {plan.folder / RECORD})")
     metrics = record.metrics
@@ -76,12 +78,43 @@ def train_one(config: Config) -> float | None:
     return metrics["val/acc"]
 
 
+def pretrain_one(config: Config) -> None:
+    """Pretrain the host of this run, or find it; print its key, and how good it is."""
+    chosen = "host.pretrain.data is none, so there is nothing to train; host.pretrain.data=DATA chooses a data set"
+    require(config.host.is_pretrained, chosen)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    plan = plan_run(config)
+    if config.exec.rerun:
+        discard_made(plan)
+    facts = get_host(plan)
+    print(facts["network"])
+    console.print(pretrained_line(config.host.name, facts), markup=False)
+    console.print(f"in {plan.outputs / 'networks' / facts['network']}", markup=False)
+
+
+def pretrained_line(name: str, facts: Mapping[str, Any]) -> str:
+    """What is known of a host that was pretrained here."""
+    accuracy = facts["metrics"]["test/acc"]
+    return f"{name} trained on {facts['num_train']} images of {facts['data']}: {accuracy:.1f}% of its test images"
+
+
+def host_line(name: str, facts: Mapping[str, Any]) -> str:
+    """Where a run's host has its weights from, by its record."""
+    if "network" in facts:
+        return f"{pretrained_line(name, facts)}; classifier {facts['head']}"
+    if "weights" in facts:
+        return f"{name} with the weights {facts['weights']}; classifier {facts['head']}"
+    return f"{name} with initial weights (host.pretrain.data=none)"
+
+
 def donate_one(config: Config) -> None:
     """Make the donors of this run, or find them; print their keys, and what is known of them."""
     if not config.donor.is_layer:
         raise UserError("donor=none is no donor, so there is nothing to store; `layergraft train --help` lists donors")
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     plan = plan_run(config)
+    if config.exec.rerun:
+        discard_made(plan)
     for donor in get_donors(plan):
         print(donor.key)
         for line in about(donor):
@@ -176,15 +209,17 @@ def print_surgery(config: Config) -> None:
     require(bool(plan.grafts), "donor=none puts nothing in, so there is no surgery to show")
     run = plan.build()
     grafted = run.grafted
+    if config.host.is_pretrained:
+        print(f"host: {host_line(config.host.name, run.host)}\n")
     if config.host.weights is not None:
-        print(f"host weights: {weights.report(config.host, grafted.host)}\n")
+        print(f"host weights: {weights.report(config.host, grafted.host, plan.keeps_head)}\n")
     print(grafted)
     for graft, donor in zip(grafted.grafts, run.donors, strict=True):
         print(f"\ndonor at {graft.site.path}: {donor.key}")
         print("".join(f"  {line}\n" for line in about(donor)), end="")
     operation = config.surgery
     print(f"\nchannels: {operation.channel_matching}, bias: {operation.bias}, calibration: {operation.calibrate}")
-    images, labels = calibration_images(config, run.images)
+    images, labels = calibration_images(config, run.images, run.normalization)
     if operation.channel_matching == "project":
         for graft in grafted.grafts:
             left = reconstruction_error(grafted, graft, images)

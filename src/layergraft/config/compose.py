@@ -28,6 +28,7 @@ from layergraft.errors import require, unknown
 
 installed()  # before a config is composed: each module registers its kinds
 SOURCE = "data@donor.data"
+CHOICES_BELOW = r"(donor|host\.pretrain)\.(data|optim|schedule)"  # groups of which a choice stands deeper in the config
 MAX_PATTERNS = 256  # kept at a time, a sixth of a megabyte each
 
 
@@ -39,21 +40,34 @@ def conf_dir() -> Path:
 
 def to_hydra(override: str) -> str:
     """`donor.data=cifar10` as Hydra spells it: the group `data`, put at `donor.data`."""
-    return re.sub(r"^(\+*)donor\.data=(?=[\w,.-]+$)", r"\1data@donor.data=", override)
+    return re.sub(rf"^(\+*){CHOICES_BELOW}=(?=[\w,.-]+$)", r"\1\3@\2.\3=", override)
 
 
 def from_hydra(override: str) -> str:
     """The inverse of `to_hydra`."""
-    return re.sub(r"^(\+*)data@donor\.data=", r"\1donor.data=", override)
+    return re.sub(rf"^(\+*)\w+@{CHOICES_BELOW}=", r"\1\2.\3=", override)
 
 
 def normalize_overrides(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra spells them. A donor's file without a choice of donor means the one that is cut from a file."""
+    """The arguments as Hydra spells them. A donor's file without a choice of donor means the one that is cut from a file. The host
+    of the default run is pretrained on images like the default target's: where other data are chosen, or the host has
+    weights already, it is not, unless that is asked for."""
+    arguments = [*_without_default_pretraining(arguments), *arguments]
     named = any(re.match(r"[+~]*donor=", argument) for argument in arguments)
     files = [number for number, argument in enumerate(arguments) if re.match(r"\+*donor\.path=", argument)]
     if files and not named:  # beside it: what stands at the end may be an option of Hydra's
         arguments = [*arguments[: files[0]], "donor=extracted", *arguments[files[0] :]]
     return [_of_its_choice(to_hydra(argument), arguments) for argument in arguments]
+
+
+def _without_default_pretraining(arguments: Sequence[str]) -> list[str]:
+    """The override that leaves the host as it is where nothing is said of its pretraining and the default does not fit."""
+    given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
+    has_weights = given.get("host.weights", "null") != "null" or given.get("host") == "module"
+    other_data = "data" in given and not {"experiment", "size"} & given.keys()
+    if not (has_weights or other_data) or any(re.match(r"(\w+@)?host\.pretrain\b", key) for key in given):
+        return []
+    return ["data@host.pretrain.data=none"]
 
 
 def _of_its_choice(override: str, arguments: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ No dataclass here or there may import torch when its module is imported: `--help
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from layergraft.config.registry import bounded, canonical, one_of
+from layergraft.config.registry import bounded, canonical, one_of, register
 from layergraft.config.training_schema import OptimSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.errors import require
 
@@ -25,7 +26,7 @@ CHANNEL_MATCHING = ("strict", "project", "slice", "tile", "sum", "average")
 SEVERITY = "a severity is 0 (none) to 5"
 COUNT = "it must be 1 or more, or null for all"
 SHARE = "it is a share between 0 and 1"
-RESULT_VERSION = 7  # raise it when the code changes so that the same config gives other numbers
+RESULT_VERSION = 8  # raise it when the code changes so that the same config gives other numbers
 
 
 class Precision(Enum):
@@ -82,11 +83,12 @@ class DataSpec:
     classes: list[int] = field(default_factory=list)
     """The classes to keep, relabelled 0, 1, ... in this order; empty: all. Of a multi-label set: the labels."""
     half: str | None = one_of(None, ("A", "B"))
-    """A or B: one half of the classes, in place of `classes`; null: not halved."""
-    halves: str = one_of("random", ("random", "semantic"))
-    """random, or semantic where the set knows such: CIFAR-10's animals (A) and vehicles (B)."""
+    """A or B: one half of the set, of its classes or of its images; null: not halved."""
+    halves: str = one_of("random", ("random", "semantic", "images"))
+    """random: of the classes; semantic: of the classes, where the set knows such halves: CIFAR-10's animals (A) and vehicles
+    (B); images: of the images, each split's on its own, with the same share of every class."""
     halves_seed: int = 0
-    """Of random halves, which are then the same whatever the run's seed."""
+    """Of halves that are drawn, which are then the same whatever the run's seed."""
     train_size: int | None = bounded(None, "[1, inf)", COUNT)
     """Training images in all, the same number of each class (give or take one), drawn by the run's seed; null: all."""
     train_per_class: int | None = bounded(None, "[1, inf)", COUNT)
@@ -97,6 +99,12 @@ class DataSpec:
     """Of all: the test split of a set that has no splits of its own."""
     split_seed: int = 0
     """Of the splits that are drawn: those a set does not have of its own. They are the same whatever the run's seed."""
+    resplit: str | None = one_of(None, ("train", "val", "test"))
+    """Use only this one of a set's own splits, and draw training, validation and test split from it; null: all of them, as they
+    are."""
+    normalize: Any = "auto"
+    """By which mean and deviation of each channel (of images from 0 to 1) images are normalised: auto, train (the training
+    split's), or [[means],[deviations]]. auto: those that the host's weights were trained with where they are known, else train."""
     corrupt: CorruptionSpec = field(default_factory=CorruptionSpec)
     shift: int = bounded(0, "[0, inf)", "it is a number of pixels, 0 or more")
     """Augmentation: each training image is moved by up to this many pixels each way, the gap filled with black."""
@@ -121,9 +129,51 @@ class DataSpec:
         )
         require(len(set(self.classes)) == len(self.classes), f"{at}.classes names a class twice: {self.classes}")
         require(
-            self.half is None or not self.classes,
+            self.half is None or self.halves == "images" or not self.classes,
             f"{at}.half and {at}.classes both choose classes; one of them must be left out",
         )
+        _check_normalize(at, self.normalize)
+
+
+def _check_normalize(at: str, given: Any) -> None:
+    """Raise UserError for what is no way to normalise images."""
+    if given in ("auto", "train"):
+        return
+    form = "it must be auto, train or [[means],[deviations]], such as [[0.5],[0.25]] for grey images"
+    is_pair = isinstance(given, list) and len(given) == 2 and all(isinstance(part, list) for part in given)
+    require(is_pair, f"{at}.normalize is {given}; {form}")
+    numbers = [number for part in given for number in part]
+    are_numbers = all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    alike = len(given[0]) == len(given[1]) in (1, 3)
+    require(are_numbers and alike and all(n > 0 for n in given[1]), f"{at}.normalize is {given}; {form}")
+
+
+@register("data", "none")
+@dataclass
+class NoData(DataSpec):
+    """The choice `none`, where a data set may be left out: past the entry it is None."""
+
+    name: str = "none"
+
+    def check(self, at: str) -> None:
+        require(at.endswith("pretrain.data"), f"{at}=none: only host.pretrain.data can be none; choose a data set")
+
+
+@dataclass
+class PretrainSpec:
+    """How a host is trained before a donor goes into it."""
+
+    data: DataSpec | None = None
+    """The data set that it is trained on; none: it is not, and has the initial weights of the run's seed."""
+    optim: OptimSpec = field(default_factory=OptimSpec)
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    seed: int = bounded(0, "[0, inf)")
+    """Of initial weights, order of images and few-shot selection; conf/config.yaml makes it the run's. A fixed one gives all runs
+    the same host."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, NoData):
+            self.data = None
 
 
 @dataclass
@@ -136,6 +186,10 @@ class HostSpec:
     """Of the images it takes: 1 or 3; the data's images are averaged or repeated to fit. null: as the data has them."""
     weights: str | None = None
     """Trained weights to start from: a name of torchvision's (IMAGENET1K_V1, DEFAULT) or a file; null: none."""
+    pretrain: PretrainSpec = field(default_factory=PretrainSpec)
+    head: str = one_of("auto", ("auto", "keep", "new"))
+    """Whether the classifier of trained weights is kept, or a new one with initial weights put in its place. auto: kept where the
+    class names agree; where they are not known, as those of a file, where the number of classes agrees."""
 
     @property
     def family(self) -> Any:
@@ -156,8 +210,21 @@ class HostSpec:
         is_file = self.weights is not None and (re.search(r"[./\\]", self.weights) or Path(self.weights).is_file())
         return None if is_file else self.weights
 
+    @property
+    def comes_with_weights(self) -> bool:
+        """Whether it has weights that were trained elsewhere."""
+        return self.weights is not None
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether it is to be trained here before a donor goes into it."""
+        return self.pretrain.data is not None
+
     def check(self, at: str) -> None:
-        """Raise UserError for values that do not go together; of kinds that have such."""
+        """Raise UserError for values that do not go together."""
+        both = f"{at}.weights and {at}.pretrain.data are both set; give {at}.pretrain.data=none or {at}.weights=null"
+        require(self.weights is None or not self.is_pretrained, both)
+        require(self.head != "keep" or self.comes_with_weights or self.is_pretrained, f"{at}.head is keep, but the host has no trained weights")
 
 
 @dataclass

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layergraft.data.image_data import ImageData, Split
-from layergraft.data.pixel_loading import Pixels, counts, free_bytes, pixels_on
+from layergraft.data.normalization import Normalization, Normalize
+from layergraft.data.pixel_loading import Pixels, free_bytes, pixels_on
 from layergraft.errors import UserError
 from layergraft.metrics.tasks import Task
 from layergraft.seeds import derive_seed
@@ -35,26 +36,6 @@ class BatchSpec:
     def steps_per_epoch(self, num_images: int) -> int:
         """Of the optimizer; the last, smaller batches of an epoch are left out."""
         return num_images // (self.batch_size * self.accumulate)
-
-
-class Normalize:
-    """uint8 images to float, with each channel's mean 0 and deviation 1 over the training split."""
-
-    def __init__(self, train: Split, device: torch.device) -> None:
-        count_C256, values = counts(train), np.arange(256) / 255
-        number = count_C256.sum(1)
-        mean = count_C256 @ values / number
-        variance = (count_C256 * (values - mean[:, None]) ** 2).sum(1) / np.maximum(number - 1, 1)
-        self.mean, self.std = (
-            torch.from_numpy(x).float().view(1, -1, 1, 1).to(device) for x in (mean, np.maximum(variance**0.5, 1e-3))
-        )
-
-    def to(self, device: str) -> Normalize:
-        self.mean, self.std = self.mean.to(device), self.std.to(device)
-        return self
-
-    def __call__(self, x_NCHW: Tensor) -> Tensor:
-        return (x_NCHW.float() / 255 - self.mean) / self.std
 
 
 class TrainBatches:
@@ -225,12 +206,14 @@ class Batches:
 
     @classmethod
     def of(
-        cls, data: ImageData, spec: BatchSpec, seed: int, device: str, gib: float | None = None, readers: int = 1
-    ) -> Batches:
-        """Splits that take more than `gib` on the device (None: half of what is free) are read from the disk by so many
-        `readers`. Raises UserError where there are fewer training images than a step takes."""
+        cls, data: ImageData, spec: BatchSpec, seed: int, device: str, normalization: Normalization | None = None,
+        gib: float | None = None, readers: int = 1,
+    ) -> Batches:  # fmt: skip
+        """Images are normalised by `normalization`, or else by their training split. Splits that take more than `gib` on the device
+        (None: half of what is free) are read from the disk by so many `readers`. Raises UserError where there are fewer
+        training images than a step takes."""
         where = torch.device(device)
-        normalize = Normalize(data.train, where)
+        normalize = Normalize(normalization or Normalization.of(data.train), where)
         train, val, test = (pixels_on(split, where, gib, readers) for split in data.splits.values())
         return cls(
             TrainBatches(train, normalize, spec, data, seed, where),

@@ -85,8 +85,10 @@ def _whole(hashable: Hashable) -> FullData:
 
 
 @lru_cache(maxsize=16)
-def _rows(hashable: Hashable, val_share: float, test_share: float, split_seed: int) -> tuple[np.ndarray, ...]:
-    return split_rows(_whole(hashable), hashable.spec.name, val_share, test_share, split_seed)
+def _rows(
+    hashable: Hashable, val_share: float, test_share: float, split_seed: int, resplit: str | None
+) -> tuple[np.ndarray, ...]:
+    return split_rows(_whole(hashable), hashable.spec.name, val_share, test_share, split_seed, resplit)
 
 
 @lru_cache(maxsize=8)
@@ -107,12 +109,14 @@ def _pool(hashable: Hashable) -> ImageData:
     spec = hashable.spec
     kind = Hashable(json.dumps(spec.source()) + type(spec).__name__, spec)
     whole = _whole(kind)
-    rows = _rows(kind, spec.val_share, spec.test_share, spec.split_seed)
+    rows = _rows(kind, spec.val_share, spec.test_share, spec.split_seed, spec.resplit)
+    if spec.half is not None and spec.halves == "images":
+        rows = tuple(half_of_images(part, whole, spec) for part in rows)
     classes = chosen_classes(whole, spec)
     x_NCHW = _pixels(kind, json.dumps(canonical(spec.corrupt)))
     names = tuple(whole.class_names[c] for c in classes)
     train, val, test = (of_classes(Split(x_NCHW, whole.y_N).take(r), classes) for r in rows)
-    data = ImageData(train, val, test, len(classes), whole.fingerprint, whole.task, names, whole.skipped)
+    data = ImageData(train, val, test, len(classes), whole.fingerprint, whole.task, names, whole.skipped, whole.x_NCHW)
     require_every_class(data, spec.name)
     return data
 
@@ -147,16 +151,22 @@ def require_sound(whole: FullData, name: str) -> None:
 
 
 def split_rows(
-    whole: FullData, name: str, val_share: float, test_share: float, split_seed: int
+    whole: FullData, name: str, val_share: float, test_share: float, split_seed: int, resplit: str | None = None
 ) -> tuple[np.ndarray, ...]:
     """Rows of the training, validation and test split: the set's own where it has them, else drawn by `split_seed`,
-    stratified by class (a multi-label set: at random), groups kept together.
+    stratified by class (a multi-label set: at random), groups kept together. With `resplit` they are drawn from that one of
+    the set's own splits.
 
-    Split before classes are chosen: a donor of some classes then never learns on test images of a host of others.
-    Raises UserError where a set has some splits of its own and lacks one that cannot be drawn.
+    Split before classes or halves are chosen: a donor of some classes then never learns on test images of a host of others.
+    Raises UserError where a set has some splits of its own and lacks one that cannot be drawn, or that is to be split anew.
     """
     every = np.arange(len(whole.y_N))
-    if whole.part_N is None:
+    if resplit is not None:
+        there = [] if whole.part_N is None else [part for i, part in enumerate(PARTS) if i in whole.part_N]
+        if resplit not in there:
+            raise unknown(f"split of {name} in data.resplit:", resplit, there)
+        every = every[whole.part_N == PARTS.index(resplit)]
+    if whole.part_N is None or resplit is not None:
         rest, test = _divided(every, whole, test_share, split_seed, f"{name}: test_share={test_share}")
         return *_divided(rest, whole, val_share, split_seed, f"{name}: val_share={val_share}"), test
     own = [every[whole.part_N == part] for part in range(3)]
@@ -185,10 +195,16 @@ def _divided(rows: np.ndarray, whole: FullData, share: float, seed: int, what: s
         raise UserError(f"{what} cannot be drawn from {len(rows)} images: {str(error).splitlines()[0]}") from error
 
 
+def half_of_images(rows: np.ndarray, whole: FullData, spec: DataSet) -> np.ndarray:
+    """Half A or B of `rows`, in their order; the same whatever the run's seed. Raises UserError where there are too few."""
+    first, second = _divided(rows, whole, 0.5, derive_seed(spec.halves_seed, "halves") % 2**32, f"{spec.name}: halves of its images")
+    return np.sort(first if spec.half == "A" else second)
+
+
 def chosen_classes(whole: FullData, spec: DataSet) -> list[int]:
     """The classes to keep, in their new order. Raises UserError for one that the set does not have."""
     there = list(range(len(whole.class_names)))
-    if spec.half is not None:
+    if spec.half is not None and spec.halves != "images":
         return halves(there, spec)[spec.half]
     for wanted in spec.classes:
         if wanted not in there:

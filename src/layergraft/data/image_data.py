@@ -79,6 +79,7 @@ class DataFacts:
     """Of an image: channels, height, width."""
     num_classes: int
     task: Task
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class ImageData:
     class_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     """Files that could not be read and were left out, as was asked for."""
+    originals_NCHW: np.ndarray | None = None
+    """The images of the whole set, before any corruption; the splits' rows are rows of it."""
 
     @property
     def channels(self) -> int:
@@ -107,7 +110,7 @@ class ImageData:
 
     @property
     def facts(self) -> DataFacts:
-        return DataFacts(self.fingerprint, self.shape, self.num_classes, self.task)
+        return DataFacts(self.fingerprint, self.shape, self.num_classes, self.task, self.class_names)
 
     @property
     def splits(self) -> dict[str, Split]:

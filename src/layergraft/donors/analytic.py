@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from layergraft.data.image_data import ImageData, Split
+    from layergraft.data.normalization import Normalization
     from layergraft.donors.donor_cache import Donor
     from layergraft.training.fit import Backend
 
@@ -106,8 +107,11 @@ class PatchDonor(LearnedDonor):
     def make(self, slot: Slot) -> nn.Module:
         import torch
 
+        from layergraft.data.normalization import chosen
+
         architecture = self.architecture(slot)
-        patches = patches_of(self.images(slot).train, architecture.kernel_size, self.seed)
+        train = self.images(slot).train
+        patches = patches_of(train, architecture.kernel_size, self.seed, chosen(self.data.normalize, train, None))
         values, vectors = torch.linalg.eigh(torch.atleast_2d(torch.cov(patches.T)))
         vectors = vectors.flip(1).T  # the largest first, a row each
         largest = vectors.abs().argmax(1, keepdim=True)
@@ -120,13 +124,13 @@ class PatchDonor(LearnedDonor):
         return filled(architecture, filters, scaled=self.name == "pca")
 
 
-def patches_of(split: Split, size: int, seed: int) -> Tensor:
+def patches_of(split: Split, size: int, seed: int, by: Normalization) -> Tensor:
     """Patches (n, channels x size x size) at random places of the normalised training images, in float64."""
     import torch
 
-    from layergraft.data.batches import Normalize
+    from layergraft.data.normalization import Normalize
 
-    normalize = Normalize(split, torch.device("cpu"))
+    normalize = Normalize(by, torch.device("cpu"))
     _, height, width = split.shape
     generator = torch.Generator().manual_seed(derive_seed(seed, "donor", "patches"))
     ends = len(split), height - size + 1, width - size + 1  # of images, rows and columns

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
     from layergraft.data.image_data import ImageData
+    from layergraft.data.normalization import Normalization
     from layergraft.training.fit import Backend
 
 
@@ -68,6 +69,9 @@ class Controlled(DonorKind):
 
     def images(self, slot: Slot) -> ImageData | None:
         return self.plain.images(slot)
+
+    def normalization(self, images: ImageData) -> Normalization:
+        return self.plain.normalization(images)
 
     def build(self, slot: Slot, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
         donor = get_or_create(self.plain, slot, backend, outputs)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 from layergraft.config.registry import canonical
 from layergraft.config.schema import RESULT_VERSION, DataSpec, DonorSpec
 from layergraft.config.training_schema import OptimSpec, ScheduleSpec
-from layergraft.errors import UserError, require
 from layergraft.hosts.layer_architectures import Architecture, Slot, to_json
+from layergraft.networks.network_cache import training_images
 from layergraft.store.files import digest, label
 
 if TYPE_CHECKING:
     from torch import nn
 
     from layergraft.data.image_data import ImageData
+    from layergraft.data.normalization import Normalization
     from layergraft.donors.donor_cache import Donor
     from layergraft.training.fit import Backend
 
@@ -70,18 +71,14 @@ class DonorKind(DonorSpec):
         optimizer is none, its batches are larger than the training split, or it would be stopped by a metric that the source
         lacks."""
         assert self.data is not None
-        try:
-            images: ImageData = self.data.load(self.seed)
-        except UserError as error:
-            raise UserError(f"donor: {error}") from error
-        if self.optim is not None:
-            from layergraft.training.optimizers import class_of
+        return training_images("donor", self.data, self.seed, self.optim, self.schedule)
 
-            class_of(self.optim)
-            require_batch("donor.optim", self.optim, images)
-        if self.schedule is not None:
-            self.schedule.early_stopping.require_task("donor.schedule.early_stopping", images.task.name)
-        return images
+    def normalization(self, images: ImageData) -> Normalization:
+        """That of the images that it learns from."""
+        from layergraft.data.normalization import chosen
+
+        assert self.data is not None  # who asks has images
+        return chosen(self.data.normalize, images.train, None)
 
     def saw(self, slot: Slot, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
         """The network that was given `images` when `donor` learned, and what in it was the layer; None where that is not known."""
@@ -92,13 +89,6 @@ class DonorKind(DonorSpec):
         return self
 
 
-def require_batch(where: str, optim: OptimSpec, data: ImageData) -> None:
-    """Raise UserError where the training split has fewer images than a batch takes."""
-    have, times = len(data.train), f" x {where}.accumulate={optim.accumulate}" if optim.accumulate > 1 else ""
-    said = f"{where}.batch_size is {optim.batch_size}{times}, but there are {have} training images"
-    require(optim.batch_size * optim.accumulate <= have, said)
-
-
 def identity(donor: DonorKind, slot: Slot, backend: Backend) -> dict[str, Any]:
     """All that decides a donor's weights. Raises UserError where it cannot be made."""
     images, fields = donor.images(slot), donor.decides(slot)
@@ -107,8 +97,10 @@ def identity(donor: DonorKind, slot: Slot, backend: Backend) -> dict[str, Any]:
         "spec": fields,
         "architecture": to_json(donor.architecture(slot)),
     }
-    if images is not None and "data" in fields:
-        known |= {"data": images.fingerprint, "image": list(images.shape), "precision": backend.precision}
+    if images is not None:
+        known["precision"] = backend.precision
+        if "data" in fields:
+            known |= {"data": images.fingerprint, "image": list(images.shape)}
     return known
 
 

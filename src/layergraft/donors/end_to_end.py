@@ -1,8 +1,8 @@
 """Donors cut out of a whole network that is trained here, end to end: the co-adapted controls.
 
 `donor=end_to_end` trains the network on the source task; `donor=self` takes the host's own layer, trained on the
-target task: the host with its weights, where it comes with some, else the host trained from scratch from another
-initialisation (Yosinski et al. 2014, 'selffer' networks, BnB).
+target task: that of the host with its trained weights, where it has some, else of the host trained from scratch on the target
+from another initialisation (Yosinski et al. 2014, 'selffer' networks, BnB).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from layergraft.donors.donor_kind import DonorKind
 from layergraft.errors import UserError, unknown
 from layergraft.hosts import weights
 from layergraft.hosts.layer_architectures import Architecture, Conv, Slot, Stem, norm_name
-from layergraft.networks import network_cache
+from layergraft.networks import network_cache, pretrained_hosts
 from layergraft.seeds import derive_seed
 from layergraft.store.files import digest, label
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from layergraft.data.image_data import ImageData
+    from layergraft.data.normalization import Normalization
     from layergraft.donors.donor_cache import Donor
     from layergraft.hosts.sites import Site
     from layergraft.training.fit import Backend
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 @register("donor", "end_to_end")
 @dataclass
 class EndToEndDonor(LearnedDonor):
-    """The layer of a network, which is trained first unless it comes with `host.weights` and is not to be tuned."""
+    """The layer of a network, which is trained first unless it has trained weights and is not to be tuned."""
 
     name: str = "end_to_end"
     data: DataSpec = MISSING
@@ -45,7 +46,8 @@ class EndToEndDonor(LearnedDonor):
     optim: OptimSpec = MISSING
     schedule: ScheduleSpec = MISSING
     tune: bool = False
-    """Train a network that comes with weights, too, from those on."""
+    """Train the network on `data` whatever weights it has: from those of `host.weights` on, or else from initial weights; its
+    `host.pretrain` does not count then."""
     layer: str | None = None
     """The module path in the network; null: the site's own path. A stem is named by its convolution."""
 
@@ -55,7 +57,7 @@ class EndToEndDonor(LearnedDonor):
     @property
     def is_trained(self) -> bool:
         """Whether the network is trained here, rather than taken with its weights as it is."""
-        return self.host.weights is None or self.tune
+        return self.tune or not (self.host.weights or self.host.is_pretrained)
 
     def images(self, slot: Slot) -> ImageData:
         """With the channels that its network takes, whatever the host does."""
@@ -64,7 +66,7 @@ class EndToEndDonor(LearnedDonor):
     def decides(self, slot: Slot) -> dict[str, Any]:
         fields = super().decides(slot)
         fields["layer"] = self.layer or slot.path
-        fields["host"]["weights"] = weights.fingerprint(self.host)
+        fields["host"] |= self._host_identity()
         if not self.is_trained:  # then its data and its training say nothing
             for name in ("data", "optim", "schedule", *(["seed"] if self.control is Control.none else [])):
                 del fields[name]
@@ -90,21 +92,31 @@ class EndToEndDonor(LearnedDonor):
     def _trained(self, slot: Slot, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
         """The network that the layer is cut from, and what is known of it."""
         images = self.images(slot)
-        network = self.network(images.shape, images.num_classes)
+        if not self.is_trained and self.host.is_pretrained:
+            return pretrained_hosts.pretrain(self.host, backend, outputs)
+        network = weights.pretrained(self.host, images.shape, images.num_classes, derive_seed(self.seed, "donor", "host"))
         if not self.is_trained:
             return network, {"weights": self.host.weights}
         whole = replace(self, layer=None, kind=None, name="network", control=Control.none)
         fields = DonorKind.decides(whole, slot) | {"name": "network"}
-        fields["host"]["weights"] = weights.fingerprint(self.host)
+        fields["host"] |= self._host_identity()
         known = {"version": RESULT_VERSION, "spec": fields, "data": images.fingerprint, "precision": backend.precision}
         key = label("network", self.source(), f"seed{self.seed}", digest(known))
         return network, network_cache.trained(
-            network, self, images, network_cache.folder_of(outputs, key), known, backend
+            network, self, images, network_cache.folder_of(outputs, key), known, backend, self.normalization(images)
         )
 
-    def network(self, image: tuple[int, int, int], num_classes: int) -> nn.Module:
-        """The network before it is trained, or with the weights it comes with."""
-        return weights.pretrained(self.host, image, num_classes, derive_seed(self.seed, "donor", "host"))
+    def _host_identity(self) -> dict[str, Any]:
+        """What of the network's trained weights decides the layer's."""
+        pretrained = None if self.is_trained else pretrained_hosts.identity(self.host)
+        return {"weights": weights.fingerprint(self.host), "pretrain": pretrained, "head": None}
+
+    def normalization(self, images: ImageData) -> Normalization:
+        """That of the network's weights, where it has some."""
+        from layergraft.data.normalization import chosen
+
+        known = pretrained_hosts.normalization(pretrained_hosts.untrained(self.host) if self.is_trained else self.host)
+        return chosen(self.data.normalize, images.train, known)
 
     def architecture(self, slot: Slot) -> Architecture:
         """Raises UserError where the network has no such layer."""

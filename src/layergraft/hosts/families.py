@@ -76,6 +76,10 @@ class Family:
         beside = re.sub(r"(^|\.)0$", r"\g<1>1", conv)
         return None if beside == conv else beside
 
+    def own_names(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """`tensors` of a file of weights by the names that the family has for them."""
+        return tensors
+
     def require_same_kind(self, where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
         """Raise UserError, with the key that cures it, if `tensors` are of another member of the family than `wanted`. What
         differs in other ways is listed tensor by tensor afterwards."""

@@ -5,14 +5,15 @@ The runs of a sweep differ by seed and strategy more than by shape, so what is b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from layergraft.config.registry import Hashable, hashable
-from layergraft.config.schema import HostSpec
+from layergraft.config.schema import HostSpec, PretrainSpec
 from layergraft.hosts.resnet_blocks import on_meta, require_room
 from layergraft.hosts.sites import Image, Site, find_sites
-from layergraft.hosts.weights import fingerprint, matching
+from layergraft.hosts.weights import fingerprint, head_fits, matching
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 def meta_host(spec: HostSpec, image: Image, num_classes: int) -> nn.Module:
     """The host of `spec`, the same object for the same arguments. Raises UserError for weights that do not match it."""
-    return _meta_host(hashable(spec), fingerprint(spec), image, num_classes)
+    shaped = replace(spec, pretrain=PretrainSpec())  # which changes no shape, and differs from seed to seed
+    return _meta_host(hashable(shaped), fingerprint(spec), image, num_classes)
 
 
 def sites_of(spec: HostSpec, image: Image, num_classes: int) -> dict[str, Site]:
@@ -34,7 +36,7 @@ def _meta_host(hashable: Hashable, weights: str | None, image: Image, num_classe
     host = on_meta(lambda: spec.build(image, num_classes, seed=0))
     width = f" host.width={vars(spec)['width']}" if "width" in vars(spec) else ""
     require_room(f"host={spec.name}{width}", host)
-    matching(spec, host)
+    matching(spec, host, spec.head == "keep" or spec.head == "auto" and head_fits(spec, host))
     return host
 
 

@@ -132,6 +132,12 @@ class ResNetFamily(Family):
         beside = re.sub(r"conv(\d*)$", r"bn\1", conv)
         return super().norm_beside(conv) if beside == conv else beside
 
+    def own_names(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The classifier is called `linear` in the public CIFAR-10 ResNets (Idelbayev, pytorch_resnet_cifar10)."""
+        if any(name.startswith("fc.") for name in tensors):
+            return tensors
+        return {re.sub(r"^linear\.", "fc.", name): tensor for name, tensor in tensors.items()}
+
     def require_same_kind(self, where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
         """In channels, width, stem and norm."""
         if "conv1.weight" not in tensors or tensors["conv1.weight"].ndim != 4:

@@ -89,8 +89,13 @@ class ModuleHost(HostSpec):
     def family(self) -> Family:
         return replace(MODULE, stem=tuple(self.stem), head=tuple(self.head), stages=tuple(self.stages))
 
+    @property
+    def comes_with_weights(self) -> bool:
+        return True
+
     def check(self, at: str) -> None:
         super().check(at)
+        require(self.head != "new", f"{at}.head is new, but a module has the classifier that it was given with; replace it there")
         require(
             bool(self.network), f"{at}=module needs a module, which only Python can give: layergraft.Host(module, ...)"
         )

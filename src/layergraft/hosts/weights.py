@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layergraft.errors import UserError, unknown
 from layergraft.hosts import weight_files
@@ -23,41 +23,75 @@ def fingerprint(spec: HostSpec) -> str | None:
 def pretrained(spec: HostSpec, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
     """`spec.build`, then its `weights` put in, if it has any. Raises UserError as `matching` does."""
     network: nn.Module = spec.build(image, num_classes, seed)
-    if state := matching(spec, network):
+    if state := matching(spec, network, head_fits(spec, network)):
         network.load_state_dict(state)
     return network
 
 
-def matching(spec: HostSpec, network: nn.Module) -> dict[str, Tensor] | None:
+def matching(spec: HostSpec, network: nn.Module, keep_head: bool) -> dict[str, Tensor] | None:
     """The state dict that gives `network` its weights; None without. `network` may be on the meta device.
 
-    The head keeps its own initial weights where the file's is for another number of classes, or has none.
-    Raises UserError for weights that do not exist, are not finite or do not match.
+    The head keeps its own initial weights, unless the file's is to be kept. Raises UserError for weights that do not exist,
+    are not finite or do not match.
     """
     if spec.weights is None:
         return None
     where = f"host.weights={spec.weights}"
-    tensors = dict(_file(spec).tensors)
+    tensors = _tensors(spec)
     weight_files.require_finite(where, tensors)
     wanted = network.state_dict()
-    tensors |= {name: wanted[name] for name in _new_head(spec, tensors, wanted)}
+    if not keep_head:
+        tensors |= {name: wanted[name] for name in _head(spec, wanted)}
     spec.family.require_same_kind(where, tensors, wanted)
     return weight_files.require_match(f"{where} in {spec.name}", tensors, wanted)
 
 
-def report(spec: HostSpec, network: nn.Module) -> str:
+def head_fits(spec: HostSpec, network: nn.Module) -> bool:
+    """Whether the classifier of the weights has the shape of that of `network`; true without weights."""
+    if spec.weights is None:
+        return True
+    tensors, wanted = _tensors(spec), network.state_dict()
+    return all(name in tensors and tensors[name].shape == wanted[name].shape for name in _head(spec, wanted))
+
+
+def transforms(spec: HostSpec) -> Any:
+    """Torchvision's own transforms for its weights (`mean`, `std`, `crop_size`); None for other weights."""
+    name = spec.weights_name()
+    return None if name is None else _named(spec)[name].transforms()
+
+
+def class_names(spec: HostSpec) -> tuple[str, ...] | None:
+    """The classes that the weights tell apart; None where that is not known."""
+    name = spec.weights_name()
+    return None if name is None else tuple(_named(spec)[name].meta["categories"])
+
+
+def report(spec: HostSpec, network: nn.Module, keep_head: bool) -> str:
     """Which of the network's tensors are the file's, in a line."""
     file, wanted = _file(spec), network.state_dict()
-    new = _new_head(spec, file.tensors, wanted)
-    head = f"; {', '.join(new)} are new: the file's are for another number of classes, or not there" if new else ""
+    new = [] if keep_head else _head(spec, wanted)
+    head = f"; {', '.join(new)} are new" if new else ""
     return f"{len(wanted) - len(new)} of {len(wanted)} tensors from {file.path}{head}"
 
 
-def _new_head(spec: HostSpec, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """The names of the head where the file's does not fit, which then keeps its own initial weights."""
-    heads = [name for name in wanted if any(name.startswith(f"{path}.") for path in spec.roles["head"])]
-    fits = all(name in tensors and tensors[name].shape == wanted[name].shape for name in heads)
-    return [] if fits else heads
+def _head(spec: HostSpec, state: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in state if any(name.startswith(f"{path}.") for path in spec.roles["head"])]
+
+
+def _tensors(spec: HostSpec) -> dict[str, Tensor]:
+    """Those of the file, by the names that the host has for them."""
+    return dict(spec.family.own_names(_file(spec).tensors))
+
+
+def _named(spec: HostSpec) -> Any:
+    """Torchvision's weights of this network, by name. Raises UserError where it has none of that name."""
+    from torchvision.models import get_model_weights
+
+    known = get_model_weights(spec.name).__members__
+    if spec.weights not in known:
+        what = f"weights of {spec.name} in host.weights (nor is there such a file):"
+        raise unknown(what, str(spec.weights), dict.fromkeys(["DEFAULT", *known]))
+    return known
 
 
 def _file(spec: HostSpec) -> weight_files.Checkpoint:
@@ -66,13 +100,8 @@ def _file(spec: HostSpec) -> weight_files.Checkpoint:
     if spec.weights_name() is None:
         return weight_files.read(spec.weights)
     import torch
-    from torchvision.models import get_model_weights
 
-    known = get_model_weights(spec.name).__members__
-    if spec.weights not in known:
-        what = f"weights of {spec.name} in host.weights (nor is there such a file):"
-        raise unknown(what, spec.weights, dict.fromkeys(["DEFAULT", *known]))
-    weights = known[spec.weights]
+    weights = _named(spec)[spec.weights]
     path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     if not path.exists():
         try:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from layergraft import surgery
 from layergraft.config.schema import Config
-from layergraft.data.batches import Normalize
 from layergraft.data.image_data import ImageData
+from layergraft.data.normalization import Normalization, Normalize, chosen
 from layergraft.donors.donor_cache import Donor, discard_donor, get_or_create
-from layergraft.hosts import weights
+from layergraft.networks import pretrained_hosts
 from layergraft.runs.plan import RunPlan, images_of
 from layergraft.seeds import derive_seed
 from layergraft.surgery import Grafted
@@ -27,6 +28,10 @@ class BuiltRun:
     images: ImageData
     donors: tuple[Donor, ...]
     """A donor for each site."""
+    host: dict[str, Any]
+    """Where the host's weights are from, as in the record."""
+    normalization: Normalization
+    """Of the run's images."""
     grafted: Grafted
     """Without a donor: the host as it is, and no grafts."""
 
@@ -42,7 +47,10 @@ class BuiltRun:
 def build(plan: RunPlan) -> BuiltRun:
     """As `RunPlan.build`."""
     config, backend, images = plan.config, plan.backend, images_of(plan.config)
-    host = weights.pretrained(config.host, images.shape, images.num_classes, config.seed)
+    host, of_host = pretrained_hosts.build(
+        config.host, images.facts, config.seed, plan.keeps_head, backend, plan.outputs
+    )
+    normalization = chosen(config.data.normalize, images.train, pretrained_hosts.normalization(config.host))
     donors = _donors(plan)
     layers = [(graft.site, donor.layer) for graft, donor in zip(plan.grafts, donors, strict=True)]
     grafted = surgery.graft(host, layers, plan.operation, images.shape, config.host.roles["head"], config.seed)
@@ -51,19 +59,30 @@ def build(plan: RunPlan) -> BuiltRun:
         grafted.host.to(device)
         grafted.network.to(device)
         with backend.arithmetic():
-            grafted = surgery.calibrated(grafted, calibration_images(config, images)[0].to(device), plan.operation)
+            grafted = surgery.calibrated(grafted, calibration_images(config, images, normalization)[0].to(device), plan.operation)
         grafted.host.cpu()
         grafted.network.cpu()
-    return BuiltRun(plan, images, donors, grafted)
+    return BuiltRun(plan, images, donors, of_host, normalization, grafted)
+
+
+def get_host(plan: RunPlan) -> dict[str, Any]:
+    """Pretrain the host of this run, where nobody has yet; what is known of it."""
+    set_threads(plan.config)
+    return pretrained_hosts.pretrain(plan.config.host, plan.backend, plan.outputs)[1]
 
 
 def get_donors(plan: RunPlan) -> tuple[Donor, ...]:
-    """The donors that this run takes, one for each site, made where nobody has yet, or anew where that is asked for."""
+    """The donors that this run takes, one for each site, made where nobody has yet."""
     set_threads(plan.config)
-    if plan.config.exec.rerun:
-        for key in plan.donor_keys:
-            discard_donor(plan.outputs, key, math.inf)
     return _donors(plan)
+
+
+def discard_made(plan: RunPlan, older_than: float = math.inf) -> None:
+    """Remove the host and the donors of this run that were made before `older_than`: they are made anew when they are needed."""
+    if plan.host_key is not None:
+        pretrained_hosts.discard_host(plan.outputs, plan.host_key, older_than)
+    for key in plan.donor_keys:
+        discard_donor(plan.outputs, key, older_than)
 
 
 def _donors(plan: RunPlan) -> tuple[Donor, ...]:
@@ -76,10 +95,12 @@ def set_threads(config: Config) -> None:
         torch.set_num_threads(config.exec.threads)
 
 
-def calibration_images(config: Config, data: ImageData) -> tuple[torch.Tensor, torch.Tensor]:
+def calibration_images(
+    config: Config, data: ImageData, normalization: Normalization
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Up to `surgery.images` training images, normalised, as the seed draws them, and their labels."""
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "calibration"))
     index = torch.randperm(len(data.train), generator=generator)[: config.surgery.images].numpy()
     chosen = data.train.take(index)
-    normalize = Normalize(data.train, torch.device("cpu"))
+    normalize = Normalize(normalization, torch.device("cpu"))
     return normalize(torch.from_numpy(chosen.x_NCHW)), torch.from_numpy(chosen.y_N)

@@ -86,7 +86,8 @@ def _image_of(record: RunRecord) -> tuple[int, int, int]:
 def _meta_host(record: RunRecord) -> nn.Module:
     """The network of the run's shape, with weights that say nothing."""
     config, image = record.config, _image_of(record)
-    host = from_canonical("host", record.kinds["host"], config["host"])
+    shape = {name: value for name, value in config["host"].items() if name != "pretrain"}
+    host = from_canonical("host", record.kinds["host"], shape)
     network: nn.Module = host.build(image, len(record.data["classes"]), 0)
     there = find_sites(network, image)
     layers = [from_json(donor["architecture"]).build() for donor in record.donors]

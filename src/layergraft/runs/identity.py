@@ -24,14 +24,15 @@ def axes(config: Config) -> dict[str, str | int]:
 
 
 def identity_of(
-    config: Config, precision: str, fingerprint: str, weights: str | None, donor_keys: Sequence[str]
+    config: Config, precision: str, fingerprint: str, host: Mapping[str, Any], donor_keys: Sequence[str]
 ) -> dict[str, Any]:
-    """All that decides a run's numbers: its config less `exec`, and the content of its data, weights and donors."""
+    """All that decides a run's numbers: its config less `exec`, and the content of its data, weights and donors. `host` is
+    what stands in the place of the config's own: `weights` (a digest), `pretrain` (a network's key), `head`."""
     body = canonical(config)
     del body["exec"]
     body["precision"] = precision
     body["data"] = config.data.identity()
-    body["host"]["weights"] = weights
+    body["host"] |= host
     body["donor"] = list(donor_keys)  # a donor's key holds all that it is, its file by content
     body["site"] = config.sites
     if config.optim.name.lower() != "sgd":

@@ -18,13 +18,16 @@ from layergraft.config.schema import Config, Device, HostSpec, Precision
 from layergraft.config.training_schema import ScheduleSpec
 from layergraft.data.batches import BatchSpec
 from layergraft.data.image_data import DataFacts, ImageData
-from layergraft.donors.donor_kind import DonorKind, key_of, require_batch
+from layergraft.data.normalization import require_channels
+from layergraft.donors.donor_kind import DonorKind, key_of
 from layergraft.errors import require
 from layergraft.hosts import meta_device, sites, weights
 from layergraft.hosts.layer_architectures import Architecture, Slot
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.hosts.resnet_blocks import on_meta, require_room
 from layergraft.hosts.sites import Site
+from layergraft.networks import pretrained_hosts
+from layergraft.networks.network_cache import require_batch
 from layergraft.runs.identity import axes, identity_of, key_by
 from layergraft.store.records import run_folder
 from layergraft.strategies.phases import Curves, TrainingPlan, make_plan, stage_roles
@@ -61,6 +64,10 @@ class RunPlan:
     backend: Backend
     """Of the machine that it was planned on; `here` resolves it anew on another."""
     data: DataFacts
+    host_key: str | None
+    """Of the network that is pretrained to be the host; None where none is."""
+    keeps_head: bool
+    """Whether the host's classifier is the one that its weights were trained with."""
     sites: Mapping[str, Site]
     """Every site of the host by path."""
     grafts: tuple[PlannedGraft, ...]
@@ -118,8 +125,8 @@ class RunPlan:
         donors' files or the arithmetic are others here and now."""
         backend, images = backend_of(self.config), images_of(self.config)
         donors = [key_of(self.donor, graft.slot, backend) for graft in self.grafts]
-        found = weights.fingerprint(self.config.host)
-        key = key_by(self.axes, identity_of(self.config, backend.precision, images.fingerprint, found, donors))
+        host = _host_identity(self.config.host, self.keeps_head, backend)
+        key = key_by(self.axes, identity_of(self.config, backend.precision, images.fingerprint, host, donors))
         why = "its data or files have changed, or precision=auto resolves differently here"
         mend = "set precision=float32 or bf16_mixed"
         require(key == self.key, f"it was planned as {self.key} and is {key} here: {why}; {mend}")
@@ -130,9 +137,10 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
     """Check a run without making anything, so that a large sweep is checked fast. Raises UserError for whatever in the
     config cannot be: this is all the checking there is."""
     backend, images, last = backend_of(config), images_of(config), config.schedule.epochs
+    pretrained_hosts.require_usable(config.host, images)
     there = meta_device.sites_of(config.host, images.shape, images.num_classes)
-    found = weights.fingerprint(config.host)
-    host = hashable(config.host), found, images.shape, images.num_classes
+    shaped = pretrained_hosts.untrained(config.host)  # what follows is the same for every seed of a pretrained host
+    host = hashable(shaped), weights.fingerprint(shaped), images.shape, images.num_classes
     grafts = _grafts(config, host, there, backend) if config.donor.is_layer else ()
     where, architectures = tuple(graft.site for graft in grafts), tuple(graft.architecture for graft in grafts)
     of = *host, where, architectures, hashable(config.surgery)
@@ -145,11 +153,19 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
     batches = BatchSpec(optim.batch_size, optim.accumulate, data.shift, data.flip, config.regularizer.mixup)
     steps = batches.steps_per_epoch(len(images.train))
     keys, named = [graft.key for graft in grafts], axes(config)
-    known = identity_of(config, backend.precision, images.fingerprint, found, keys)
+    keeps_head = pretrained_hosts.keeps_head(config.host, images.facts)
+    of_host = _host_identity(config.host, keeps_head, backend)
+    known = identity_of(config, backend.precision, images.fingerprint, of_host, keys)
     return RunPlan(
-        config, key_by(named, known), known, named, backend, images.facts, there, grafts, outline.parameters, strategy, batches, steps,
-        tuple(overrides),
+        config, key_by(named, known), known, named, backend, images.facts, of_host["pretrain"], keeps_head, there, grafts,
+        outline.parameters, strategy, batches, steps, tuple(overrides),
     )  # fmt: skip
+
+
+def _host_identity(host: HostSpec, keeps_head: bool, backend: Backend) -> dict[str, Any]:
+    """What decides the weights that a host starts from."""
+    key = pretrained_hosts.key_of(host, backend)
+    return {"weights": weights.fingerprint(host), "pretrain": key, "head": "kept" if keeps_head else "new"}
 
 
 def backend_of(config: Config) -> Backend:
@@ -178,6 +194,7 @@ def images_of(config: Config) -> ImageData:
     the metric of a plateau."""
     images: ImageData = config.images()
     require_batch("optim", config.optim, images)
+    require_channels("data", config.data.normalize, images.channels)
     waits = {f"strategy.phases.{name}.plateau": phase.plateau for name, phase in config.strategy.phases.items()}
     for at, plateau in ({"schedule.early_stopping": config.schedule.early_stopping} | waits).items():
         plateau.require_task(at, images.task.name)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layergraft.config.schema import RESULT_VERSION, Config
-from layergraft.data.batches import Normalize
 from layergraft.data.duplicates import near_duplicates
 from layergraft.data.gabor import gabor_features
 from layergraft.data.image_data import ImageData, Split
+from layergraft.data.normalization import Normalization, Normalize
 from layergraft.metrics.distances import frechet_distance, leep, linear_classifier, logme, proxy_a_distance
 from layergraft.metrics.tasks import Task
 from layergraft.runs.build import BuiltRun
@@ -94,8 +94,8 @@ def _at_sites(run: BuiltRun, source: ImageData) -> dict[str, Any]:
         at = run.network.get_submodule(next(iter(graft.donor_paths.values())))
         # Both with the donor's own weights: what a control has lost counts in what it gives, not in what it saw.
         given = [
-            _inputs(*learned_in, made.layer, source, config, device, evaluating),
-            _inputs(run.network, at, made.layer, run.images, config, device, measuring),
+            _inputs(*learned_in, made.layer, source, plan.donor.normalization(source), config, device, evaluating),
+            _inputs(run.network, at, made.layer, run.images, run.normalization, config, device, measuring),
         ]
         if given[0][0].shape[1] != given[1][0].shape[1]:  # its channels were sliced, tiled or summed
             continue
@@ -106,14 +106,14 @@ def _at_sites(run: BuiltRun, source: ImageData) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _inputs(network: nn.Module, at: nn.Module, layer: nn.Module, data: ImageData, config: Config, device: torch.device,
-            mode: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _inputs(network: nn.Module, at: nn.Module, layer: nn.Module, data: ImageData, by: Normalization, config: Config,
+            device: torch.device, mode: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Of some training images of `data`: what reaches the module `at` in `network`, and what `layer` makes of it (the
     same again where it cannot take so many channels), both pooled over the image."""
     reaches: list[Tensor] = []
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
-    normalize, images = Normalize(data.train, device), torch.from_numpy(_some(data.train, config).images())
+    normalize, images = Normalize(by, device), torch.from_numpy(_some(data.train, config).images())
     before = next(network.parameters()).device
     network.to(device)
     alone = copy.deepcopy(layer).to(device)  # it may stand in the network, with the hook

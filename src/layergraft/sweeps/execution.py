@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -14,15 +14,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from layergraft.config.error_messages import of_the_run
 from layergraft.config.schema import Config, ExecSpec
-from layergraft.donors.donor_cache import discard_donor, is_kept
+from layergraft.donors.donor_cache import is_kept
 from layergraft.errors import counted, require
+from layergraft.networks import pretrained_hosts
+from layergraft.runs.build import discard_made
 from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, disk_full, is_full
 from layergraft.runs.plan import RunPlan, plan_run, precision_note
 from layergraft.runs.train import planned_record
 from layergraft.store.leases import LeaseHeld, lease
 from layergraft.store.records import is_done, lease_path, write_record
-from layergraft.sweeps.worker import Attempt, Outcome, attempt, make_donors
+from layergraft.sweeps.worker import Attempt, Outcome, attempt, make_donors, make_host
 from layergraft.sweeps.worker_pool import WORKER_DIED, Crew, Failed, Pool, Task
+
+Need = tuple[Callable[[Attempt], Outcome], tuple[str, ...]]  # what makes it, and the keys of what is made
 
 
 def planned(combinations: Iterable[tuple[Sequence[str], Config]]) -> list[RunPlan]:
@@ -73,7 +77,7 @@ def _cores() -> int:
 def run(
     plans: Sequence[RunPlan], *, newer_than: float = 0.0, crew: Crew | None = None, where: Sequence[str] = ()
 ) -> None:
-    """Do every run that the store does not have, donors first.
+    """Do every run that the store does not have, hosts that are to be pretrained and donors first.
 
     What was written before `newer_than` (of the disk's clock) does not count. A run that fails is one run's failure;
     what may pass is tried again. Workers are this machine's, or come from `crew`, one for each place of `where`. Raises
@@ -89,40 +93,56 @@ def run(
         console.print(note, markup=False)
     where = list(where)[: len(todo)] or devices(todo[0].config.exec, len(todo))
     beside = max(Counter(where).values())
-    held = _held(todo, newer_than)
-    with Pool(where, crew) as pool, _Bar(console, len(where), donors=len(held), runs=len(todo)) as bar:
+    if newer_than:
+        for plan in todo:
+            discard_made(plan, newer_than)
+    needs = {plan.key: _missing(plan) for plan in todo}
+    waiting: dict[Need, list[RunPlan]] = defaultdict(list)
+    for plan in todo:
+        for need in needs[plan.key]:
+            waiting[need].append(plan)
+    # Hosts come first: some donors are cut from them, and would wait for them while they hold a worker.
+    in_order = sorted(waiting, key=lambda need: need[0] is not make_host)
+    number = Counter(make for make, _ in in_order)
+    totals = {"hosts": number[make_host], "donors": number[make_donors], "runs": len(todo)}
+    with Pool(where, crew) as pool, _Bar(console, len(where), **totals) as bar:
 
         def add(plan: RunPlan) -> None:
             pool.add(Task(attempt, Attempt(for_a_worker(plan, beside), newer_than=newer_than), [plan]))
 
-        for waiting in held.values():
-            pool.add(Task(make_donors, Attempt(for_a_worker(waiting[0])), waiting))
+        for need in in_order:
+            pool.add(Task(need[0], Attempt(for_a_worker(waiting[need][0])), waiting[need]))
         for plan in todo:
-            if plan.donor_keys not in held:
+            if not needs[plan.key]:
                 add(plan)
         for task, outcome in settled(pool):
-            if task.function is make_donors:
-                bar.count("donors")
-                if outcome.status == "completed":
-                    for plan in task.about:
-                        add(plan)
-                    continue
-            for plan in task.about:
+            if task.function is attempt:
                 bar.count("runs")
                 if not outcome.recorded:
+                    record_failure(task.about[0], outcome, newer_than)
+                continue
+            bar.count("hosts" if task.function is make_host else "donors")
+            for plan in task.about:
+                left = needs[plan.key]
+                if not left:
+                    continue  # it has failed for another reason
+                left -= {need for need in left if need[0] is task.function}
+                if outcome.status != "completed":
+                    left.clear()
+                    bar.count("runs")
                     record_failure(plan, outcome, newer_than)
+                elif not left:
+                    add(plan)
 
 
-def _held(todo: Sequence[RunPlan], newer_than: float) -> dict[tuple[str, ...], list[RunPlan]]:
-    """Forget donors of before `newer_than`. Return the keys of those to be made, with the runs that wait for them."""
-    if newer_than:
-        for outputs, key in {(plan.outputs, key) for plan in todo for key in plan.donor_keys}:
-            discard_donor(outputs, key, newer_than)
-    held: dict[tuple[str, ...], list[RunPlan]] = defaultdict(list)
-    for plan in todo:
-        if not all(is_kept(plan.outputs, key) for key in plan.donor_keys):
-            held[plan.donor_keys].append(plan)
-    return held
+def _missing(plan: RunPlan) -> set[Need]:
+    """What has to be made before the run can start: its host, its donors."""
+    needs: set[Need] = set()
+    if plan.host_key is not None and not pretrained_hosts.is_kept(plan.outputs, plan.host_key):
+        needs.add((make_host, (plan.host_key,)))
+    if not all(is_kept(plan.outputs, key) for key in plan.donor_keys):
+        needs.add((make_donors, plan.donor_keys))
+    return needs
 
 
 def settled(pool: Pool) -> Iterator[tuple[Task, Outcome]]:

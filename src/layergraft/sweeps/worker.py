@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
 
-from layergraft.runs.build import get_donors
+from layergraft.runs.build import get_donors, get_host
 from layergraft.runs.failures import MACHINE, disk_full, is_full, spoils_its_process, transient
 from layergraft.runs.plan import RunPlan
 from layergraft.runs.train import execute
@@ -60,12 +61,21 @@ def attempt(task: Attempt) -> Outcome:
     return Outcome(record.status, record.error, record.traceback, kind, spoilt)
 
 
+def make_host(task: Attempt) -> Outcome:
+    """Pretrain the host of a run, where nobody has yet. Raises DiskFull."""
+    return _made(get_host, task.plan)
+
+
 def make_donors(task: Attempt) -> Outcome:
     """Make the donors of a run, one for each site, where nobody has yet. Raises DiskFull."""
+    return _made(get_donors, task.plan)
+
+
+def _made(make: Callable[[RunPlan], object], plan: RunPlan) -> Outcome:
     try:
-        get_donors(task.plan.here())
+        make(plan.here())
     except Exception as error:
-        return _failed(error, task.plan)
+        return _failed(error, plan)
     return Outcome("completed")
 
 

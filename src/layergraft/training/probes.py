@@ -37,6 +37,8 @@ class ProbeTargets:
     drifting: Sequence[str] = ()  # parameters whose distance from where they started is told
     gates: Sequence[str] = ()  # parameters that are single numbers
     filters: Sequence[str] = ()  # weights of convolutions that are drawn
+    intact_is_trained: bool = True
+    """Whether the intact network's predictions mean something, so that what is lost of them does."""
 
 
 class Probes:
@@ -141,7 +143,8 @@ class Probes:
         found: dict[str, float | None] = {}
         ends = [((point["epoch"] + 1) * steps_per_epoch, point) for point in curves]
         first = next((point for point in self.points if point["epoch"] == 0), None)
-        if first is not None and first["intact/loss"] is not None and first["loss"] is not None:
+        known = first is not None and first["intact/loss"] is not None and first["loss"] is not None
+        if first is not None and known and self.subject.intact_is_trained:
             shock = found["shock/loss"] = first["loss"] - first["intact/loss"]
             found["shock/acc"] = first["acc"] - first["intact/acc"]
             recovered = [steps for steps, point in ends if point["val/loss"] <= first["intact/loss"]]
