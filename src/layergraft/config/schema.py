@@ -20,7 +20,7 @@ from omegaconf import MISSING
 
 from layergraft.config.registry import bounded, canonical, one_of, register
 from layergraft.config.training_schema import OptimSpec, RegularizerSpec, ScheduleSpec, StrategySpec
-from layergraft.errors import require
+from layergraft.errors import UserError, require
 
 CHANNEL_MATCHING = ("strict", "project", "slice", "tile", "sum", "average")
 SEVERITY = "a severity is 0 (none) to 5"
@@ -156,7 +156,7 @@ class NoData(DataSpec):
     name: str = "none"
 
     def check(self, at: str) -> None:
-        require(at.endswith("pretrain.data"), f"{at}=none: only host.pretrain.data can be none; choose a data set")
+        raise UserError(f"{at}=none: only host.pretrain.data can be none; choose a data set")
 
 
 @dataclass
@@ -224,7 +224,10 @@ class HostSpec:
         """Raise UserError for values that do not go together."""
         both = f"{at}.weights and {at}.pretrain.data are both set; give {at}.pretrain.data=none or {at}.weights=null"
         require(self.weights is None or not self.is_pretrained, both)
-        require(self.head != "keep" or self.comes_with_weights or self.is_pretrained, f"{at}.head is keep, but the host has no trained weights")
+        require(
+            self.head != "keep" or self.comes_with_weights or self.is_pretrained,
+            f"{at}.head is keep, but the host has no trained weights",
+        )
 
 
 @dataclass

@@ -197,7 +197,9 @@ def _divided(rows: np.ndarray, whole: FullData, share: float, seed: int, what: s
 
 def half_of_images(rows: np.ndarray, whole: FullData, spec: DataSet) -> np.ndarray:
     """Half A or B of `rows`, in their order; the same whatever the run's seed. Raises UserError where there are too few."""
-    first, second = _divided(rows, whole, 0.5, derive_seed(spec.halves_seed, "halves") % 2**32, f"{spec.name}: halves of its images")
+    first, second = _divided(
+        rows, whole, 0.5, derive_seed(spec.halves_seed, "halves") % 2**32, f"{spec.name}: halves of its images"
+    )
     return np.sort(first if spec.half == "A" else second)
 
 

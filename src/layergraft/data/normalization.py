@@ -53,7 +53,9 @@ class Normalize:
 
     def __init__(self, by: Normalization, device: torch.device) -> None:
         self.by = by
-        self.mean, self.std = (torch.tensor(x, dtype=torch.float32, device=device).view(1, -1, 1, 1) for x in (by.mean, by.std))
+        self.mean, self.std = (
+            torch.tensor(x, dtype=torch.float32, device=device).view(1, -1, 1, 1) for x in (by.mean, by.std)
+        )
 
     def to(self, device: str) -> Normalize:
         self.mean, self.std = self.mean.to(device), self.std.to(device)

@@ -36,4 +36,5 @@ def _hashes(data: ImageData, part: str) -> np.ndarray:
     if data.fingerprint not in _HASHES:
         shape = repr(images.shape[1:]).encode()
         _HASHES[data.fingerprint] = np.array([hash_of(image) + shape for image in images])
-    return _HASHES[data.fingerprint][data.splits[part].rows]
+    hashes: np.ndarray = _HASHES[data.fingerprint][data.splits[part].rows]
+    return hashes

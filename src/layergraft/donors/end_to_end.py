@@ -94,7 +94,9 @@ class EndToEndDonor(LearnedDonor):
         images = self.images(slot)
         if not self.is_trained and self.host.is_pretrained:
             return pretrained_hosts.pretrain(self.host, backend, outputs)
-        network = weights.pretrained(self.host, images.shape, images.num_classes, derive_seed(self.seed, "donor", "host"))
+        network = weights.pretrained(
+            self.host, images.shape, images.num_classes, derive_seed(self.seed, "donor", "host")
+        )
         if not self.is_trained:
             return network, {"weights": self.host.weights}
         whole = replace(self, layer=None, kind=None, name="network", control=Control.none)

@@ -82,12 +82,12 @@ class ModuleHost(HostSpec):
     """Module paths of its stages; empty: its rows of blocks."""
     stem: list[str] = field(default_factory=list)
     """Module paths of its stem."""
-    head: list[str] = field(default_factory=list)
-    """Module paths of its classifier."""
+    classifier: list[str] = field(default_factory=list)
+    """Module paths of its classifier, the role `head`."""
 
     @property
     def family(self) -> Family:
-        return replace(MODULE, stem=tuple(self.stem), head=tuple(self.head), stages=tuple(self.stages))
+        return replace(MODULE, stem=tuple(self.stem), head=tuple(self.classifier), stages=tuple(self.stages))
 
     @property
     def comes_with_weights(self) -> bool:
@@ -95,7 +95,10 @@ class ModuleHost(HostSpec):
 
     def check(self, at: str) -> None:
         super().check(at)
-        require(self.head != "new", f"{at}.head is new, but a module has the classifier that it was given with; replace it there")
+        require(
+            self.head != "new",
+            f"{at}.head is new, but a module has the classifier that it was given with; replace it there",
+        )
         require(
             bool(self.network), f"{at}=module needs a module, which only Python can give: layergraft.Host(module, ...)"
         )
@@ -152,7 +155,7 @@ def give(module: nn.Module, **paths: str | Sequence[str]) -> dict[str, Any]:
     tensors = {name: _bytes(tensor) for name, tensor in _tensors(network)}
     key = digest([structure(network), {name: digest(content) for name, content in tensors.items()}])
     GIVEN.setdefault(key, network)
-    return {"name": type(module).__name__, "network": key, **named}
+    return {"name": type(module).__name__, "network": key, "classifier": named.pop("head"), **named}
 
 
 def structure(module: nn.Module) -> list[Any]:

@@ -58,10 +58,12 @@ def require_batch(where: str, optim: OptimSpec, data: ImageData) -> None:
 class Learning(Protocol):
     """How a network is trained."""
 
-    data: DataSpec
     optim: OptimSpec
     schedule: ScheduleSpec
     seed: int
+
+    @property
+    def data(self) -> DataSpec | None: ...
 
 
 def trained(
@@ -116,6 +118,7 @@ def _fit(
     from layergraft.training.fit import Recipe, fit
     from layergraft.training.lightning_module import Diverged
 
+    assert how.data is not None  # it is what `images` are of
     names = [name for name, _ in network.named_parameters()]
     plan = make_plan(ALL_TRAINS, names, statistics_paths(network), {}, how.schedule.epochs)
     batch = BatchSpec(how.optim.batch_size, how.optim.accumulate, how.data.shift, how.data.flip)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layergraft.config.registry import canonical
-from layergraft.config.schema import RESULT_VERSION, HostSpec, PretrainSpec
+from layergraft.config.schema import RESULT_VERSION, DataSpec, HostSpec, PretrainSpec
 from layergraft.data.image_data import DataFacts, ImageData
 from layergraft.data.overlap import require_disjoint
 from layergraft.errors import require
@@ -30,16 +30,22 @@ def images_of(host: HostSpec) -> ImageData:
     """The images that a host is pretrained on, with the channels that it takes. Raises UserError, which says whose they are, if
     they cannot be had or cannot be trained on as the config says."""
     how = host.pretrain
-    images = network_cache.training_images(AT, how.data, how.seed, how.optim, how.schedule)
+    images = network_cache.training_images(AT, data_of(host), how.seed, how.optim, how.schedule)
     return images.with_channels(host.in_channels)
+
+
+def data_of(host: HostSpec) -> DataSpec:
+    """What a host that is pretrained is trained on."""
+    assert host.pretrain.data is not None
+    return host.pretrain.data
 
 
 def key_of(host: HostSpec, backend: Backend) -> str | None:
     """The name of the folder of the network that is trained for this host; None where none is."""
     if not host.is_pretrained:
         return None
-    data, seed = host.pretrain.data, host.pretrain.seed
-    return label("host", host.name, data.name, f"seed{seed}", digest([identity(host), backend.precision]))
+    seed = host.pretrain.seed
+    return label("host", host.name, data_of(host).name, f"seed{seed}", digest([identity(host), backend.precision]))
 
 
 def identity(host: HostSpec) -> dict[str, Any] | None:
@@ -49,7 +55,7 @@ def identity(host: HostSpec) -> dict[str, Any] | None:
     pretrain, images = host.pretrain, images_of(host)
     own = {name: value for name, value in canonical(host).items() if name not in ("weights", "head", "pretrain")}
     recipe = {name: canonical(getattr(pretrain, name)) for name in ("optim", "schedule", "seed")}
-    content = {"identity": pretrain.data.identity(), "content": images.fingerprint, "image": list(images.shape)}
+    content = {"identity": data_of(host).identity(), "content": images.fingerprint, "image": list(images.shape)}
     return {"version": RESULT_VERSION, "host": own, **recipe, "data": content}
 
 
@@ -58,20 +64,31 @@ def require_usable(host: HostSpec, target: ImageData) -> None:
     another shape of the network, or images of `target` among those that it is trained on."""
     if not host.is_pretrained:
         return
-    source, data = images_of(host), host.pretrain.data
+    source, data = images_of(host), data_of(host)
     alike = "host.in_channels=3 repeats grey images, host.in_channels=1 averages colours"
     differ = f"{AT}.data={data.name} has images of {source.channels} channels, data has {target.channels}; {alike}"
     require(source.channels == target.channels, differ)
     trained, own = (meta_host(host, x.shape, x.num_classes).state_dict() for x in (source, target))
-    odd = [name for name in own if name not in _head(host, own) and own[name].shape != getattr(trained.get(name), "shape", None)]
+    odd = [
+        name
+        for name in own
+        if name not in _head(host, own) and own[name].shape != getattr(trained.get(name), "shape", None)
+    ]
     sizes = " and ".join(" x ".join(map(str, x.shape[1:])) for x in (source, target))
-    instead = "host.stem=small or imagenet gives both the same" if hasattr(host, "stem") else "choose images of one size"
-    require(not odd, f"{host.name} is another network for the images of {AT}.data and data ({sizes} pixels): {', '.join(odd[:3])}; {instead}")
+    instead = (
+        "host.stem=small or imagenet gives both the same" if hasattr(host, "stem") else "choose images of one size"
+    )
+    require(
+        not odd,
+        f"{host.name} is another network for the images of {AT}.data and data ({sizes} pixels): {', '.join(odd[:3])}; {instead}",
+    )
     require_disjoint(f"{AT}.data", source, target)
     if host.head == "keep":
         fits = source.num_classes == target.num_classes and source.task is target.task
         counts = f"{AT}.data={data.name} has {source.num_classes} classes, data has {target.num_classes}"
-        require(fits, f"host.head=keep keeps the classifier of the pretrained host, but {counts}; host.head=new replaces it")
+        require(
+            fits, f"host.head=keep keeps the classifier of the pretrained host, but {counts}; host.head=new replaces it"
+        )
 
 
 def keeps_head(host: HostSpec, target: DataFacts) -> bool:
@@ -94,7 +111,7 @@ def normalization(host: HostSpec) -> Normalization | None:
     from layergraft.data.normalization import Normalization, chosen
 
     if host.is_pretrained:
-        return chosen(host.pretrain.data.normalize, images_of(host).train, None)
+        return chosen(data_of(host).normalize, images_of(host).train, None)
     known = weights.transforms(host)
     return None if known is None else Normalization(tuple(known.mean), tuple(known.std))
 
@@ -119,7 +136,7 @@ def pretrain(host: HostSpec, backend: Backend, outputs: Path) -> tuple[nn.Module
     known = {**(identity(host) or {}), "precision": backend.precision}
     folder = network_cache.folder_of(outputs, key)
     facts = network_cache.trained(network, how, images, folder, known, backend)
-    return network, {**facts, "data": how.data.name, "seed": how.seed}
+    return network, {**facts, "data": data_of(host).name, "seed": how.seed}
 
 
 def build(

@@ -163,9 +163,20 @@ def _similarity(record: RunRecord) -> dict[str, float]:
 
 
 def _acting(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config less what does not act in what comes of it: how it is run, and surgery where there is no donor."""
+    """A run's config less what does not act in what comes of it: how it is run, surgery where there is no donor, how a host that
+    is not pretrained would be. `host.pretrain.data` is the name of the data set, or none."""
     idle = ("exec", "surgery") if config.get("donor", {}).get("name") == "none" else ("exec",)
-    return {name: value for name, value in config.items() if name not in idle}
+    acting = {
+        name: dict(value) if isinstance(value, dict) else value for name, value in config.items() if name not in idle
+    }
+    for owner in (acting, acting.get("donor", {})):
+        host = owner.get("host")
+        if isinstance(host, dict) and "pretrain" in host:
+            how, data = host["pretrain"], host["pretrain"].get("data")
+            of_data = {f"data.{name}": value for name, value in (data or {}).items() if name != "name"}
+            named = {**how, "data": data["name"], **of_data} if data else {"data": "none"}
+            owner["host"] = {**host, "pretrain": named}
+    return acting
 
 
 def text_of(value: Any) -> str:
@@ -191,6 +202,8 @@ def _swept(leaves: dict[str, list[str]], table: pd.DataFrame) -> tuple[dict[str,
     for name, values in leaves.items():
         root, column = name.split(".")[0], pd.Series(values)
         twin = leaves.get(name.removeprefix("donor.")) if root == "donor" else None
+        if name == "host.pretrain.seed":
+            twin = leaves["seed"]
         if twin is not None:
             own = column.mask(column.eq(twin) & (column != NONE), OWN)
             if set(own) <= {OWN, NONE}:
@@ -200,6 +213,8 @@ def _swept(leaves: dict[str, list[str]], table: pd.DataFrame) -> tuple[dict[str,
         if name in told or column.nunique() == 1:
             continue
         keys = [table[root] if root in NAMED else pd.Series(0, column.index)]
+        if name.startswith("host.pretrain.") and name != "host.pretrain.data":
+            keys.append(pd.Series(leaves["host.pretrain.data"]))
         for part in ("donor.data", "surgery"):  # a source's keys go with its name, a gate with its operation
             if name.startswith(f"{part}.") and name != f"{part}.name":
                 keys.append(pd.Series(leaves[f"{part}.name"]))

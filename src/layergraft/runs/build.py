@@ -59,7 +59,9 @@ def build(plan: RunPlan) -> BuiltRun:
         grafted.host.to(device)
         grafted.network.to(device)
         with backend.arithmetic():
-            grafted = surgery.calibrated(grafted, calibration_images(config, images, normalization)[0].to(device), plan.operation)
+            grafted = surgery.calibrated(
+                grafted, calibration_images(config, images, normalization)[0].to(device), plan.operation
+            )
         grafted.host.cpu()
         grafted.network.cpu()
     return BuiltRun(plan, images, donors, of_host, normalization, grafted)

@@ -147,7 +147,13 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
     record.similarity = similarity(run)
     settings, order = config.exec, derive_seed(config.seed, "data")
     batches = Batches.of(
-        run.images, plan.batches, order, plan.backend.device, run.normalization, settings.data_gib, settings.reader_threads
+        run.images,
+        plan.batches,
+        order,
+        plan.backend.device,
+        run.normalization,
+        settings.data_gib,
+        settings.reader_threads,
     )
     record.normalization = run.normalization.as_record()
     record.host = run.host
@@ -191,7 +197,9 @@ def probes_of(run: BuiltRun, batches: Batches) -> Probes:
         beside = {graft.site.path: (graft.site.path, graft.placed.replaced[-1]) for graft in grafts}
         gates = [path for graft in grafts for path in graft.placed.gates]
         kernels = [name for name in donors if run.network.get_parameter(name).ndim == 4]
-        subject = ProbeTargets(run.grafted.watched(plan.sites), beside, run.grafted.host, donors, gates, kernels, plan.keeps_head)
+        subject = ProbeTargets(
+            run.grafted.watched(plan.sites), beside, run.grafted.host, donors, gates, kernels, plan.keeps_head
+        )
     images = batches.val.first(config.exec.probe.images)
     with plan.backend.arithmetic():
         return Probes(config.exec.probe, run.network, subject, images, batches.val, config.schedule.epochs)
