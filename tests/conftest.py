@@ -18,8 +18,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from pytorch_lightning.trainer.connectors import callback_connector
 
-from layergraft.cli.commands import main
-from layergraft.config.compose import Composer, conf_dir, to_hydra
+from layergraft.cli.commands import SINGLE, main
+from layergraft.config.compose import Composer, conf_dir, normalize_overrides
 from layergraft.data.image_data import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import find_sites
@@ -29,6 +29,8 @@ from layergraft.training.fit import Backend
 torch.set_num_threads(1)
 # Each Trainer looks through the metadata of all that is installed; one look is enough.
 callback_connector._load_external_callbacks = functools.cache(callback_connector._load_external_callbacks)
+# What tests start from where they say nothing else: a host with initial weights, which need not be trained first.
+PLAIN = ["data=digits_0_to_4", "host=resnet18", "site=early", "strategy=hybrid"]
 # The smallest run that is still a run: two epochs of a very narrow host.
 TINY = ["host.width=4", "schedule.epochs=2", "donor.schedule.epochs=1", "optim.batch_size=25", "exec.device=cpu"]
 # Every host, as narrow as it goes without losing its shape.
@@ -81,8 +83,8 @@ def composer():
 
 @pytest.fixture
 def config(composer):
-    """Function: overrides -> the Config of a run, as `layergraft train` composes it."""
-    return lambda *overrides: composer(list(map(to_hydra, overrides)))
+    """Function: overrides -> the Config of a run, as `layergraft train` composes it after PLAIN."""
+    return lambda *overrides: composer(normalize_overrides([*PLAIN, *overrides]))
 
 
 @pytest.fixture
@@ -110,12 +112,19 @@ def images():
 
 @pytest.fixture
 def command(capsys):
-    """Function: arguments of `layergraft` -> (exit code, standard output, standard error)."""
+    """Function: arguments of `layergraft` -> (exit code, standard output, standard error). Before the keys of a run stands PLAIN,
+    but for an experiment, which says what its runs are, and with `plain=False`."""
 
-    def run(*arguments):
+    def run(name="", *arguments, plain=True):
         code = 0
+        takes_keys = name in (*SINGLE, "advise") and not any("experiment=" in argument for argument in arguments)
+        options = [argument for argument in arguments[:1] if argument == "-m"]
+        if plain and takes_keys and not any(argument.startswith("--") for argument in arguments):
+            given = {argument.partition("=")[0] for argument in arguments}
+            base = [choice for choice in PLAIN if choice.partition("=")[0] not in given]
+            arguments = [*options, *base, *arguments[len(options) :]]
         try:
-            main(list(arguments))
+            main([name, *arguments] if name else [])
         except SystemExit as error:
             code = error.code
         captured = capsys.readouterr()
@@ -124,7 +133,7 @@ def command(capsys):
     return run
 
 
-SWEEP = ["-m", "strategy=freeze,hybrid", "site=early,late", "seed=0,1", "host=resnet18", *TINY[:3], "optim.batch_size=25",
+SWEEP = ["-m", "data=digits_0_to_4", "strategy=freeze,hybrid", "site=early,late", "seed=0,1", "host=resnet18", *TINY[:3], "optim.batch_size=25",
          'hydra.sweeper.controls=[["donor=none","strategy=full"],["donor=random","strategy=freeze"]]', "exec.sweep=small"]  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_bad_input_is_one_clear_line_before_any_training(bad, command, tmp_path,
     [
         (
             ["trian"],
-            "unknown command 'trian'; did you mean 'train'? There are: train, plan, donate, surgery, similarity, sites, advise, status, report, compare, export",
+            "unknown command 'trian'; did you mean 'train'? There are: train, plan, pretrain, donate, surgery, similarity, sites, advise, status, report, compare, export",
         ),
         (["report"], "report: the following arguments are required: DIR"),
         (["report", "--wher", "x"], "unknown option of report '--wher'; did you mean '--where'?"),
@@ -132,7 +132,7 @@ def test_a_donor_that_cannot_be_is_not_trained(command, tmp_path):
         assert code == 2 and out == "" and err.count("\n") == 1
     assert not list(tmp_path.rglob("*.safetensors"))
     code, _, err = command("donate", *TINY, "donor.optim.lr=1e30", f"exec.outputs={tmp_path}/o")
-    assert code == 1 and "the donor conv3x3-1-4.digits_5_to_9.seed0." in err and "diverged" in err
+    assert code == 1 and "the training of conv3x3-1-4.digits_a.seed0." in err and "diverged" in err
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

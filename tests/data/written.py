@@ -194,6 +194,8 @@ WRITERS = {
     "cifar100": cifar("CIFAR100", 100),
     "dicom": dicom,
     "digits": nothing,
+    "digits_a": nothing,
+    "digits_b_blurred": nothing,
     "digits_0_to_4": nothing,
     "digits_5_to_9": nothing,
     "fashion_mnist": idx("FashionMNIST"),

@@ -5,7 +5,7 @@ import torch
 
 from conftest import CPU, GREY
 from layergraft.data import Digits
-from layergraft.data.batches import Normalize
+from layergraft.data.normalization import Normalization, Normalize
 from layergraft.donors import GaborDonor, PatchDonor
 from layergraft.donors.analytic import gabor_bank, patches_of
 from layergraft.donors.donor_cache import get_or_create
@@ -46,9 +46,9 @@ def test_pca_filters_are_the_components_of_the_patches(tmp_path):
     """A second implementation: scikit-learn's."""
     from sklearn.decomposition import PCA
 
-    spec = PatchDonor("pca", data=Digits())
+    spec, train = PatchDonor("pca", data=Digits()), Digits().load(0).train
     weight = get_or_create(spec, slot(outs=12, kernel_size=3), CPU, tmp_path).layer.weight.detach().double().flatten(1)
-    theirs = torch.from_numpy(PCA().fit(patches_of(Digits().load(0).train, 3, 0).numpy()).components_)
+    theirs = torch.from_numpy(PCA().fit(patches_of(train, 3, 0, Normalization.of(train)).numpy()).components_)
     unit = weight / weight.norm(dim=1, keepdim=True)
     torch.testing.assert_close(
         (unit[:9] * theirs).sum(1).abs(), torch.ones(9, dtype=torch.float64), rtol=1e-4, atol=1e-4
@@ -60,7 +60,7 @@ def test_whitening_filters_make_the_sources_responses_white(tmp_path):
     data = Digits(classes=[0, 1, 2])
     layer = get_or_create(PatchDonor("whitening", data=data), slot(outs=9, kernel_size=3), CPU, tmp_path).layer
     train = data.load(0).train
-    x = Normalize(train, torch.device("cpu"))(torch.from_numpy(train.x_NCHW))
+    x = Normalize(Normalization.of(train), torch.device("cpu"))(torch.from_numpy(train.x_NCHW))
     layer.padding = (0, 0)
     covariance = torch.cov(layer(x).detach().transpose(0, 1).flatten(1))
     torch.testing.assert_close(

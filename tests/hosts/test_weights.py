@@ -28,12 +28,14 @@ def test_torchvisions_weights_by_name_through_its_own_loading(tmp_path, monkeypa
     with torch.no_grad():
         assert torch.equal(ours.eval()(x), theirs.eval()(x))
     assert fingerprint(spec) == fingerprint(TorchvisionResNet("resnet18", weights="DEFAULT"))
-    assert report(spec, ours).startswith(f"{len(theirs.state_dict())} of {len(theirs.state_dict())} tensors from ")
+    assert report(spec, ours, True).startswith(
+        f"{len(theirs.state_dict())} of {len(theirs.state_dict())} tensors from "
+    )
     few = pretrained(spec, IMAGE, 5, seed=0)  # another number of classes: the trunk is theirs, the head is new
     fresh = TorchvisionResNet("resnet18").build(IMAGE, 5, seed=0)
     assert torch.equal(few.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
     assert torch.equal(few.fc.weight, fresh.fc.weight)
-    assert "; fc.weight, fc.bias are new: the file's are for another number of classes" in report(spec, few)
+    assert report(spec, few, False).endswith("; fc.weight, fc.bias are new")
 
 
 def test_what_lies_in_torchvisions_cache_is_read_as_data(tmp_path, monkeypatch):

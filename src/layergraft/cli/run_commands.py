@@ -17,7 +17,7 @@ from layergraft.errors import RunFailed, UserError, require
 from layergraft.hosts import sites, weights
 from layergraft.hosts.layer_architectures import describe
 from layergraft.hosts.meta_device import meta_host, sites_of
-from layergraft.runs.build import calibration_images, discard_made, get_donors, get_host
+from layergraft.runs.build import calibration_images, discard_made, get_donors, get_host, head_note
 from layergraft.runs.plan import plan_run, precision_note
 from layergraft.runs.similarity import similarity
 from layergraft.runs.train import execute
@@ -63,6 +63,8 @@ def train_one(config: Config) -> float | None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     plan = plan_run(config)
     if note := precision_note(plan):
+        console.print(note, markup=False)
+    if note := head_note(plan):
         console.print(note, markup=False)
     if config.exec.rerun:
         discard_made(plan)

@@ -52,7 +52,7 @@ def normalize_overrides(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra spells them. A donor's file without a choice of donor means the one that is cut from a file. The host
     of the default run is pretrained on images like the default target's: where other data are chosen, or the host has
     weights already, it is not, unless that is asked for."""
-    arguments = [*_without_default_pretraining(arguments), *arguments]
+    arguments = _without_default_pretraining(arguments)
     named = any(re.match(r"[+~]*donor=", argument) for argument in arguments)
     files = [number for number, argument in enumerate(arguments) if re.match(r"\+*donor\.path=", argument)]
     if files and not named:  # beside it: what stands at the end may be an option of Hydra's
@@ -61,13 +61,17 @@ def normalize_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def _without_default_pretraining(arguments: Sequence[str]) -> list[str]:
-    """The override that leaves the host as it is where nothing is said of its pretraining and the default does not fit."""
-    given = dict(argument.lstrip("+").partition("=")[::2] for argument in arguments)
+    """`arguments`, with the host left as it is where nothing is said of its pretraining and the default does not fit."""
+    keys = [argument.lstrip("+").partition("=")[0] for argument in arguments]
+    given = dict(zip(keys, (argument.partition("=")[2] for argument in arguments), strict=True))
     has_weights = given.get("host.weights", "null") != "null" or given.get("host") == "module"
     other_data = "data" in given and not {"experiment", "size"} & given.keys()
-    if not (has_weights or other_data) or any(re.match(r"(\w+@)?host\.pretrain\b", key) for key in given):
-        return []
-    return ["data@host.pretrain.data=none"]
+    if not (has_weights or other_data) or any(re.match(r"(\w+@)?host\.pretrain\b", key) for key in keys):
+        return list(arguments)
+    at = min(
+        keys.index(key) for key in ("data", "host.weights", "host") if key in keys
+    )  # options of Hydra's may stand around
+    return [*arguments[:at], "data@host.pretrain.data=none", *arguments[at:]]
 
 
 def _of_its_choice(override: str, arguments: Sequence[str]) -> str:

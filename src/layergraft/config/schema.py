@@ -114,6 +114,10 @@ class DataSpec:
     # Fields that say where files are and how many cores decode them: they change no result.
     location_fields: ClassVar[tuple[str, ...]] = ()
 
+    def sized(self, pixels: int | None) -> DataSpec:
+        """This set with images of `pixels` a side, where their size is open and `pixels` is known."""
+        return self
+
     def load(self, seed: int) -> Any:
         """An `ImageData`, which is no part of the config: `layergraft.data.data_set` makes it."""
         raise NotImplementedError
@@ -209,6 +213,10 @@ class HostSpec:
         """Torchvision's name in `weights`; None where there is none or it is a file."""
         is_file = self.weights is not None and (re.search(r"[./\\]", self.weights) or Path(self.weights).is_file())
         return None if is_file else self.weights
+
+    def input_size(self) -> int | None:
+        """Pixels a side of the images that its weights were trained on; None where that is not known."""
+        return None
 
     @property
     def comes_with_weights(self) -> bool:
@@ -373,7 +381,7 @@ class Config:
 
     def images(self) -> Any:
         """The run's `ImageData`, with the channels that the host takes."""
-        return self.data.load(self.seed).with_channels(self.host.in_channels)
+        return self.data.sized(self.host.input_size()).load(self.seed).with_channels(self.host.in_channels)
 
     def check(self, at: str) -> None:
         require(len(self.sites) > 0, "site is an empty list; it names one place or more")

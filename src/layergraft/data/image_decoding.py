@@ -7,7 +7,7 @@ import stat
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Of what PIL reads; others among them have other programs read them, as Ghostscript does PostScript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+SIZE = 64  # pixels a side, where nothing else is known
 CHUNK = 256  # files at a time, so that few whole images are in memory
 
 
@@ -35,14 +36,18 @@ class FileSet(DataSet):
     """The folder that the files lie in."""
     cache: str = "outputs/data"
     """Where decoded images are kept."""
-    size: int = bounded(64, "[1, inf)")
-    """Pixels a side: the shorter side is resized to it, the middle is cut out."""
+    size: int | None = bounded(None, "[1, inf)")
+    """Pixels a side: the shorter side is resized to it, the middle is cut out. null: what the host's weights were trained with if
+    they are torchvision's, else 64."""
     channels: int = one_of(3, (1, 3), "it must be 1 or 3")
     """3, or 1: colours are turned into grey."""
     skip_corrupt: bool = False
     """Leave files out that cannot be read, and count them; else the first of them is an error."""
 
     location_fields: ClassVar[tuple[str, ...]] = ("path", "cache")
+
+    def sized(self, pixels: int | None) -> FileSet:
+        return replace(self, size=self.size or pixels)
 
     def folder(self) -> Path:
         """`path`. Raises UserError where it is not there."""
@@ -59,11 +64,11 @@ class FileSet(DataSet):
         `read` gives an image of PIL's; `options` is what it depends on. Raises UserError for a file that cannot be read,
         unless such are to be left out, and for one that lies outside of `path`, by a link or by its name.
         """
-        within = Path(self.path).resolve()
+        within, size = Path(self.path).resolve(), self.size or SIZE
         stamps = [self._stamp(file, within) for file in files]
-        key = digest([stamps, self.size, self.channels, self.skip_corrupt, options])
-        folder = Path(self.cache) / label(self.name, f"{self.size}x{self.size}", key)
-        create_once(folder, lambda unfinished: self._decode(files, read, unfinished))
+        key = digest([stamps, size, self.channels, self.skip_corrupt, options])
+        folder = Path(self.cache) / label(self.name, f"{size}x{size}", key)
+        create_once(folder, lambda unfinished: self._decode(files, read, size, unfinished))
         known = json.loads((folder / "decoded.json").read_text())
         facts = {"pixels": known["pixels"], "skipped": tuple(known["skipped"])}
         return np.load(folder / "images.npy", mmap_mode="r"), np.array(known["kept"]), facts
@@ -75,10 +80,10 @@ class FileSet(DataSet):
         require(stat.S_ISREG(status.st_mode), f"{where} is no plain file")
         return str(real), status.st_size, status.st_mtime_ns
 
-    def _decode(self, files: Sequence[Path], read: Callable[[Path], Image], folder: Path) -> None:
+    def _decode(self, files: Sequence[Path], read: Callable[[Path], Image], size: int, folder: Path) -> None:
         def one(file: Path) -> np.ndarray | str:
             try:
-                return fitted(read(file), self.size, self.channels)
+                return fitted(read(file), size, self.channels)
             except Exception as error:  # decoders raise what they like
                 return f"{file}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
@@ -87,7 +92,7 @@ class FileSet(DataSet):
         kept: list[int] = []
         skipped: list[str] = []
         whole, file = folder / "all.npy", folder / "images.npy"
-        out = np.lib.format.open_memmap(whole, "w+", np.uint8, (len(files), self.channels, self.size, self.size))
+        out = np.lib.format.open_memmap(whole, "w+", np.uint8, (len(files), self.channels, size, size))
         # Of what decoders warn of, PIL's word for an image of a billion pixels in a few bytes is all that counts.
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # decoders give up the interpreter's lock
             warnings.simplefilter("ignore")

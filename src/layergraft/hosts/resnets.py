@@ -220,6 +220,12 @@ class TorchvisionResNet(ResNetSpec):
         need = f"{self.name} needs a multiple of {step} for its {groups} groups"
         require(self.width % step == 0, f"{at}.width is {self.width}; {need}")
 
+    def input_size(self) -> int | None:
+        from layergraft.hosts.weights import transforms
+
+        known = transforms(self)
+        return None if known is None else int(known.crop_size[0])
+
     def build(self, image: tuple[int, int, int], num_classes: int, seed: int) -> nn.Module:
         """The network on the CPU, initialised as torchvision does, from two streams of `seed`: trunk and head.
 

@@ -131,7 +131,7 @@ def _fit(
         one = replace(backend, devices=1, compile=False, channels_last=None)
         fitted = fit(network, plan, batches, Recipe(how.optim, how.schedule), one, folder=folder)
     except Diverged as error:
-        raise RunFailed(f"the network {key} diverged in its training: {error}") from error
+        raise RunFailed(f"the training of {key} diverged: {error}") from error
     finally:
         torch.set_num_threads(threads)
     return fitted.summary()

@@ -11,13 +11,16 @@ from torch import nn
 
 from layergraft import surgery
 from layergraft.config.schema import Config
+from layergraft.data.batches import Batches
 from layergraft.data.image_data import ImageData
 from layergraft.data.normalization import Normalization, Normalize, chosen
 from layergraft.donors.donor_cache import Donor, discard_donor, get_or_create
+from layergraft.hosts import weights
 from layergraft.networks import pretrained_hosts
 from layergraft.runs.plan import RunPlan, images_of
 from layergraft.seeds import derive_seed
 from layergraft.surgery import Grafted
+from layergraft.training.evaluation import evaluate
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,24 @@ def set_threads(config: Config) -> None:
     """Give torch the run's threads, where it says how many."""
     if config.exec.threads is not None:
         torch.set_num_threads(config.exec.threads)
+
+
+def head_note(plan: RunPlan) -> str | None:
+    """A line for people where the classifier of weights is kept whose classes are not known: whether they are the data's shows in
+    the accuracy of the host as it is, before any training. None elsewhere."""
+    host, data = plan.config.host, plan.config.data.name
+    if host.weights is None or not plan.keeps_head or weights.class_names(host) is not None:
+        return None
+    images, backend = images_of(plan.config), plan.backend
+    network, _ = pretrained_hosts.build(host, images.facts, plan.config.seed, True, backend, plan.outputs)
+    by = chosen(plan.config.data.normalize, images.train, None)
+    batches = Batches.of(images, plan.batches, 0, backend.device, by)
+    with backend.arithmetic():
+        found = evaluate(network.to(backend.device), batches.val, images.task)
+    kept = f"the classifier of {host.weights} is kept: it has as many classes as {data}, whose names it does not tell"
+    return (
+        f"{kept}. As it is, the host has {found['acc']:.1f}% of the validation images right (host.head=new replaces it)"
+    )
 
 
 def calibration_images(

@@ -31,6 +31,7 @@ from layergraft.hosts.sites import STAGE
 from layergraft.networks.network_cache import save
 from layergraft.runs.build import BuiltRun, set_threads
 from layergraft.runs.failures import disk_full, is_full, spoils_its_process, transient
+from layergraft.runs.memory import peak_memory
 from layergraft.runs.plan import RunPlan
 from layergraft.runs.similarity import similarity
 from layergraft.runs.tensorboard import write_figures
@@ -162,7 +163,7 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
     recipe = Recipe(config.optim, config.schedule, config.regularizer)
     seed = derive_seed(config.seed, "training")
     options: dict[str, Any] = {"folder": folder, "probe": probes, "saving": saving}
-    start = time.perf_counter()
+    peak, start = peak_memory(plan.backend.device), time.perf_counter()
     if plan.backend.devices > 1:
         fitted = ddp.fit(run.network, plan.strategy, batches, recipe, plan.backend, seed=seed, **options)
     else:
@@ -175,6 +176,9 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
     record.timings["fit_seconds"] = time.perf_counter() - start
     record.frozen_prefixes = fitted.prefixes
     record.plan = plan.timeline(fitted.curves)
+    record.costs = {"trained_parameters": trained_parameters(record.plan)}
+    if (taken := peak()) is not None:
+        record.costs["peak_memory"] = taken
     save(run.network, folder / "model.safetensors")
     write_atomic(folder / "curves.csv", _curves(fitted))
     record.probes = probes.points
@@ -182,6 +186,12 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
     record.units = {name: plan.metrics[name].unit for name in record.metrics}
     write_figures(plan, fitted, record)
     return record
+
+
+def trained_parameters(timeline: dict[str, Any]) -> int:
+    """How many parameters learn in some epoch."""
+    groups = timeline["groups"].values()
+    return sum(group["parameters"] for group in groups if any(max(rates) > 0 for rates in group["lr"]))
 
 
 def probes_of(run: BuiltRun, batches: Batches) -> Probes:

@@ -17,7 +17,7 @@ from layergraft.config.schema import Config, ExecSpec
 from layergraft.donors.donor_cache import is_kept
 from layergraft.errors import counted, require
 from layergraft.networks import pretrained_hosts
-from layergraft.runs.build import discard_made
+from layergraft.runs.build import discard_made, head_note
 from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, disk_full, is_full
 from layergraft.runs.plan import RunPlan, plan_run, precision_note
 from layergraft.runs.train import planned_record
@@ -90,6 +90,9 @@ def run(
     if not todo:
         return
     for note in {precision_note(plan) for plan in todo} - {None}:
+        console.print(note, markup=False)
+    of_weights = {(plan.config.host.weights, plan.data, plan.keeps_head): plan for plan in todo}
+    for note in {head_note(plan) for plan in of_weights.values()} - {None}:
         console.print(note, markup=False)
     where = list(where)[: len(todo)] or devices(todo[0].config.exec, len(todo))
     beside = max(Counter(where).values())
