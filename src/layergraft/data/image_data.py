@@ -95,6 +95,10 @@ class ImageData:
     class_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     """Files that could not be read and were left out, as was asked for."""
+    class_weights: str = "none"
+    """Of the training loss, as `DataSpec` has it."""
+    sampler: str = "uniform"
+    """Of the training images, as `DataSpec` has it."""
 
     @property
     def channels(self) -> int:

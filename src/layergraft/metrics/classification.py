@@ -8,7 +8,6 @@ image has it, or none lacks it) is left out of the mean; where none is left the 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from layergraft.config.metric_registry import TASKS, metric
@@ -70,7 +69,7 @@ def f1(logits_NC: Tensor, y_N: Tensor) -> float:
     """F1 score, the harmonic mean of precision and sensitivity. Of two classes, of class 1; of more, the mean over those that
     occur; of a multi-label set, the mean over the labels that some image has. nan where there are none."""
     tp_K, fp_K, _, fn_K = _counts(logits_NC, y_N)
-    return 100 * (2 * tp_K / (2 * tp_K + fp_K + fn_K))[tp_K + fn_K > 0].mean().item()
+    return 100 * float((2 * tp_K / (2 * tp_K + fp_K + fn_K))[tp_K + fn_K > 0].mean())
 
 
 @metric(*TASKS, unit="%", better=max)
@@ -79,7 +78,7 @@ def sensitivity(logits_NC: Tensor, y_N: Tensor) -> float:
     mean over those that occur, which is `balanced_acc`; of a multi-label set, the mean over the labels that some image has.
     nan where there are none."""
     tp_K, _, _, fn_K = _counts(logits_NC, y_N)
-    return 100 * (tp_K / (tp_K + fn_K)).nanmean().item()
+    return 100 * float((tp_K / (tp_K + fn_K)).nanmean())
 
 
 @metric(*TASKS, unit="%", better=max)
@@ -88,7 +87,7 @@ def specificity(logits_NC: Tensor, y_N: Tensor) -> float:
     the sensitivity of class 0; of more, the mean over those that occur; of a multi-label set, the mean over the labels that
     some image lacks. nan where there are none."""
     _, fp_K, tn_K, _ = _counts(logits_NC, y_N)
-    return 100 * (tn_K / (tn_K + fp_K)).nanmean().item()
+    return 100 * float((tn_K / (tn_K + fp_K)).nanmean())
 
 
 @metric("ordinal", unit="classes", better=min)
