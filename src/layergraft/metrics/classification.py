@@ -116,4 +116,4 @@ def _counts(logits_NC: Tensor, y_N: Tensor) -> Tensor:
     else:
         counts_C5 = multiclass_stat_scores(logits_NC, y_N, size, average="none", validate_args=False)
         counts_K5 = counts_C5[1:] if size == 2 else counts_C5[counts_C5[:, 4] > 0]
-    return counts_K5[:, :4].T.double()
+    return counts_K5.view(-1, 5)[:, :4].T.double()  # of a single label torchmetrics gives no row

@@ -24,7 +24,8 @@ def write_predictions(folder: Path, row_N: np.ndarray, y_N: np.ndarray, logits_N
     labels = {"label": y_N} if y_N.ndim == 1 else {f"label_{k}": y_N[:, k] for k in range(y_N.shape[1])}
     logits = {f"logit_{k}": logits_NC[:, k] for k in range(logits_NC.shape[1])}
     content = io.BytesIO()
-    parquet.write_table(pyarrow.table({"row": row_N, **labels, **logits}), content)
+    # Hardly a logit is there twice: a dictionary of them would be as large again.
+    parquet.write_table(pyarrow.table({"row": row_N, **labels, **logits}), content, use_dictionary=False)
     write_atomic(folder / PREDICTIONS, content.getvalue())
 
 
