@@ -42,7 +42,9 @@ def test_class_weights_are_scikit_learns(images):
 def test_a_label_weighs_as_much_more_as_it_is_rarer(images):
     y_NL = (np.arange(40)[:, None] < np.array([10, 30, 0, 40])).astype(np.int64)
     found = class_weights(skewed(images, y_NL, Task.multi_label, class_weights="balanced"))
-    assert found.tolist() == pytest.approx([30 / 10, 10 / 30, 1, 1])  # what all have, or none, there is nothing to balance in
+    assert found.tolist() == pytest.approx(
+        [30 / 10, 10 / 30, 1, 1]
+    )  # what all have, or none, there is nothing to balance in
 
 
 def test_the_balanced_sampler_draws_all_classes_alike_and_anew_each_epoch(images):

@@ -46,7 +46,6 @@ def read_predictions(folder: Path) -> pd.DataFrame:
 
 def labels_and_logits(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """(N,) labels, or (N, labels) of a multi-label set, and (N, C) logits, as metrics take them."""
-    logits_NC = predictions.filter(regex=r"^logit_\d+$").to_numpy()
-    if "label" in predictions:
-        return predictions["label"].to_numpy(), logits_NC
-    return predictions.filter(regex=r"^label_\d+$").to_numpy(), logits_NC
+    logits_NC = predictions.filter(regex=r"^logit_\d+$").to_numpy(copy=True)  # pandas' own cannot be written to
+    labels = predictions["label"] if "label" in predictions else predictions.filter(regex=r"^label_\d+$")
+    return labels.to_numpy(copy=True), logits_NC
