@@ -36,6 +36,8 @@ def test_fit_is_the_run_of_the_command_line(here, command):
     assert isinstance(table, pd.DataFrame)
     assert table.loc[0, ["key", "test/acc"]].tolist() == [run.key, run.metrics["test/acc"]]
     assert len(load_runs("outputs/runs", where="seed=3")) == 1
+    counted = pd.crosstab(run.predictions.label, run.predictions.filter(like="logit_").to_numpy().argmax(1))
+    assert counted.reindex(columns=range(10), fill_value=0).to_numpy().tolist() == run.record.confusion
     network = run.network()
     assert not network.training and network(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
 

@@ -47,7 +47,7 @@ def command(line):
     return pytest.param(line, marks=[pytest.mark.slow] if is_long else [])
 
 
-@pytest.mark.parametrize("command", [command(line) for line in COMMANDS if not re.match("pip|.*macro_f1", line)])
+@pytest.mark.parametrize("command", [command(line) for line in COMMANDS if not re.match("pip|.*worst_recall", line)])
 def test_every_command_of_the_page_does_what_it_is_there_for(command, there):
     done = there(command)
     assert done.returncode == 0, done.stderr
@@ -68,21 +68,21 @@ def test_what_is_added_is_in_help_and_checked(there):
 
 @pytest.mark.slow
 def test_an_added_metric_is_recorded_stops_training_and_is_compared(there):
-    train, compare = (line for line in COMMANDS if "macro_f1" in line)
+    train, compare = (line for line in COMMANDS if "worst_recall" in line)
     done = there(train)
     assert done.returncode == 0, done.stderr
-    (sweep,) = there.folder.glob("outputs/sweeps/f1")
+    (sweep,) = there.folder.glob("outputs/sweeps/worst")
     runs = pd.read_csv(sweep / "runs.csv")
-    assert len(runs) == 4 and runs[["val/macro_f1", "test/macro_f1"]].notna().all(axis=None)
-    assert "| test/macro_f1 | % | higher |" in (sweep / "report.md").read_text()
+    assert len(runs) == 4 and runs[["val/worst_recall", "test/worst_recall"]].notna().all(axis=None)
+    assert "| test/worst_recall | % | higher |" in (sweep / "report.md").read_text()
     lengths = []
     for key in runs.key:
-        f1 = pd.read_csv(there.folder / "outputs/runs" / key / "curves.csv")["val/macro_f1"]
-        assert (f1.cummax().diff()[1:-1] > 0).all()  # the first epoch that is no better is the last
-        lengths.append(len(f1))
+        recall = pd.read_csv(there.folder / "outputs/runs" / key / "curves.csv")["val/worst_recall"]
+        assert (recall.cummax().diff()[1:-1] > 0).all()  # the first epoch that is no better is the last
+        lengths.append(len(recall))
     assert min(lengths) < 15, lengths
     done = there(compare)
-    assert done.stdout.startswith("strategy=freeze less strategy=full, test/macro_f1, points: "), done.stderr
+    assert done.stdout.startswith("strategy=freeze less strategy=full, test/worst_recall, points: "), done.stderr
 
 
 TINY = "host=regnet host.width=4 host.depth=1 schedule.epochs=2 optim.batch_size=25 data.train_size=50 donor.schedule.epochs=1 exec.threads=1 exec.device=cpu exec.similarity.resamples=0"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from layergraft.errors import RunFailed, UserError, require
+from layergraft.errors import RunFailed, UserError, require, unknown
 from layergraft.store.records import RECORD, RunRecord
 
 if TYPE_CHECKING:
@@ -133,6 +133,14 @@ class Run:
 
         return pd.read_csv(self.folder / "curves.csv")
 
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """A row a test image: `row` (which of the data set as its files have it), `label` (of a multi-label set `label_0`,
+        `label_1`, ...), and the logits `logit_0`, `logit_1`, ... Classes are numbered as `record.data` lists them."""
+        from layergraft.store.predictions import read_predictions
+
+        return read_predictions(self.folder)
+
     def network(self) -> nn.Module:
         """The trained network, in evaluation mode. It takes x_NCHW float32, normalised as `record.normalization` says, and gives
         logits (N, classes)."""
@@ -180,12 +188,18 @@ def fit(host: Host | str, donor: Donor | str | nn.Module = "none", **options: An
     return Run(plan.folder, record)
 
 
-def load_runs(*folders: str | Path, where: str | None = None) -> pd.DataFrame:
+def load_runs(*folders: str | Path, where: str | None = None, metrics: Sequence[str] = ()) -> pd.DataFrame:
     """A row a run of sweeps (outputs/sweeps/NAME) or of folders of runs (by default outputs/runs): key, status, axes, what was
-    swept, metrics. `where` keeps some, as `layergraft report --where` does."""
+    swept, metrics. `where` keeps some, as `layergraft report --where` does. `metrics` (test/NAME) are there too if they were
+    registered after the runs were done: they are computed from the runs' predictions. Raises UserError for one that
+    none of them has."""
     from layergraft.report.table import read
 
-    return read([Path(folder) for folder in folders or ["outputs/runs"]], where).table
+    runs = read([Path(folder) for folder in folders or ["outputs/runs"]], where, metrics)
+    for name in metrics:
+        if name not in runs.units:
+            raise unknown("metric of these runs:", name, runs.units)
+    return runs.table
 
 
 def _config(

@@ -48,7 +48,7 @@ def test_units_and_directions():
         "val/ece": ("%", "points", "lower"), "train/loss": ("nats", "nats", "lower"), "shock/acc": ("points", "points", "higher"),
         "drift": ("relative", "relative", ""), "steps_to/90": ("steps", "steps", "lower"),
     }  # fmt: skip
-    assert lookup("test/f1") is lookup("train/acc") is lookup("acc") is None
+    assert lookup("test/f2") is lookup("train/acc") is lookup("acc") is None
 
 
 def test_the_page_lists_every_metric():
@@ -66,18 +66,21 @@ def test_the_page_lists_every_metric():
     }
 
 
-LACKS = r"of multi_class data: 'val/auc'; did you mean '\S+'\? There are: val/acc, val/loss, val/balanced_acc, val/ece, train/loss$"
+LACKS = (
+    r"of multi_class data: 'val/mae'; did you mean '\S+'\? There are: val/acc, val/loss, val/balanced_acc, val/ece, val/auc, "
+    r"val/f1, val/sensitivity, val/specificity, train/loss$"
+)
 
 
 @pytest.mark.parametrize(
     "overrides, at",
     [
-        (["schedule.early_stopping={metric: val/auc, patience: 2}"], "schedule.early_stopping.metric"),
+        (["schedule.early_stopping={metric: val/mae, patience: 2}"], "schedule.early_stopping.metric"),
         (
-            ["strategy=hybrid", "+strategy.phases.thaw.plateau={metric: val/auc, patience: 2}"],
+            ["strategy=hybrid", "+strategy.phases.thaw.plateau={metric: val/mae, patience: 2}"],
             "strategy.phases.thaw.plateau.metric",
         ),
-        (["donor.schedule.early_stopping={metric: val/auc, patience: 2}"], "donor.schedule.early_stopping.metric"),
+        (["donor.schedule.early_stopping={metric: val/mae, patience: 2}"], "donor.schedule.early_stopping.metric"),
     ],
 )
 def test_a_plateau_in_a_metric_of_other_data_is_refused(overrides, at, config):

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 
 from layergraft.config.metric_registry import TASKS, metrics_of
-from layergraft.metrics import auc, balanced_acc, ece, mae
+from layergraft.metrics import auc, balanced_acc, confusion, ece, f1, mae, sensitivity, specificity
 from layergraft.metrics.tasks import Task
 from layergraft.training.evaluation import Evaluation
 
@@ -20,9 +20,9 @@ LABELS = (torch.arange(160).view(40, 4) * 7 % 3 == 0).long()
 def test_every_task_has_its_metrics():
     assert tuple(task.name for task in Task) == TASKS
     assert {task: list(metrics_of(task)) for task in TASKS} == {
-        "multi_class": ["acc", "loss", "balanced_acc", "ece"],
-        "multi_label": ["acc", "loss", "auc"],
-        "ordinal": ["acc", "loss", "balanced_acc", "ece", "mae"],
+        "multi_class": ["acc", "loss", "balanced_acc", "ece", "auc", "f1", "sensitivity", "specificity"],
+        "multi_label": ["acc", "loss", "auc", "f1", "sensitivity", "specificity"],
+        "ordinal": ["acc", "loss", "balanced_acc", "ece", "auc", "f1", "sensitivity", "specificity", "mae"],
     }
 
 
@@ -55,11 +55,77 @@ def test_calibration_error_is_of_probabilities_whatever_the_logits_look_like(sca
     assert ece(logits, CLASSES) == pytest.approx(expected, abs=1e-4)
 
 
-def test_area_under_the_curve_is_of_labels_that_some_images_have():
-    assert auc(LOGITS, LABELS) == pytest.approx(roc_auc_score(LABELS, LOGITS))
-    never = torch.cat([LABELS, torch.zeros(40, 1).long()], 1)  # a label that no image has is no part of the mean
-    assert auc(torch.cat([LOGITS, LOGITS[:, :1]], 1), never) == pytest.approx(roc_auc_score(LABELS, LOGITS))
-    assert math.isnan(auc(LOGITS, torch.ones_like(LABELS)))
+ONE_VS_REST = (auc, f1, sensitivity, specificity)
+
+
+def by_scikit_learn(score_NK, told_NK, is_NK):
+    """The mean of ONE_VS_REST over what the columns are of."""
+    columns = [(score_NK[:, k], told_NK[:, k], is_NK[:, k]) for k in range(is_NK.shape[1])]
+    return (
+        np.mean([roc_auc_score(of, score) for score, _, of in columns]),
+        100 * np.mean([f1_score(of, told) for _, told, of in columns]),
+        100 * np.mean([recall_score(of, told) for _, told, of in columns]),
+        100 * np.mean([recall_score(of, told, pos_label=0) for _, told, of in columns]),
+    )
+
+
+def measured(logits, labels):
+    return [metric(logits, labels) for metric in ONE_VS_REST]
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])  # 30: probabilities that float32 rounds to 1
+def test_of_two_classes_they_are_of_the_positive_one(scale):
+    logits, labels = LOGITS[:, :2] * scale, (CLASSES > 2).long()
+    told = logits.argmax(1)
+    expected = by_scikit_learn((logits[:, 1:] - logits[:, :1]).double(), told[:, None], labels[:, None])
+    assert measured(logits, labels) == pytest.approx(expected, abs=1e-6)
+    assert specificity(logits, labels) == sensitivity(logits.flip(1), 1 - labels)
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_of_more_classes_they_are_the_mean_over_those_that_occur(absent):
+    labels = CLASSES.clamp(max=2) if absent else CLASSES  # class 3 is predicted all the same
+    there = labels.unique()
+    told, of = ((each[:, None] == there).long() for each in (LOGITS.argmax(1), labels))
+    expected = by_scikit_learn(LOGITS.double().softmax(1)[:, there], told, of)
+    assert measured(LOGITS, labels) == pytest.approx(expected, abs=1e-6)
+    assert sensitivity(LOGITS, labels) == pytest.approx(balanced_acc(LOGITS, labels))
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0])  # 0.01: logits that may look like probabilities
+@pytest.mark.parametrize("labels", [LABELS, LABELS[:, :1]], ids=["labels", "label"])
+def test_of_several_labels_they_are_the_mean_over_the_labels(labels, scale):
+    logits = (LOGITS[:, : labels.shape[1]] * scale).abs() if scale < 1 else LOGITS[:, : labels.shape[1]]
+    expected = by_scikit_learn(logits.double(), (logits > 0).long(), labels)
+    assert measured(logits, labels) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_label_that_all_or_none_have_is_left_out_where_it_says_nothing():
+    none, every = torch.zeros(40, 1).long(), torch.ones(40, 1).long()
+    logits = torch.cat([LOGITS, LOGITS[:, :1]], 1)
+    with_none, with_all = (measured(logits, torch.cat([LABELS, column], 1)) for column in (none, every))
+    assert with_none[:3] == measured(LOGITS, LABELS)[:3] and with_all[0] == auc(LOGITS, LABELS)
+    assert with_all[3] == specificity(LOGITS, LABELS)
+    right = 100 * (LOGITS[:, 0] <= 0).double().mean().item()  # of those that lack a label that none has
+    assert with_none[3] == pytest.approx((4 * specificity(LOGITS, LABELS) + right) / 5)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_of_one_class_alone_they_are_not_defined(label):
+    """Of two classes; of more, the class has no rest."""
+    labels, logits = torch.full((40,), label), LOGITS[:, :2]
+    told = 100 * (logits.argmax(1) == label).double().mean().item()
+    found = measured(logits, labels)
+    known = [math.nan, math.nan, math.nan, told] if label == 0 else [math.nan, found[1], told, math.nan]
+    assert found == pytest.approx(known, nan_ok=True) and (label == 0 or found[1] > told)
+    assert np.isnan(measured(LOGITS, labels)).tolist() == [True, False, False, True]
+    assert np.isnan(measured(LOGITS, torch.zeros(40, 4).long())).tolist() == [True, True, True, False]
+
+
+def test_confusion_has_a_row_for_each_true_class():
+    labels = CLASSES.clamp(max=2)
+    assert confusion(LOGITS, labels) == confusion_matrix(labels, LOGITS.argmax(1)).tolist()
+    assert confusion(torch.eye(3)[[0, 0, 1]], torch.tensor([2, 2, 1])) == [[0, 0, 0], [0, 1, 0], [2, 0, 0]]
 
 
 def test_mean_distance_of_classes():

@@ -113,7 +113,7 @@ def test_contrasts_are_checked_against_what_is_planned():
         require_contrasts(records, {"c": {"of": ["+strategy=ful", "-strategy=full"], "metric": "test/acc"}}, metrics)
     for metric in ("steps_to/75", "test/mae", "val/loss", "drift"):
         require_contrasts(records, {"c": {"of": ["+seed=0", "-seed=1"], "metric": metric}}, metrics)
-    for metric in ("steps_to/80", "test/auc", "train/acc"):
+    for metric in ("steps_to/80", "test/f2", "train/acc"):
         with pytest.raises(UserError, match=f"unknown metric of 'contrast c': '{metric}'.* There are: test/acc"):
             require_contrasts(records, {"c": {"of": ["+seed=0", "-seed=1"], "metric": metric}}, metrics)
 

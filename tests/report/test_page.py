@@ -304,7 +304,7 @@ def test_any_metric_of_the_runs_is_compared_and_listed(sweep):
 
 
 def test_a_metric_of_a_package_that_is_gone_is_told_without_a_direction():
-    assert describe_metric("test/f1", {"test/f1": "%"}) == "test/f1, %"
+    assert describe_metric("test/f2", {"test/f2": "%"}) == "test/f2, %"
 
 
 def test_compare_says_what_counts(sweep, tmp_path):

@@ -33,7 +33,8 @@ def test_what_a_run_writes(tiny, tmp_path):
     record = execute(plan_run(tiny("strategy=hybrid", "site=late", "seed=3")))
     folder = tmp_path / "runs" / record.key
     assert record.key.startswith("hybrid.late.resnet18.trained.seed3.")
-    assert {path.name.split(".")[0] for path in folder.iterdir()} == {"config", "curves", "events", "model", "record"}
+    written = {"config", "curves", "events", "model", "predictions", "record"}
+    assert {path.name.split(".")[0] for path in folder.iterdir()} == written
     assert read_record(folder) == record
     assert record.status == "completed" and record.grafts[0].site == "layer4.1.conv2"
     kinds = {"host": "torchvision_resnet", "donor": "trained", "data": "digits", "surgery": "replace"}

@@ -109,7 +109,7 @@ def test_a_search_keeps_its_metric_unless_there_is_none_of_that_name(tmp_path, c
         (["hydra.sweeper.sampler=tpee"], "unknown hydra.sweeper.sampler 'tpee'; did you mean 'tpe'?"),
         (["hydra.sweeper.pruner=medan"], "unknown hydra.sweeper.pruner 'medan'; did you mean 'median'?"),
         (["hydra.sweeper.direction=up"], "unknown hydra.sweeper.direction 'up'"),
-        (["hydra.sweeper.metric=val/auc"], "unknown hydra.sweeper.metric 'val/auc'; did you mean 'val/a"),
+        (["hydra.sweeper.metric=val/mae"], "unknown hydra.sweeper.metric 'val/mae'; did you mean 'val/"),
         (["hydra.sweeper.metric=drift"], "neither more nor less of drift is better: give hydra.sweeper.direction"),
         (["hydra.sweeper.num_trials=0"], "hydra.sweeper.num_trials is 0"),
         (["optim.weight_decay=interval(1,0)"], "an interval goes from low to high"),

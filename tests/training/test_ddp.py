@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 import pytorch_lightning as pl
@@ -30,8 +31,8 @@ HOST = CifarResNet("resnet8", width=4, norm="group")
 ONE, TWO = Backend("cpu", "float32"), Backend("cpu", "float32", devices=2)
 
 
-def training(images, strategy, optim, epochs=3, regularizer=None):
-    data = images(channels=1, size=8)
+def training(images, strategy, optim, epochs=3, regularizer=None, **balance):
+    data = replace(images(channels=1, size=8), **balance)
     network = HOST.build(data.shape, data.num_classes, seed=0)
     names = [name for name, _ in network.named_parameters()]
     roles = (
@@ -46,7 +47,12 @@ def training(images, strategy, optim, epochs=3, regularizer=None):
 CASES = {
     "an unfreeze in mid-run": ("hybrid", OptimSpec("sgd", 0.1, weight_decay=0.01, batch_size=10), None),
     "a re-freeze": ("refreeze", OptimSpec("adamw", 1e-3, batch_size=10), None),
-    "rates by tensor": ("auto_rgn", OptimSpec("sgd", 0.1, batch_size=10), None),
+    "rates by tensor, class weights": (
+        "auto_rgn",
+        OptimSpec("sgd", 0.1, batch_size=10),
+        None,
+        {"class_weights": "balanced", "sampler": "balanced"},
+    ),
     "mixup, average, accumulation, clipping": (
         "l2_sp",
         OptimSpec("sgd", 0.1, batch_size=10, accumulate=2, clip_norm=0.5),
@@ -57,9 +63,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_train_as_one_process(case, images, config):
-    name, optim, regularizer = CASES[case]
+    name, optim, regularizer, *balance = CASES[case]
     strategy = config(f"strategy={name}", "schedule.epochs=3").strategy
-    network, plan, batches, recipe = training(images, strategy, optim, regularizer=regularizer)
+    network, plan, batches, recipe = training(images, strategy, optim, regularizer=regularizer, **dict(*balance))
     before = copy.deepcopy(network.state_dict())
     other = copy.deepcopy(network)
     alone = fit(network, plan, batches, recipe, ONE)
@@ -70,6 +76,7 @@ def test_two_ranks_train_as_one_process(case, images, config):
     assert "layer2.0.conv1.weight" in moved  # thawed halfway by hybrid
     for one, two in zip(alone.curves, together.curves, strict=True):
         assert one == pytest.approx(two, abs=1e-4)
+    torch.testing.assert_close(alone.test_logits, together.test_logits, rtol=0, atol=1e-4)
 
 
 def test_ranks_that_differ_in_one_bit_are_found(tmp_path):

@@ -238,6 +238,10 @@ def test_every_strategy_trains_and_validates(made, config, name):
             "loss",
             "balanced_acc",
             "ece",
+            "auc",
+            "f1",
+            "sensitivity",
+            "specificity",
         }
         averages.on_validation_end(run.trainer, run.module)
     run.module._losses.append(torch.ones(()))  # as a checkpoint gives it

@@ -1,6 +1,7 @@
 """What the module, its phases and its learning rates do."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import pytorch_lightning as pl
@@ -146,6 +147,29 @@ def test_test_accuracy_is_counted_right(images):
     with torch.no_grad():
         right = sum((network(x).argmax(1) == y).sum().item() for x, y in batches.test)
     assert fitted.test["acc"] == pytest.approx(100 * right / len(data.test))
+
+
+def test_class_weights_are_of_the_training_loss_alone(images):
+    data = images(channels=1, size=8)
+    losses, logits = [], []
+    for balance in ("none", "balanced"):
+        network = HOST.build((1, 32, 32), data.num_classes, seed=0)
+        plan = planned(network, {"p": PhaseSpec(0, {"all": 1.0})}, 1, {"all": [".*"]})
+        batches = Batches.of(replace(data, class_weights=balance), BatchSpec(10, shift=0), 0, "cpu")
+        # At such a rate nothing moves: every training loss is of the network that it began with.
+        recipe = Recipe(OptimSpec("sgd", lr=1e-30, batch_size=10), ScheduleSpec(epochs=1))
+        fitted = fit(network, plan, batches, recipe, CPU)
+        losses.append(fitted.curves[0]["train/loss"])
+        logits.append(fitted.test_logits)
+        assert fitted.test["loss"] == pytest.approx(
+            nn.functional.cross_entropy(fitted.test_logits, torch.from_numpy(data.test.y_N)).item()
+        )
+    assert torch.equal(*logits) and losses[0] != pytest.approx(losses[1])
+    network.train()  # 40 images: the epoch has each once
+    weights = batches.train.class_weights
+    with torch.no_grad():
+        each = [weights[y] * nn.functional.cross_entropy(network(x), y, reduction="none") for x, y in batches.train]
+    assert losses[1] == pytest.approx(torch.cat(each).mean().item(), rel=1e-4)
 
 
 def test_backend(monkeypatch):

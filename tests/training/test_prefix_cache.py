@@ -90,6 +90,13 @@ def test_donors_are_links_like_others(images, operation):
     assert fitted.prefixes[0]["through"] == through[operation.name]
 
 
+def test_an_epoch_may_have_an_image_twice_and_another_not_at_all(images):
+    data = replace(images(), class_weights="balanced", sampler="balanced")
+    network = CifarResNet("resnet8", width=4).build(data.shape, data.num_classes, seed=0)
+    (prefix,) = both_ways(network, *frozen(*STEM, "layer1"), data).prefixes
+    assert prefix["through"] == "layer1.0"
+
+
 def test_each_phase_has_its_own(images, config):
     """hybrid: stem, layer1 and donor, then the donor thaws; its second phase begins at the donor."""
     data, host = images(), CifarResNet("resnet8", width=4)

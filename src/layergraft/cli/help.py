@@ -41,6 +41,7 @@ Keys within a group, some of them (--cfg job prints all):
   exec.     outputs=DIR  threads=4  rerun=true  checkpoint_seconds=600  devices=2  compile=true
             probe.epochs=[0,5,-1]  probe.thresholds=[80]
   data.     train_size=50  train_per_class=10  classes=[0,1]  half=A|B  halves=semantic  shift=4  flip=true
+            class_weights=balanced  sampler=balanced
             corrupt.noise=3 (blur, contrast)  corrupt.labels=0.2  corrupt.blocks=8  dial=0.5 (of textures)
             path=FILE (of npz) or DIR (of folder, dicom)  set=pathmnist (of medmnist)
 """

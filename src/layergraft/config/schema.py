@@ -110,6 +110,12 @@ class DataSpec:
     """Augmentation: each training image is moved by up to this many pixels each way, the gap filled with black."""
     flip: bool = False
     """Augmentation: half of the training images, drawn anew each epoch, are mirrored left to right."""
+    class_weights: str = one_of("none", ("none", "balanced"))
+    """none, or balanced: in the training loss, an image counts N / (K N_k), with N training images, K classes and N_k images of
+    its class; of a multi-label set, having a label counts as much more as images without it outnumber those with it."""
+    sampler: str = one_of("uniform", ("uniform", "balanced"))
+    """uniform: an epoch has each training image once. balanced: its images are drawn with replacement, each class as often as
+    any other; not of a multi-label set."""
 
     # Fields that say where files are and how many cores decode them: they change no result.
     location_fields: ClassVar[tuple[str, ...]] = ()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from layergraft.data.class_balance import class_weights, image_weights
 from layergraft.data.image_data import ImageData, Split
 from layergraft.data.normalization import Normalization, Normalize
 from layergraft.data.pixel_loading import Pixels, free_bytes, pixels_on
@@ -40,7 +41,8 @@ class BatchSpec:
 
 class TrainBatches:
     """Shuffled, augmented batches `(x_NCHW float, y_N)` of the training split, a new order each epoch; with `mixup` the
-    labels are shares of the classes, `(N, num_classes)` float.
+    labels are shares of the classes, `(N, num_classes)` float. With the balanced sampler an epoch of as many images is drawn
+    with replacement. `class_weights` is for the loss.
 
     Order, augmentation and mixing are a function of (seed, epoch), drawn on the CPU, so that they are the same on every
     device and do not depend on what ran before. What is left of an epoch after the last full step (`accumulate`
@@ -57,6 +59,7 @@ class TrainBatches:
         self.pixels, self.y_N = pixels, torch.from_numpy(data.train.y_N).to(device)
         self.normalize, self.spec, self.seed = normalize, spec, seed
         self.num_classes, self.task = data.num_classes, data.task
+        self.class_weights, self.image_weights = class_weights(data), image_weights(data)
         self.epoch, self.position, self.resume_at, self.rank, self.num_ranks = 0, (0, 0), (0, 0), 0, 1
         self.features: Any = None
         """What is given in place of the images, by its `take(index_N)`; of images that are the same in every epoch."""
@@ -130,7 +133,11 @@ class TrainBatches:
     def _order(self, epoch: int) -> Tensor:
         """Which images are in which batch, (batches, N)."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        chosen = torch.randperm(len(self.y_N), generator=generator)[: len(self) * self.spec.batch_size]
+        number = len(self) * self.spec.batch_size
+        if self.image_weights is None:
+            chosen = torch.randperm(len(self.y_N), generator=generator)[:number]
+        else:
+            chosen = torch.multinomial(self.image_weights, number, replacement=True, generator=generator)
         return chosen.view(len(self), self.spec.batch_size)
 
     def _of_features(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:

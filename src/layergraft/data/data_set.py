@@ -99,8 +99,12 @@ def _pixels(hashable: Hashable, corruption: str) -> np.ndarray:
 @lru_cache(maxsize=8)
 def _loaded(hashable: Hashable, seed: int) -> ImageData:
     spec, pool = hashable.spec, _pool(hashable)
-    train = few_shot(pool.train, spec, pool.num_classes, seed)
-    return replace(pool, train=flipped_labels(train, spec.corrupt.labels, pool.num_classes, seed))
+    if pool.task is Task.multi_label:
+        why = f"but images of {spec.name} have several labels each; data.class_weights=balanced weighs them in the loss"
+        require(spec.sampler == "uniform", f"data.sampler is {spec.sampler}, {why}")
+    few = few_shot(pool.train, spec, pool.num_classes, seed)
+    train = flipped_labels(few, spec.corrupt.labels, pool.num_classes, seed)
+    return replace(pool, train=train, class_weights=spec.class_weights, sampler=spec.sampler)
 
 
 @lru_cache(maxsize=8)

@@ -98,6 +98,10 @@ class ImageData:
     """Files that could not be read and were left out, as was asked for."""
     originals_NCHW: np.ndarray | None = None
     """The images of the whole set, before any corruption; the splits' rows are rows of it."""
+    class_weights: str = "none"
+    """Of the training loss, as `DataSpec` has it."""
+    sampler: str = "uniform"
+    """Of the training images, as `DataSpec` has it."""
 
     @property
     def channels(self) -> int:

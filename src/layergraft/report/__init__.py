@@ -33,7 +33,7 @@ def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", w
 
     for condition in (a, b):
         columns_of(condition)  # what is none is refused before anything is read
-    runs = read(folders, where)
+    runs = read(folders, where, [metric])
     require_completed(runs)
     found = contrast(design(runs), f"{a} less {b}", [f"+{a}", f"-{b}"], metric)
     lines = [f"{found.name}, {describe_metric(metric, runs.units)}: {describe_difference(found.difference)}"]

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from layergraft.errors import UserError, require
+from layergraft.report.new_metrics import add_metrics
 from layergraft.report.query import select
 from layergraft.store.files import digest, label
 from layergraft.store.records import RECORD, RunRecord, read_record, run_folder
@@ -55,9 +56,10 @@ class Runs:
         return self.table[self.table.status == "completed"].reset_index(drop=True).astype({"seed": int})
 
 
-def read(folders: Iterable[Path], where: str | None = None) -> Runs:
+def read(folders: Iterable[Path], where: str | None = None, metrics: Iterable[str] = ()) -> Runs:
     """The runs that meet `where` of these sweeps, or of folders of runs such as outputs/runs, each once. One without a
-    record has `status: missing`. Raises UserError for a folder that is neither, and where no run is left."""
+    record has `status: missing`. `metrics`, and those of the sweeps' contrasts, are computed for runs that were done before
+    they were registered. Raises UserError for a folder that is neither, and where no run is left."""
     found: dict[str, Path] = {}
     commands, contrasts, names = [], {}, []
     for at, folder in {path.resolve(): path for path in folders}.items():  # each once
@@ -78,6 +80,7 @@ def read(folders: Iterable[Path], where: str | None = None) -> Runs:
         kept = select(runs.table, where, [*AXES, *runs.swept, "status"], nowhere=NONE)
         require(bool(kept.any()), f"no run of {' + '.join(names)} has {where}")
         runs.table = runs.table[kept].reset_index(drop=True)
+    add_metrics(runs, [*metrics, *(contrast["metric"] for contrast in contrasts.values())])
     runs.commands, runs.contrasts = commands, contrasts
     runs.name = " + ".join(names) + (f" where {where}" if where else "")
     return runs

@@ -28,6 +28,8 @@ from layergraft.data.batches import Batches
 from layergraft.data.provenance import written
 from layergraft.errors import UserError
 from layergraft.hosts.sites import STAGE
+from layergraft.metrics import confusion
+from layergraft.metrics.tasks import Task
 from layergraft.networks.network_cache import save
 from layergraft.runs.build import BuiltRun, set_threads
 from layergraft.runs.failures import disk_full, is_full, spoils_its_process, transient
@@ -38,6 +40,7 @@ from layergraft.runs.tensorboard import write_figures
 from layergraft.seeds import derive_seed
 from layergraft.store.files import write_atomic
 from layergraft.store.leases import LeaseHeld, lease
+from layergraft.store.predictions import write_predictions
 from layergraft.store.records import RECORD, GraftRecord, RunRecord, is_done, lease_path, read_record, write_record
 from layergraft.training import ddp
 from layergraft.training.checkpoints import CHECKPOINT, facts_of
@@ -180,6 +183,10 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
     if (taken := peak()) is not None:
         record.costs["peak_memory"] = taken
     save(run.network, folder / "model.safetensors")
+    test = run.images.test
+    write_predictions(folder, test.rows, test.y_N, fitted.test_logits.numpy())
+    if run.images.task is not Task.multi_label:
+        record.confusion = confusion(fitted.test_logits, torch.from_numpy(test.y_N))
     write_atomic(folder / "curves.csv", _curves(fitted))
     record.probes = probes.points
     record.metrics = {**fitted.summary(), **probes.summary(fitted.curves, plan.steps_per_epoch)}

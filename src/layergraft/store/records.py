@@ -1,7 +1,7 @@
 """Records of runs: `outputs/runs/<key>/`. Only this module writes and reads them.
 
 A run's folder holds config.yaml (resolved), curves.csv (a row an epoch), model.safetensors (the trained network),
-TensorBoard's events and record.json, which is written last and whole: a run is in the store when it is there. Whoever
+predictions.parquet (of the test images: `store.predictions`), TensorBoard's events and record.json, which is written last and whole: a run is in the store when it is there. Whoever
 does it holds `outputs/leases/<key>`.
 """
 
@@ -89,6 +89,8 @@ class RunRecord:
     """None: a number of steps to what was never reached."""
     units: dict[str, str] = field(default_factory=dict)
     """Metric -> its unit."""
+    confusion: list[list[int]] | None = None
+    """How many test images of each class (rows) are told to be of which class (columns); None of a multi-label set."""
     version: int = RECORD_VERSION
 
 

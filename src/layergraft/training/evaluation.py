@@ -99,10 +99,15 @@ class Evaluation:
         loss, right, total = torch.stack(self.sums).sum(0).tolist()
         return {"acc": 100 * right / total, "loss": loss / total}
 
+    def whole(self) -> Batch:
+        """All logits and labels, on the CPU."""
+        logits_NC, y_N = (torch.cat(parts).cpu() for parts in zip(*self.logits, strict=True))
+        return logits_NC, y_N
+
     def metrics(self) -> dict[str, float]:
         """All that are registered for the task; those of the logits are nan where some of these are not finite, which the
         loss says too."""
-        logits_NC, y_N = (torch.cat(parts).cpu() for parts in zip(*self.logits, strict=True))
+        logits_NC, y_N = self.whole()
         others = {name: of.function for name, of in metrics_of(self.task.name).items() if of.function is not None}
         is_sound = bool(logits_NC.isfinite().all())
         return self.means() | {name: float(of(logits_NC, y_N)) if is_sound else math.nan for name, of in others.items()}

@@ -17,7 +17,7 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.profilers import PassThroughProfiler
-from torch import nn
+from torch import Tensor, nn
 
 from layergraft.config.schema import Device, Precision
 from layergraft.config.training_schema import OptimSpec, RegularizerSpec, ScheduleSpec
@@ -47,8 +47,8 @@ NEEDLESS_WARNINGS = (
 class Batches(Protocol):
     """What `fit` asks of data: iterables of `(x_NCHW float, y_N)` that lie on the device already, with their `task`.
 
-    `train` has a length, `steps_per_epoch` of the optimizer, `of_epoch(epoch)`, which gives the batches of any epoch, and,
-    for more than one device, `share_out(rank, num_ranks)`; what `training.prefix` asks is asked where
+    `train` has a length, `steps_per_epoch` of the optimizer, `class_weights` of its loss (or None), `of_epoch(epoch)`, which
+    gives the batches of any epoch, and, for more than one device, `share_out(rank, num_ranks)`; what `training.prefix` asks is asked where
     `backend.features_gib` is not 0.
     """
 
@@ -151,6 +151,8 @@ class Fitted:
     val: dict[str, float]
     """The metrics of the task, of the network as it is kept: an average of weights where one was asked for."""
     test: dict[str, float]
+    test_logits: Tensor
+    """(N, C) float32 on the CPU, in the order of the split; `test` is of them."""
     epochs: int  # as planned; early stopping may have ended training sooner
     prefixes: list[dict[str, Any]] = field(default_factory=list)
     """What a frozen prefix gave that was kept: from which `epoch` on, `through` which module, `bytes`."""
@@ -293,7 +295,8 @@ def fit(
     schedule, optim, regularizer = recipe.schedule, recipe.optim, recipe.regularizer
     backend.lay_out(network)
     steps, task = batches.train.steps_per_epoch, batches.val.task
-    module = PlannedModule(network, plan, optim, schedule, regularizer, steps, backend.compile, task)
+    weights = batches.train.class_weights
+    module = PlannedModule(network, plan, optim, schedule, regularizer, steps, backend.compile, task, weights)
     is_averaged = regularizer.ema is not None or regularizer.swa is not None
     averages = Averages(network, regularizer, schedule.epochs) if is_averaged else None
     prefix = FrozenPrefix(backend.features_gib, backend.beside) if _keeps_features(backend, recipe) else None
@@ -349,4 +352,4 @@ def fit(
     test = module.evaluated()
     if not math.isfinite(test["loss"]):
         raise Diverged(f"the test loss is {test['loss']}")
-    return Fitted(module.curves, val, test, schedule.epochs, prefix.used if prefix else [])
+    return Fitted(module.curves, val, test, module.logits(), schedule.epochs, prefix.used if prefix else [])

@@ -15,7 +15,11 @@ NUM_BATCHES = 5
 
 
 def measured(
-    network: nn.Module, batches: Iterable[Batch], parameters: Mapping[str, nn.Parameter], task: Task = Task.multi_class
+    network: nn.Module,
+    batches: Iterable[Batch],
+    parameters: Mapping[str, nn.Parameter],
+    task: Task = Task.multi_class,
+    class_weights: Tensor | None = None,
 ) -> list[dict[str, Tensor]]:
     """For each batch the gradient of the mean loss by parameter, 0 where it has none.
 
@@ -26,7 +30,7 @@ def measured(
     found = []
     for x_NCHW, y_N in batches:
         with eagerly(network):
-            loss = task.loss(network(x_NCHW).float(), y_N)
+            loss = task.loss(network(x_NCHW).float(), y_N, class_weights=class_weights)
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for grad in grads:

@@ -42,11 +42,14 @@ class PlannedModule(pl.LightningModule):
         steps_per_epoch: int,
         compile: bool = False,
         task: Task = Task.multi_class,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.network, self.plan, self.optim, self.schedule = network, plan, optim, schedule
         self.regularizer, self.steps_per_epoch, self.compiles = regularizer, steps_per_epoch, compile
         self.task = task
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)  # it goes where the network goes
         self.parameters_of = {group: [*map(network.get_parameter, names)] for group, names in plan.groups.items()}
         self.norms_of: dict[str | None, list[nn.Module]] = {}
         for path, group in plan.norms.items():
@@ -131,7 +134,7 @@ class PlannedModule(pl.LightningModule):
         train: Any = self.trainer.train_dataloader
         batches = itertools.islice(train.of_epoch(self.current_epoch), gradients.NUM_BATCHES)
         with self.trainer.precision_plugin.forward_context():
-            grads = gradients.measured(self.network, batches, training, self.task)
+            grads = gradients.measured(self.network, batches, training, self.task, self.class_weights)
         self.by_tensor = gradients.rgn_weights(grads, training)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -144,7 +147,8 @@ class PlannedModule(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x_NCHW, y_N = batch
-        loss = self.task.loss(self.forward(x_NCHW), y_N, label_smoothing=self.regularizer.label_smoothing)
+        smoothing, weights = self.regularizer.label_smoothing, self.class_weights
+        loss = self.task.loss(self.forward(x_NCHW), y_N, label_smoothing=smoothing, class_weights=weights)
         self._losses.append(loss.detach())
         return loss
 
@@ -176,6 +180,10 @@ class PlannedModule(pl.LightningModule):
     def evaluated(self) -> dict[str, float]:
         """The metrics of the evaluation that has just ended, which each process does whole, on all images of the split."""
         return self._judged.metrics()
+
+    def logits(self) -> Tensor:
+        """Those of that evaluation, (N, C) float32 on the CPU, in the order of the split."""
+        return self._judged.whole()[0]
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
