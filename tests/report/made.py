@@ -4,7 +4,7 @@ import pandas as pd
 
 from layergraft.config.metric_registry import lookup
 from layergraft.report.contrasts import design
-from layergraft.report.table import AXES, Runs
+from layergraft.report.table import AXES, MEASURED, TOLD, Runs
 
 
 def rows(accuracies, **axes):
@@ -32,7 +32,8 @@ def no_graft(accuracies, **axes):
 def runs_of(*groups):
     table = pd.DataFrame([row for group in groups for row in group])
     known = ("key", "status", *AXES)
-    swept = [name for name in table if name not in known and "/" not in name and name not in ("drift", "steps")]
+    known += ("drift", *TOLD, *MEASURED)
+    swept = [name for name in table if name not in known and "/" not in name]
     table[swept] = table[swept].map(
         lambda value: "-" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
     )

@@ -191,16 +191,16 @@ def test_similarity_is_ranked_over_sources():
     (row,) = of_sources([(1, 9), (2, 6), (3, 7), (4, 1), (5, -3), (6, -4)]).to_dict("records")
     found = row["association"]
     assert (row["measure"], found.n) == ("site/frechet", 6)
-    assert found.rho == pytest.approx(-0.943, abs=1e-3) and found.resolved  # one exchange of 6
+    assert found.rho == pytest.approx(-0.943, abs=1e-3) and found.significant  # one exchange of 6
     few = of_sources([(1, 9), (2, 6), (3, 1), (4, 0)]).association[0]
-    assert few.rho == -1 and few.p == 1 and not few.resolved
+    assert few.rho == -1 and few.p == 1 and not few.significant
 
 
 def test_what_sites_differ_in_is_no_similarity():
     """One source, and a second alike: gains fall and distances grow from site to site, which says nothing of sources."""
     assert len(of_sources([(1, 9)], sites="abcdef", by_site=5)) == 0
     (found,) = of_sources([(1, 5), (2, 1), (3, 4), (4, 2), (5, 3)], sites="abcdef", by_site=50).association
-    assert found.n == 5 and not found.resolved
+    assert found.n == 5 and not found.significant
 
 
 def test_sources_that_are_held_against_none_do_not_count():

@@ -42,7 +42,7 @@ VAL = np.array([[80.0, 82.0, 81.0, 80.0], [60.0, 62.0, 61.0, 60.0]])
 def test_a_clear_gain_is_said_to_help():
     test = VAL - 1 + np.array([[0.0], [0.5]]) * [0, 1, -1, 0]
     found = advise(VAL, test, np.array([70.0, 72.5, 70.5, 70.0]))
-    assert found.arm == 0 and found.gain.resolved and found.gain.mean == pytest.approx(9.0, abs=0.5)
+    assert found.arm == 0 and found.gain.significant and found.gain.mean == pytest.approx(9.0, abs=0.5)
     lines = in_lines(found, ["late freeze", "early full"], seeds=4, epochs=8)
     assert lines[0] == "take late freeze: test accuracy 79.8% after 8 epochs (mean of 4 seeds)"
     assert lines[1].startswith("the donor helps: over the host without it +9.")
@@ -56,7 +56,7 @@ def test_a_donor_that_hurts_is_better_left_out():
 
 def test_a_gain_within_the_spread_is_not_resolved():
     found = advise(VAL, VAL, np.array([60.0, 100.0, 79.0, 84.0]))
-    assert not found.gain.resolved
+    assert not found.gain.significant
     assert in_lines(found, ["a", "b"], 4, 8)[1].startswith("whether the donor helps cannot be told")
 
 
