@@ -35,8 +35,8 @@ def learning_curves(design: Design) -> pd.DataFrame:
 
 def recovery_curves(design: Design) -> pd.DataFrame:
     """Rows of a figure, as those of `learning_curves`, for each `panel`, a site with hosts whose weights have one origin: from
-    before the first step (epoch 0) on, of each arm over all settings. No graft is at every site, and `intact` of its row of
-    epoch 0 is its accuracy there."""
+    before the first step (epoch 0) on, of each arm over all settings. No graft is at every site, and `intact` is its accuracy
+    before the first step."""
     if "step0/acc" not in design.runs:
         return pd.DataFrame()
     read = _read(design.runs)
@@ -50,12 +50,11 @@ def recovery_curves(design: Design) -> pd.DataFrame:
     for (site, origin), there in spread[spread.site != NONE].groupby(["site", "host_from"], sort=False):
         beside = without[without.setting.isin(there.setting) & (without.host_from == origin)]
         panel = {"site": site, "panel": f"{site}, {origin}" if origins > 1 else site}
+        if len(beside):
+            panel["intact"] = float(beside["step0/acc"].mean())
         for arm, group in [*beside.groupby("arm", sort=False), *there.groupby("arm", sort=False)]:
             same = {name: group[name].iloc[0] for name in design.axes if group[name].nunique() == 1}
-            found = list(_points(group, whole, "setting", same | panel | {"arm": arm}, 0))
-            if found and arm in set(beside.arm):
-                found[0]["intact"] = found[0]["mean"]
-            rows += found
+            rows += _points(group, whole, "setting", same | panel | {"arm": arm}, 0)
     return pd.DataFrame(rows)
 
 

@@ -56,7 +56,7 @@ def _panels(
 ) -> alt.TopLevelMixin:
     """A panel for each value of `by`, in the order of `rows`; `shown` is of their headers."""
     facet = alt.Facet(f"{by}:N", title=None, sort=list(rows[by].unique()), **shown)
-    return _with_params(_finish(panel, axes, exact).facet(facet=facet, columns=columns), axes)
+    return _with_params(_finish(panel.facet(facet=facet, columns=columns), axes, exact), axes)
 
 
 def estimates(rows: pd.DataFrame) -> pd.DataFrame:
@@ -146,9 +146,9 @@ def recovery_curves(rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str]
     """Panels by site, each with a scale of its own: validation accuracy from before the first step on, one line an arm, mean over
     settings and seeds, with its interval; dashed: the intact host before the first step."""
     panel, rows = _curves(rows, axes, arms, "panel")
-    dashed = alt.Chart().transform_filter("isValid(datum.intact)").mark_rule(color="#333", strokeDash=[5, 4])
-    layered = alt.layer(*panel.layer, dashed.encode(y="intact:Q"), data=rows)
-    panels: Any = _panels(layered.properties(width=270, height=220), rows, axes, 3, "panel", header=HEADER)
+    if "intact" in rows:
+        panel += alt.Chart().mark_rule(color="#333", strokeDash=[5, 4]).encode(y="mean(intact):Q")
+    panels: Any = _panels(panel.properties(width=270, height=220), rows, axes, 3, "panel", header=HEADER)
     whole: alt.TopLevelMixin = panels.resolve_scale(y="independent")
     return whole
 
