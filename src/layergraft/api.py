@@ -182,7 +182,8 @@ def fit(host: Host | str, donor: Donor | str | nn.Module = "none", **options: An
 
 def load_runs(*folders: str | Path, where: str | None = None) -> pd.DataFrame:
     """A row a run of sweeps (outputs/sweeps/NAME) or of folders of runs (by default outputs/runs): key, status, axes, what was
-    swept, metrics. `where` keeps some, as `layergraft report --where` does."""
+    swept, metrics, what its host and donors were and what it cost (docs/report.md). `where` keeps some, as `layergraft report
+    --where` does."""
     from layergraft.report.table import read
 
     return read([Path(folder) for folder in folders or ["outputs/runs"]], where).table

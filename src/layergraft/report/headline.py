@@ -81,7 +81,7 @@ def _mean_over(found: Loading) -> str:
 
 
 def _verb(d: Difference) -> str:
-    if math.isfinite(d.error) and d.p >= 0.05:
+    if d.mean == 0 or math.isfinite(d.error) and d.p >= 0.05:
         return "changes"
     return "costs" if d.mean < 0 else "gains"
 
