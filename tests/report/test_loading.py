@@ -6,7 +6,7 @@ import pytest
 from tests.report.made import design_of, no_graft, rows, runs_of
 
 from layergraft.report.contrasts import design
-from layergraft.report.curves import recovery_curves
+from layergraft.report.curves import recovery_curves, validation_accuracies
 from layergraft.report.findings import find
 from layergraft.report.loading import calibration, shocks
 
@@ -71,7 +71,7 @@ def test_recovery_curves_begin_before_the_first_step_beside_the_intact_host(tmp_
     )
     (tmp_path / "curves.csv").write_text("epoch,val/acc\n0,50\n1,60\n")
     runs.table = runs.table.assign(folder=str(tmp_path), host_from="pretrained on d")
-    table = recovery_curves(design(runs))
+    table = recovery_curves(design(runs), validation_accuracies(runs.table))
     assert set(zip(table.panel, table.arm, strict=True)) == {(site, arm) for site in ("early", "late") for arm in ("no graft", "full, trained")}  # fmt: skip
     late = table[(table.panel == "late") & (table.arm == "full, trained")]
     assert late["mean"].tolist() == [20.5, 50, 60] and late.epoch.tolist() == [0, 1, 2] and set(late.n) == {2}

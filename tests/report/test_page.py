@@ -14,7 +14,7 @@ from layergraft import report
 from layergraft.errors import UserError
 from layergraft.report import page
 from layergraft.report.contrasts import between, design
-from layergraft.report.curves import learning_curves
+from layergraft.report.curves import learning_curves, validation_accuracies
 from layergraft.report.findings import find
 from layergraft.report.narrative import describe_difference, describe_metric, sentences
 from layergraft.report.table import read
@@ -220,7 +220,9 @@ def test_curves_of_a_host_without_a_swept_key_are_there(tmp_path):
     runs = runs_of(*groups)
     (tmp_path / "curves.csv").write_text("epoch,val/acc\n0,50\n1,60\n")
     runs.table = runs.table.assign(folder=str(tmp_path))
-    assert {"a, host.width=4", "a, host.width=8", "b"} == set(learning_curves(design(runs)).setting)
+    assert {"a, host.width=4", "a, host.width=8", "b"} == set(
+        learning_curves(design(runs), validation_accuracies(runs.table)).setting
+    )
 
 
 def test_a_cell_that_failed_in_every_seed_changes_no_population():

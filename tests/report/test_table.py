@@ -55,7 +55,7 @@ def test_what_hosts_and_donors_were_and_what_runs_cost_are_columns_and_no_axes(r
     runs = tidy(records)
     table = runs.table
     assert runs.swept == ["host.weights"]  # which is a key of the config
-    assert list(table.host_from[:3]) == ["with the weights b.th", "pretrained on digits_a", "untrained"]
+    assert list(table.host_from[:3]) == ["with trained weights", "pretrained on digits_a", "untrained"]
     assert table.host_network[:2].tolist() == ["a/b.th", "n"] and table["head"][:2].tolist() == ["new", "kept"]
     assert table.host_acc[1] == 97 and table.trained_parameters[1] == 101 and table.peak_memory.isna().all()
     assert (table.donor_acc.notna() == (table.donor == "trained")).all() and table.donor_acc.max() <= 100

@@ -18,10 +18,22 @@ from layergraft.stats import complete, mean_difference
 ALL_SITES = "all"
 
 
-def learning_curves(design: Design) -> pd.DataFrame:
+def validation_accuracies(runs: pd.DataFrame) -> dict[str, list[float]]:
+    """Key -> validation accuracy in % after each epoch; empty where the file is gone."""
+    return {key: _accuracies(Path(folder)) for key, folder in zip(runs.key, runs.folder, strict=True)}
+
+
+def _accuracies(folder: Path) -> list[float]:
+    try:
+        with open(folder / "curves.csv", newline="") as file:
+            return [float(row["val/acc"]) for row in csv.DictReader(file)]
+    except (FileNotFoundError, KeyError, ValueError):
+        return []
+
+
+def learning_curves(design: Design, read: Mapping[str, list[float]]) -> pd.DataFrame:
     """Rows of a figure: setting, arm, site, epoch, mean validation accuracy over seeds, n of them, and its interval. Of each
     site, and with site ALL_SITES over them all, of the seeds that have every one; no graft has no site."""
-    read = _read(design.runs)
     rows: list[dict[str, Any]] = []
     for (setting, arm), group in _in_every_setting(design).groupby(["setting", "arm"], sort=False):
         known = group[group.key.map(lambda key: bool(read[key]))]  # of some the curves may be gone
@@ -33,13 +45,12 @@ def learning_curves(design: Design) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def recovery_curves(design: Design) -> pd.DataFrame:
+def recovery_curves(design: Design, read: Mapping[str, list[float]]) -> pd.DataFrame:
     """Rows of a figure, as those of `learning_curves`, for each `panel`, a site with hosts whose weights have one origin: from
     before the first step (epoch 0) on, of each arm over all settings. No graft is at every site, and `intact` is its accuracy
     before the first step."""
     if "step0/acc" not in design.runs:
         return pd.DataFrame()
-    read = _read(design.runs)
     start = dict(zip(design.runs.key, design.runs["step0/acc"], strict=True))
     whole = {key: [start[key], *curve] for key, curve in read.items() if curve and not math.isnan(start[key])}
     spread = _in_every_setting(design)
@@ -85,10 +96,6 @@ def _curves(runs: pd.DataFrame, read: Mapping[str, Sequence[float]], column: str
     return np.asarray(curve_SCE[seeds_S][:, cells_C])
 
 
-def _read(runs: pd.DataFrame) -> dict[str, list[float]]:
-    return {key: _accuracies(Path(folder)) for key, folder in zip(runs.key, runs.folder, strict=True)}
-
-
 def _in_every_setting(design: Design) -> pd.DataFrame:
     """The runs, with those that have no source (no graft, a random donor) in the settings of every source."""
     sourced = [name for name in design.of_setting if of_source(name) and (design.runs[name] == NONE).any()]
@@ -100,11 +107,3 @@ def _in_every_setting(design: Design) -> pd.DataFrame:
     spread = design.runs[without].drop(columns=sourced).merge(cells, on=keys, how="left", suffixes=("_own", ""))
     spread["setting"] = spread.setting.fillna(spread.pop("setting_own"))
     return pd.concat([design.runs[~without], spread], ignore_index=True)
-
-
-def _accuracies(folder: Path) -> list[float]:
-    try:
-        with open(folder / "curves.csv", newline="") as file:
-            return [float(row["val/acc"]) for row in csv.DictReader(file)]
-    except (FileNotFoundError, KeyError, ValueError):
-        return []

@@ -12,8 +12,7 @@ from layergraft.stats import Difference
 
 MANY = 4  # sites of which each is named
 LITTLE_ROOM = 1.0  # points of validation accuracy
-LAYERS = dict.fromkeys(("extracted", "end_to_end"), "a layer cut from a trained network")
-PLACES = {"early": "early", "middle": "in the middle", "late": "late"}
+IN_WORDS = {"early": "early", "middle": "in the middle", "late": "late"}
 POINTS = "points of test accuracy"
 
 
@@ -52,12 +51,10 @@ def _answer(found: Loading) -> str:
         named = [(f"on average over {len(known)} sites", found.mean), (f"at the worst site, {worst.site}", worst.difference),
                  (f"at the best site, {best.site}", best.difference)]  # fmt: skip
     effect = _effects([(where, d) for where, d in named if d is not None])
-    donor = {LAYERS.get(name, "a layer trained on its own") for name in found.donors}
-    layer = donor.pop() if len(donor) == 1 else f"a layer ({listed(found.donors)})"
     resnets = "ResNet" if all("resn" in host for host in found.hosts) else "network"
     host = f"a {resnets} {found.host_from}" if found.is_trained else f"an untrained {resnets}"
     one_seed = "; one seed, so no interval" if all(d is None or d.n == 1 for _, d in named) else ""
-    return f"Loading {layer} into {host} {effect}, compared with the same host without a graft: {_mean_over(found)}{one_seed}."
+    return f"Loading {found.layer} into {host} {effect}, compared with the same host without a graft: {_mean_over(found)}{one_seed}."
 
 
 def _mean(site: SiteEffect) -> float:
@@ -65,7 +62,7 @@ def _mean(site: SiteEffect) -> float:
 
 
 def _place(site: str) -> str:
-    return PLACES.get(site, f"at {site}")
+    return IN_WORDS.get(site, f"at {site}")
 
 
 def _mean_over(found: Loading) -> str:
@@ -114,25 +111,26 @@ def listed(items: Iterable[str]) -> str:
 
 
 def _shock(found: Loading) -> list[str]:
-    known = {site.site: d for site in found.sites if (d := site.shock.get("shock/acc")) is not None}
+    known = [(_place(site.site), d) for site in found.sites if (d := site.shock.get("shock/acc")) is not None]
     if not known:
         return []
     if len(known) > MANY:
-        worst, best = (choose(known, key=lambda name: known[name].mean) for choose in (min, max))
-        known = {worst: known[worst], best: known[best]}
-    parts = [f"{d.in_digits(d.mean, '+')} {_place(site)}{_bracketed(interval(d))}" for site, d in known.items()]
+        extremes = (choose(known, key=lambda pair: pair[1].mean) for choose in (min, max))
+        known = [
+            (f"{where} (the {which} site)", d) for which, (where, d) in zip(("worst", "best"), extremes, strict=True)
+        ]
+    parts = [f"{d.in_digits(d.mean, '+')} {where}{_bracketed(interval(d))}" for where, d in known]
     parts[0] = parts[0].replace(" ", " points ", 1)
     return [f"Before the first step, the graft had changed the host's validation accuracy by {listed(parts)}."]
 
 
 def _recovered(found: Loading) -> list[str]:
-    known = [(site.site, r) for site in found.sites if (r := site.recovery) is not None]
+    known = [(_place(site.site), r) for site in found.sites if (r := site.recovery) is not None]
     if not known:
         return []
-    if len(known) > MANY:
-        runs, recovered = sum(r.runs for _, r in known), sum(r.recovered for _, r in known)
-        return [f"The intact host's validation loss was reached again by {recovered} of {runs} runs."]
-    parts = [f"{r.recovered} of {r.runs} runs {_place(site)} ({median(r)})" for site, r in known]
+    if len(known) > MANY and found.recovery:
+        known = [("", found.recovery)]
+    parts = [f"{r.recovered} of {r.runs} runs {where}{' ' * bool(where)}({median(r)})" for where, r in known]
     return [f"The intact host's validation loss was reached again by {listed(parts)}."]
 
 
@@ -148,13 +146,8 @@ def _best(found: Loading) -> list[str]:
     by_strategy = found.num_arms == len(found.strategies)
 
     def tell(site: SiteEffect) -> str:
-        gain = (
-            ""
-            if site.best_gain is None
-            else f" ({site.best_gain.in_digits(site.best_gain.mean, '+')}{_mark(site.best_gain)})"
-        )
         name = str(site.best).split(", ")[0] if by_strategy else site.best
-        return f"{name} {_place(site.site)}{gain}"
+        return f"{name} {_place(site.site)}{_bracketed(_gain(site.best_gain))}"
 
     what = "strategy" if by_strategy else "arm"
     return [
@@ -162,10 +155,11 @@ def _best(found: Loading) -> list[str]:
     ]
 
 
-def _mark(d: Difference) -> str:
+def _gain(d: Difference | None) -> str:
+    if d is None or math.isinf(d.error):
+        return "" if d is None else d.in_digits(d.mean, "+")
     after = " after Holm correction" if d.p < 0.05 else ""
-    doubt = "" if d.significant or math.isinf(d.error) else f", not significant{after}"
-    return f" ± {d.in_digits(d.half_width)}{doubt}" if math.isfinite(d.error) else ""
+    return f"{d}{'' if d.significant else f', not significant{after}'}"
 
 
 def _donors(found: Loading) -> list[str]:

@@ -5,17 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from layergraft.report.contrasts import NO_GRAFT, Design, paired, whole_cells
-from layergraft.report.table import UNTRAINED
+from layergraft.report.table import UNTRAINED, WEIGHTS
 from layergraft.stats import Difference, complete, gain_of_picking, mean_difference, pick, together_where_known
 
 CALIBRATE = "surgery.calibrate"
 SHOCKS = ("shock/acc", "shock/loss")
 MEBIBYTE = 2**20
+PLACES = ("early", "middle", "late")
+TRAINED = "a layer trained on its own"
+LAYERS = {
+    "a layer cut from a trained network": ("extracted", "end_to_end"),
+    "an analytic layer": ("gabor", "pca", "whitening"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,13 +69,16 @@ class Loading:
     """What loading layers that learned something did to hosts whose weights have one origin."""
 
     host_from: str
+    layer: str
+    """What was loaded, in words."""
     hosts: tuple[str, ...]
-    donors: tuple[str, ...]
     strategies: tuple[str, ...]
     num_arms: int
     num_settings: int
     sites: list[SiteEffect]
     mean: Difference | None
+    """Over the sites."""
+    recovery: Recovery | None
     """Over the sites."""
     has_new_head: bool
     shares_host: bool
@@ -89,17 +99,27 @@ class Loading:
 
 
 def loadings(design: Design) -> list[Loading]:
-    """One for each origin of the hosts' weights, hosts with trained weights first; none without runs of `no graft`."""
+    """One for each origin of the hosts' weights, hosts with trained weights first; none without runs of `no graft`. Of layers
+    trained on their own, or where there are none, of the next of LAYERS."""
     if not len(design.arm(NO_GRAFT)):
         return []
-    learned = design.learned(paired(design, NO_GRAFT, "test/acc")).groupby("host_from", sort=False)
-    found = [_loading(design, str(origin), runs) for origin, runs in learned]
+    learned = design.learned(paired(design, NO_GRAFT, "test/acc"))
+    layers = learned.donor.map(
+        lambda donor: next((layer for layer, names in LAYERS.items() if donor in names), TRAINED)
+    )
+    layer = next((layer for layer in (TRAINED, *LAYERS) if layer in set(layers)), TRAINED)
+    found = [
+        _loading(design, layer, str(origin), runs)
+        for origin, runs in learned[layers == layer].groupby("host_from", sort=False)
+    ]
     known = [loading for loading in found if any(site.difference for site in loading.sites)]
     return sorted(known, key=lambda loading: not loading.is_trained)
 
 
-def _loading(design: Design, origin: str, runs: pd.DataFrame) -> Loading:
-    sites = [_site(design, str(site), there, origin) for site, there in runs.groupby("site", sort=False)]
+def _loading(design: Design, layer: str, origin: str, runs: pd.DataFrame) -> Loading:
+    shocked = runs if origin != UNTRAINED else runs[:0]  # what has learned nothing can lose nothing
+    names = sorted(map(str, runs.site.unique()), key=lambda site: PLACES.index(site) if site in PLACES else len(PLACES))
+    sites = [_site(site, runs[runs.site == site], shocked[shocked.site == site]) for site in names]
     differences = together_where_known([site.difference for site in sites])
     gains = together_where_known([site.best_gain for site in sites])
     sites = [
@@ -110,18 +130,19 @@ def _loading(design: Design, origin: str, runs: pd.DataFrame) -> Loading:
     shares = networks.nunique().eq(1).all() and runs.host_network.notna().all() and runs.seed.nunique() > 1
     intact = design.arm(NO_GRAFT)
     intact = intact[intact.host_from == origin]
-    hosts, donors, strategies = (tuple(map(str, runs[name].unique())) for name in ("host", "donor", "strategy"))
+    hosts, strategies = (tuple(map(str, runs[name].unique())) for name in ("host", "strategy"))
+    if origin == WEIGHTS and runs.host_network.nunique() == 1:
+        origin = f"with the weights {Path(runs.host_network.iloc[0]).name}"
     return Loading(
-        origin, hosts, donors, strategies, num_arms=runs.arm.nunique(), num_settings=runs.setting.nunique(), sites=sites,
-        mean=_over(runs, "gain", ["setting", "arm", "site"])[0], has_new_head=bool((runs["head"] == "new").any()),
+        origin, layer, hosts, strategies, num_arms=runs.arm.nunique(), num_settings=runs.setting.nunique(), sites=sites,
+        mean=_over(runs, "gain", ["setting", "arm", "site"])[0], recovery=recovery(shocked), has_new_head=bool((runs["head"] == "new").any()),
         shares_host=bool(shares), host_acc=float(runs.host_acc.mean()),
         donor_acc=(float(runs.donor_acc.mean()), float(runs.donor_acc.min())), room=_room(intact),
     )  # fmt: skip
 
 
-def _site(design: Design, site: str, runs: pd.DataFrame, origin: str) -> SiteEffect:
+def _site(site: str, runs: pd.DataFrame, shocked: pd.DataFrame) -> SiteEffect:
     difference, lost = _over(runs, "gain", ["setting", "arm"])
-    shocked = runs if origin != UNTRAINED else runs[:0]  # what has learned nothing can lose nothing
     best, gain = _best(runs) if runs.arm.nunique() > 1 else (None, None)
     shock = {name: _over(shocked, name, ["setting", "arm"])[0] for name in SHOCKS if name in runs}
     return SiteEffect(site, difference, lost, shock, recovery(shocked), best, gain)
@@ -180,13 +201,9 @@ def shocks(design: Design) -> pd.DataFrame:
         return pd.DataFrame()
     known = design.runs.dropna(subset="shock/acc")
     cells = known.groupby(["setting", "site", "kind"], sort=False)
-    same = [
-        *(name for name in design.axes if name not in ("seed", "strategy") and not name.startswith("strategy.")),
-        "setting",
-        "kind",
-    ]
+    axes = [name for name in design.axes if name != "seed" and name.split(".")[0] != "strategy"]
     found = [mean_difference(there.groupby("seed")["shock/acc"].mean()) for _, there in cells]
-    return cells.head(1)[same].assign(difference=found).reset_index(drop=True)
+    return cells.head(1)[[*axes, "setting", "kind"]].assign(difference=found).reset_index(drop=True)
 
 
 def costs(design: Design, across: pd.DataFrame) -> pd.DataFrame:
@@ -212,16 +229,9 @@ def calibration(design: Design) -> pd.DataFrame:
     if CALIBRATE not in design.swept or not {*SHOCKS} <= {*design.runs}:
         return pd.DataFrame()
     runs = design.learned(design.runs).dropna(subset=list(SHOCKS))
-    keys = [
-        *design.of_setting,
-        "site",
-        "strategy",
-        "donor",
-        *(name for name in design.of_arm if name != CALIBRATE),
-        "seed",
-    ]
-    plain = runs[runs[CALIBRATE] == "none"]
     cells = ["setting", "strategy", "donor", *(name for name in design.of_arm if name != CALIBRATE)]
+    keys = [*cells, "site", "seed"]
+    plain = runs[runs[CALIBRATE] == "none"]
     for name in SHOCKS:
         partner = plain.groupby(keys)[name].mean().rename("partner").reset_index()
         to_none = runs[name] - runs[keys].merge(partner, on=keys, how="left").set_index(runs.index).partner

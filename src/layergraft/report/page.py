@@ -19,7 +19,7 @@ import pandas as pd
 from layergraft.config.metric_registry import lookup
 from layergraft.report import figures, run_figures
 from layergraft.report.contrasts import NO_GRAFT, RANDOM
-from layergraft.report.curves import learning_curves, recovery_curves
+from layergraft.report.curves import learning_curves, recovery_curves, validation_accuracies
 from layergraft.report.findings import Findings, find, measures_of
 from layergraft.report.headline import headline
 from layergraft.report.loading import Recovery
@@ -66,7 +66,7 @@ def write_report(runs: Runs, folder: Path) -> Path:
         loader=jinja2.PackageLoader("layergraft.report", "templates"), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, autoescape=jinja2.select_autoescape(["html.j2"]),
     )  # fmt: skip
-    environment.filters |= {"cell": _escaped, "p": _p, "percent": _percent, "whole": _whole, "steps": _steps}
+    environment.filters |= {"cell": _escaped, "p": _p, "percent": _percent, "figure": _figure, "steps": _steps}
     write_atomic(folder / "report.md", environment.get_template("report.md.j2").render(told))
     told |= {
         "vega": figures.script(), "specs": figures.in_page(charts), "data_tables": _data_tables(),
@@ -113,12 +113,12 @@ def _percent(better: Difference) -> str:
     return f"{50 + better.mean:.0f}{interval}"
 
 
-def _whole(numbers: tuple[float, float] | float) -> str:
-    """A number without decimals, or the range of two that differ; - where it is not known."""
+def _figure(numbers: tuple[float, float] | float, decimals: int = 0) -> str:
+    """A number, or the range of two that differ; - where it is not known."""
     low, high = numbers if isinstance(numbers, tuple) else (numbers, numbers)
     if math.isnan(low):
         return "-"
-    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
+    return f"{low:,.{decimals}f}" if low == high else f"{low:,.{decimals}f} to {high:,.{decimals}f}"
 
 
 def _steps(recovery: Recovery | None) -> str:
@@ -149,10 +149,11 @@ def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path)
     for metric, name in (("test/acc", "gain"), ("val/aulc", "speed")):
         if len(found.gains.get(metric, ())):
             drawn[name] = figures.heat_map(found.gains[metric], axes, units[metric])
-    lines = learning_curves(found.design)
+    accuracies = validation_accuracies(found.design.runs)
+    lines = learning_curves(found.design, accuracies)
     if len(lines):
         drawn["learning_curves"] = figures.learning_curves(lines, axes, arms)
-    lines = recovery_curves(found.design)
+    lines = recovery_curves(found.design, accuracies)
     if len(lines):
         drawn["recovery"] = figures.recovery_curves(lines, axes, arms)
     if len(found.shocks):

@@ -27,7 +27,10 @@ NONE = "-"  # what an axis is where it does not apply: the site of a host withou
 UNSET = "unset"  # a key that others with the same strategy, host or donor have
 OWN = "as the run's"  # a donor's key that has the run's own value: its seed, a self donor's host
 ALWAYS = ("test/acc", "val/acc", "val/aulc")  # columns that are there whatever the records have
-UNTRAINED = "untrained"  # a host with initial weights
+UNTRAINED, WEIGHTS = (
+    "untrained",
+    "with trained weights",
+)  # host_from of a host with initial weights, and with host.weights
 # Columns beside axes and metrics: what a run's host and donors were, and what the run cost.
 TOLD = ("host_from", "host_network", "head")
 MEASURED = ("host_acc", "donor_acc", "trained_parameters", "peak_memory", "fit_seconds", "seconds", "steps")
@@ -160,13 +163,7 @@ def _facts(record: RunRecord) -> dict[str, Any]:
     alone; steps: that it may train."""
     host, weights = record.host, record.config.get("host", {}).get("weights")
     donors = [donor["metrics"]["test/acc"] for donor in record.donors if "test/acc" in donor.get("metrics", {})]
-    told = (
-        f"pretrained on {host['data']}"
-        if "network" in host
-        else f"with the weights {Path(weights).name}"
-        if weights
-        else UNTRAINED
-    )
+    told = f"pretrained on {host['data']}" if "data" in host else WEIGHTS if weights else UNTRAINED
     if record.kinds.get("host") == "module":
         told = "given in Python"
     return {
