@@ -159,7 +159,7 @@ def variance_shares(rng: np.random.Generator, samples: int) -> None:
 def associations(rng: np.random.Generator, samples: int) -> None:
     print("\n## Correlations over sources that do not go together\n\n| sources | p < 0.05 |\n|---|---|")
     for n in (5, 6, 8, 12):
-        found = [association(*rng.standard_normal((2, n))).resolved for _ in range(samples // 4)]
+        found = [association(*rng.standard_normal((2, n))).significant for _ in range(samples // 4)]
         print(f"| {n} | {100 * np.mean(found):.1f} |")
 
 

@@ -190,9 +190,9 @@ def fit(host: Host | str, donor: Donor | str | nn.Module = "none", **options: An
 
 def load_runs(*folders: str | Path, where: str | None = None, metrics: Sequence[str] = ()) -> pd.DataFrame:
     """A row a run of sweeps (outputs/sweeps/NAME) or of folders of runs (by default outputs/runs): key, status, axes, what was
-    swept, metrics. `where` keeps some, as `layergraft report --where` does. `metrics` (test/NAME) are there too if they were
-    registered after the runs were done: they are computed from the runs' predictions. Raises UserError for one that
-    none of them has."""
+    swept, metrics, what its host and donors were and what it cost (docs/report.md). `where` keeps some, as `layergraft report
+    --where` does. `metrics` (test/NAME) are there too if they were registered after the runs were done: they are computed from
+    the runs' predictions. Raises UserError for one that none of them has."""
     from layergraft.report.table import read
 
     runs = read([Path(folder) for folder in folders or ["outputs/runs"]], where, metrics)

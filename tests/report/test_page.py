@@ -14,7 +14,8 @@ from layergraft import report
 from layergraft.errors import UserError
 from layergraft.report import page
 from layergraft.report.contrasts import between, design
-from layergraft.report.findings import curves, find
+from layergraft.report.curves import learning_curves, validation_accuracies
+from layergraft.report.findings import find
 from layergraft.report.narrative import describe_difference, describe_metric, sentences
 from layergraft.report.table import read
 from layergraft.stats import mean_difference
@@ -172,7 +173,8 @@ def test_the_ladder_takes_the_gain_apart():
     assert {d.family for d in found.steps.difference} == {5}  # corrected together
     (line,) = (line for line in sentences(found) if line.startswith("With freeze"))
     assert re.search(
-        r"trained layer gains \+8.9.* of it scale \+2\.\d \(resolved\), spectrum \+3.*, learned structure \+3.9", line
+        r"trained layer gains \+8.9.* of it scale \+2\.\d \(significant\), spectrum \+3.*, learned structure \+3.9",
+        line,
     )
 
 
@@ -191,16 +193,16 @@ def test_similarity_is_ranked_over_sources():
     (row,) = of_sources([(1, 9), (2, 6), (3, 7), (4, 1), (5, -3), (6, -4)]).to_dict("records")
     found = row["association"]
     assert (row["measure"], found.n) == ("site/frechet", 6)
-    assert found.rho == pytest.approx(-0.943, abs=1e-3) and found.resolved  # one exchange of 6
+    assert found.rho == pytest.approx(-0.943, abs=1e-3) and found.significant  # one exchange of 6
     few = of_sources([(1, 9), (2, 6), (3, 1), (4, 0)]).association[0]
-    assert few.rho == -1 and few.p == 1 and not few.resolved
+    assert few.rho == -1 and few.p == 1 and not few.significant
 
 
 def test_what_sites_differ_in_is_no_similarity():
     """One source, and a second alike: gains fall and distances grow from site to site, which says nothing of sources."""
     assert len(of_sources([(1, 9)], sites="abcdef", by_site=5)) == 0
     (found,) = of_sources([(1, 5), (2, 1), (3, 4), (4, 2), (5, 3)], sites="abcdef", by_site=50).association
-    assert found.n == 5 and not found.resolved
+    assert found.n == 5 and not found.significant
 
 
 def test_sources_that_are_held_against_none_do_not_count():
@@ -218,7 +220,9 @@ def test_curves_of_a_host_without_a_swept_key_are_there(tmp_path):
     runs = runs_of(*groups)
     (tmp_path / "curves.csv").write_text("epoch,val/acc\n0,50\n1,60\n")
     runs.table = runs.table.assign(folder=str(tmp_path))
-    assert {"a, host.width=4", "a, host.width=8", "b"} == set(curves(design(runs)).setting)
+    assert {"a, host.width=4", "a, host.width=8", "b"} == set(
+        learning_curves(design(runs), validation_accuracies(runs.table)).setting
+    )
 
 
 def test_a_cell_that_failed_in_every_seed_changes_no_population():
@@ -249,7 +253,7 @@ def test_one_seed_says_so(tmp_path):
     table.table = table.table.assign(folder=str(tmp_path), seconds=1.0, error="")
     text = page.write_report(table, tmp_path).read_text()
     assert (
-        "One seed shows no spread" in text
+        "One seed gives no intervals" in text
         and "data-label" in text
         and between(design(table), "full, trained", "no graft").difference.n == 1
     )
@@ -323,5 +327,5 @@ def test_compare_says_what_counts(sweep, tmp_path):
         "strategy=freeze,donor=trained", "strategy=hybrid", [tmp_path / "outputs" / "sweeps" / "small"], "val/acc"
     )
     assert "less strategy=hybrid, val/acc, points: " in told
-    assert "one seed tells nothing" in told and "seeds that lack a cell: 1" in told
+    assert "one seed, so no interval" in told and "seeds that lack a cell: 1" in told
     assert told.splitlines()[-1] == "not counted, as missing: 1 run"

@@ -44,6 +44,24 @@ def test_what_a_donor_takes_over_from_the_run_is_no_axis(records):
     assert tidy(records).swept == ["host.width"]
 
 
+def test_what_hosts_and_donors_were_and_what_runs_cost_are_columns_and_no_axes(records):
+    for number, (record, _) in enumerate(records):
+        if number % 2:
+            where = {"network": "n", "data": "digits_a", "seed": 7, "num_train": 9, "metrics": {"test/acc": 97.0}}
+            record.host = {"head": "kept", **where}
+        record.costs = {"trained_parameters": 100 + number}
+    records[0][0].host = {"head": "new", "weights": "a/b.th"}
+    records[0][0].config["host"]["weights"] = "a/b.th"
+    runs = tidy(records)
+    table = runs.table
+    assert runs.swept == ["host.weights"]  # which is a key of the config
+    assert list(table.host_from[:3]) == ["with trained weights", "pretrained on digits_a", "untrained"]
+    assert table.host_network[:2].tolist() == ["a/b.th", "n"] and table["head"][:2].tolist() == ["new", "kept"]
+    assert table.host_acc[1] == 97 and table.trained_parameters[1] == 101 and table.peak_memory.isna().all()
+    assert (table.donor_acc.notna() == (table.donor == "trained")).all() and table.donor_acc.max() <= 100
+    assert (table.fit_seconds < table.seconds).all()
+
+
 def test_swept_surgery_tells_arms_apart_and_no_graft_has_none(records):
     for number, (record, _) in enumerate(records):
         record.config["surgery"]["calibrate"] = ["none", "moments"][number % 2]

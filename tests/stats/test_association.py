@@ -25,7 +25,7 @@ def test_agrees_with_scipy(n):
 
 def test_by_hand():
     perfect = association(np.arange(5), 10 - np.arange(5))
-    assert (perfect.rho, perfect.p) == (pytest.approx(-1), pytest.approx(2 / 120)) and perfect.resolved
+    assert (perfect.rho, perfect.p) == (pytest.approx(-1), pytest.approx(2 / 120)) and perfect.significant
     assert association(np.arange(4), np.arange(4)).p == 1  # 2 of 24 orders: four sources cannot tell
     assert association(np.arange(3), np.ones(3)) is None and association(np.arange(2), np.arange(2)) is None
 
@@ -38,7 +38,7 @@ def test_ties_count_as_ties():
 @pytest.mark.parametrize("n", [6, 12])
 def test_what_does_not_go_together_is_found_at_most_5_times_in_100(n):
     rng = np.random.default_rng(n)
-    found = np.mean([association(rng.normal(size=n), rng.normal(size=n)).resolved for _ in range(1000)])
+    found = np.mean([association(rng.normal(size=n), rng.normal(size=n)).significant for _ in range(1000)])
     assert 0.02 < found < 0.07
 
 

@@ -22,7 +22,7 @@ def test_agrees_with_scipy():
     low, high = theirs.confidence_interval(0.95)
     assert ours.p == pytest.approx(theirs.pvalue)
     assert (ours.mean - ours.half_width, ours.mean + ours.half_width) == pytest.approx((low, high))
-    assert ours.n == 6 and ours.resolved == (theirs.pvalue < 0.05)
+    assert ours.n == 6 and ours.significant == (theirs.pvalue < 0.05)
 
 
 def test_pairs_only_what_both_have():
@@ -33,7 +33,7 @@ def test_pairs_only_what_both_have():
 
 def test_one_pair_resolves_nothing():
     one = difference({0: 90.0}, {0: 10.0})
-    assert (one.mean, one.n, one.p, one.half_width, one.resolved) == (80.0, 1, 1.0, math.inf, False)
+    assert (one.mean, one.n, one.p, one.half_width, one.significant) == (80.0, 1, 1.0, math.inf, False)
 
 
 def test_pairs_without_spread_resolve_nothing():
@@ -41,8 +41,8 @@ def test_pairs_without_spread_resolve_nothing():
         difference(by_seed([1, 1]), by_seed([1, 1])),
         difference(by_seed([50.0, 60.1]), by_seed([49.0, 59.1])),
     )
-    assert (same.mean, same.half_width, same.resolved, same.p) == (0.0, math.inf, False, 1.0)
-    assert (round(shifted.mean, 9), shifted.half_width, shifted.resolved, shifted.p) == (1.0, math.inf, False, 1.0)
+    assert (same.mean, same.half_width, same.significant, same.p) == (0.0, math.inf, False, 1.0)
+    assert (round(shifted.mean, 9), shifted.half_width, shifted.significant, shifted.p) == (1.0, math.inf, False, 1.0)
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
@@ -62,7 +62,7 @@ def test_an_arm_against_itself_differs_five_times_in_100(n):
     found = 0
     for _ in range(4000):
         host, a, b = rng.normal(60, 5, n), rng.normal(0, 1, n), rng.normal(0, 1, n)
-        found += difference(by_seed(host + a), by_seed(host + b)).resolved
+        found += difference(by_seed(host + a), by_seed(host + b)).significant
     assert 0.04 < found / 4000 < 0.06
 
 
@@ -96,7 +96,7 @@ def test_differences_tested_together_are_resolved_together():
     family = together(alone)
     corrected = multipletests([d.p for d in alone], method="holm")[1]
     assert [d.corrected_p for d in family] == pytest.approx(corrected)
-    assert [d.resolved for d in family] == list(corrected < 0.05)
+    assert [d.significant for d in family] == list(corrected < 0.05)
     assert [d.half_width for d in family] == [d.half_width for d in alone]  # of each alone
     assert all(d.detectable > a.detectable for d, a in zip(family, alone, strict=True))
 
@@ -116,7 +116,7 @@ def test_detectable_is_found_four_times_in_five(n):
     centred = rng.normal(0, 1, n)
     centred = (centred - centred.mean()) / centred.std(ddof=1)  # a sample whose spread is the true one, 1
     true = difference(by_seed(centred), by_seed(np.zeros(n))).detectable
-    found = sum(difference(by_seed(rng.normal(true, 1, n)), by_seed(np.zeros(n))).resolved for _ in range(4000))
+    found = sum(difference(by_seed(rng.normal(true, 1, n)), by_seed(np.zeros(n))).significant for _ in range(4000))
     assert 0.78 < found / 4000 < 0.82
 
 

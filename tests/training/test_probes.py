@@ -130,6 +130,8 @@ def test_steps_to_recover_and_to_a_threshold():
     first = {"epoch": 0, "loss": 5.0, "acc": 10.0, "intact/loss": 2.0, "intact/acc": 40.0}
     probes.points = [first]
     assert probes.summary(curves, 7) == {
+        "step0/acc": 10.0,
+        "step0/loss": 5.0,
         "shock/loss": 3.0,
         "shock/acc": -30.0,
         "steps_to/recover": 14,

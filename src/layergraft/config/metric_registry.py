@@ -46,6 +46,8 @@ _METRICS = {"acc": Metric("%", max), "loss": Metric("nats", min)}
 _DERIVED = {
     "train/loss": _METRICS["loss"],
     "val/aulc": Metric("%", max),
+    "step0/acc": _METRICS["acc"],  # of the run's own network on the validation images, before the first step
+    "step0/loss": _METRICS["loss"],
     "shock/acc": Metric("points", max),
     "shock/loss": Metric("nats", min),
     "drift": Metric("relative", None),

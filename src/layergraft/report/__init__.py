@@ -32,7 +32,7 @@ def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", w
     from layergraft.report.table import read, require_completed
 
     for condition in (a, b):
-        columns_of(condition)  # what is none is refused before anything is read
+        columns_of(condition)  # a malformed condition is refused before anything is read
     runs = read(folders, where, [metric])
     require_completed(runs)
     found = contrast(design(runs), f"{a} less {b}", [f"+{a}", f"-{b}"], metric)
@@ -41,7 +41,7 @@ def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", w
         seeds = f"{counted(len(found.seeds), 'seed')} ({', '.join(map(str, found.seeds))})"
         lines.append(f"{seeds}, {counted(found.num_cells, 'cell')}, p = {found.difference.p:.3g}")
     if found.never:
-        lines.append(f"{counted(found.never, 'run')} never got there and count as all their steps")
+        lines.append(f"{counted(found.never, 'run')} never reached it and count as all their steps")
     if found.unpaired:
         lines.append(f"seeds that lack a cell: {', '.join(map(str, found.unpaired))}")
     if found.left_out:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from layergraft.report.contrasts import CONTROLS, NO_GRAFT, RANDOM, Design, paired
+from layergraft.report.contrasts import NO_GRAFT, RANDOM, Design, paired
 from layergraft.report.table import NONE
 from layergraft.stats import Difference, complete, gain_of_picking, pick, together
 
@@ -45,9 +45,7 @@ def answers(design: Design) -> list[Answer]:
     """For each setting and site: the arm that validation picks among those whose donor learned something (all with a donor
     where there are none such), and its gain in test accuracy over the host without a donor and the frozen random layer."""
     grafted = design.runs[design.runs.site != NONE]
-    learned = grafted[~grafted.donor.isin(CONTROLS)]
-    if "donor.control" in design.swept:
-        learned = learned[learned["donor.control"].isin((NONE, "none"))]
+    learned = design.learned(grafted)
     candidates = set((learned if len(learned) else grafted[~grafted.key.isin(design.arm(RANDOM).key)]).arm)
     against = {name: paired(design, name, "test/acc") for name in (NO_GRAFT, RANDOM) if len(design.arm(name))}
     found = [

@@ -16,7 +16,7 @@ import pandas as pd
 from layergraft.errors import UserError, require, unknown
 from layergraft.report.query import columns_of, select
 from layergraft.report.table import AXES, NONE, Runs, tidy
-from layergraft.stats import Difference, complete, mean_difference, together
+from layergraft.stats import Difference, complete, mean_difference, together_where_known
 from layergraft.store.records import RunRecord
 
 NO_GRAFT = "no graft"
@@ -30,7 +30,8 @@ class Design:
     """A sweep's completed runs, and what in it is what."""
 
     runs: pd.DataFrame
-    """With two columns more: `arm`, what is compared, and `setting`, what is the same in a comparison, but the site."""
+    """With three columns more: `arm`, what is compared; `setting`, what is the same in a comparison, but the site; and `kind`,
+    the arm less its strategy, which is all of it that tells networks apart before the first step."""
     of_arm: list[str]
     """The columns that, beside strategy and donor, tell arms apart: whatever of strategy, donor or surgery was swept."""
     of_setting: list[str]
@@ -58,6 +59,11 @@ class Design:
             return runs[(runs.donor == "random") & (runs.strategy == "freeze")]
         return runs[runs.arm == name]
 
+    def learned(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Those of `runs` whose donor learned something: neither a control nor without a graft."""
+        found = runs[(runs.site != NONE) & ~runs.donor.isin(CONTROLS)]
+        return found[found["donor.control"].isin((NONE, "none"))] if "donor.control" in self.swept else found
+
     def like(self, control: pd.DataFrame, arm: pd.Series) -> pd.DataFrame:
         """The runs of `control` with the arm's own strategy, else with `full`, else all; of these, those with the arm's own
         level of whatever else tells arms apart, where it has that level among others; of surgery it must. A control
@@ -82,20 +88,27 @@ def design(runs: Runs) -> Design:
     several = table.strategy[table.donor == "none"].nunique() > 1  # strategies without a graft
     of_setting = ["host", *(["data"] if table.data.nunique() > 1 else []), *(n for n in swept if n not in of_arm)]
 
+    def told(names: list[str], values: tuple[str, ...]) -> list[str]:
+        pairs = [(name.split(".", 1)[1], value) for name, value in zip(names, values, strict=True) if value != NONE]
+        return [value if name == "name" else f"{name}={value}" for name, value in pairs]  # insert, gate=0.0
+
     def arm(strategy: str, donor: str, *more: str) -> str:
-        pairs = [(name.split(".", 1)[1], value) for name, value in zip(of_arm, more, strict=True) if value != NONE]
-        told = [value if name == "name" else f"{name}={value}" for name, value in pairs]  # insert, gate=0.0
-        kind = [strategy, donor] if donor != "none" else [NO_GRAFT, strategy] if several else [NO_GRAFT]
-        return ", ".join([*kind, *told])
+        named = [strategy, donor] if donor != "none" else [NO_GRAFT, strategy] if several else [NO_GRAFT]
+        return ", ".join([*named, *told(of_arm, more)])
 
     def setting(host: str, *more: str) -> str:
         pairs = [(name, value) for name, value in zip(of_setting[1:], more, strict=True) if value != NONE]
         return ", ".join([host, *(value if name == "data" else f"{name}={value}" for name, value in pairs)])
 
-    arms = _labels(table, ["strategy", "donor", *of_arm], arm)
-    return Design(
-        table.assign(arm=arms, setting=_labels(table, of_setting, setting)), of_arm, of_setting, swept, runs.units
-    )
+    def kind(donor: str, *more: str) -> str:
+        return ", ".join([donor, *told(of_kind, more)])
+
+    of_kind = [name for name in of_arm if not name.startswith("strategy.")]
+    labelled = table.assign(
+        arm=_labels(table, ["strategy", "donor", *of_arm], arm), setting=_labels(table, of_setting, setting),
+        kind=_labels(table, ["donor", *of_kind], kind),
+    )  # fmt: skip
+    return Design(labelled, of_arm, of_setting, swept, runs.units)
 
 
 def of_source(name: str) -> bool:
@@ -126,6 +139,16 @@ def paired(design: Design, baseline: str, metric: str) -> pd.DataFrame:
 def gains(design: Design, baseline: str, metric: str) -> pd.DataFrame:
     """A row a cell (setting, site, arm): its `difference` to `baseline`, each for itself, and the axes that are the same in it."""
     return of_cells(design, paired(design, baseline, metric), "gain")
+
+
+def whole_cells(runs: pd.DataFrame, column: str, cells: Sequence[str]) -> tuple[np.ndarray, tuple[int, ...], int]:
+    """`column` as seeds x cells, which the columns `cells` tell apart, without a gap; the seeds that lack a cell, and how many
+    cells are left out, as most seeds lack them (`stats.complete`)."""
+    cell = runs.groupby(list(cells), sort=False).ngroup()
+    table = runs.groupby(["seed", cell])[column].mean().unstack()
+    seeds_S, cells_C = complete(table.to_numpy())
+    value_SC = table.to_numpy()[seeds_S][:, cells_C]
+    return value_SC, tuple(map(int, table.index[~seeds_S])), int((table.notna().any() & ~cells_C).sum())
 
 
 def of_cells(design: Design, runs: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -266,8 +289,8 @@ def _cell(rows: pd.DataFrame, columns: list[str]) -> pd.Series:
 
 def corrected(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """With Holm's correction over all that have a difference."""
-    found = iter(together(c.difference for c in contrasts if c.difference is not None))
-    return [replace(c, difference=c.difference and next(found)) for c in contrasts]
+    found = together_where_known([c.difference for c in contrasts])
+    return [replace(c, difference=difference) for c, difference in zip(contrasts, found, strict=True)]
 
 
 def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[Contrast], list[str]]:

@@ -56,23 +56,23 @@ def _panels(
 ) -> alt.TopLevelMixin:
     """A panel for each value of `by`, in the order of `rows`; `shown` is of their headers."""
     facet = alt.Facet(f"{by}:N", title=None, sort=list(rows[by].unique()), **shown)
-    return _with_params(_finish(panel, axes, exact).facet(facet=facet, columns=columns), axes)
+    return _with_params(_finish(panel.facet(facet=facet, columns=columns), axes, exact), axes)
 
 
 def estimates(rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows` with their `difference` taken apart: mean, low, high, text, resolved, n, p, detectable."""
+    """`rows` with their `difference` taken apart: mean, low, high, text, significant, n, p, detectable."""
     return rows.drop(columns="difference").join(pd.DataFrame([_estimate(d) for d in rows.difference], rows.index))
 
 
 def _estimate(d: Difference) -> dict[str, Any]:
     known = math.isfinite(d.half_width)
     low, high = (d.mean - d.half_width, d.mean + d.half_width) if known else (None, None)
-    return {"mean": d.mean, "low": low, "high": high, "text": str(d), "resolved": d.resolved, "n": d.n, "p": d.p,
+    return {"mean": d.mean, "low": low, "high": high, "text": str(d), "significant": d.significant, "n": d.n, "p": d.p,
             "detectable": d.detectable if math.isfinite(d.detectable) else None}  # fmt: skip
 
 
 TOOLTIP = [alt.Tooltip("text:N", title="difference"), alt.Tooltip("n:Q", title="seeds"), alt.Tooltip("p:Q", format=".3f"),
-           alt.Tooltip("detectable:Q", format=".2f", title="detectable")]  # fmt: skip
+           alt.Tooltip("detectable:Q", format=".2f", title="minimum detectable")]  # fmt: skip
 
 
 def _by_arm(arms: Sequence[str], **shown: Any) -> alt.Color:
@@ -84,7 +84,7 @@ def _by_arm(arms: Sequence[str], **shown: Any) -> alt.Color:
 
 def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.TopLevelMixin:
     """A panel a setting: arms x sites, the mean paired difference by colour, with its interval as text; pale where that
-    holds 0, so that these seeds do not resolve it."""
+    includes 0."""
     rows = _filtered(estimates(cells), axes, "setting")
     limit = max(float(rows["mean"].abs().max()), 0.1)
     sites, arms = list(rows.site.unique()), list(rows.arm.unique())
@@ -95,8 +95,10 @@ def heat_map(cells: pd.DataFrame, axes: Sequence[str], unit: str) -> alt.TopLeve
         y=alt.Y("arm:N", sort=arms, title=None, axis=alt.Axis(labelLimit=260)),
         tooltip=["setting:N", "site:N", "arm:N", *TOOLTIP],
     )
-    pale = alt.condition("datum.resolved", alt.value(1.0), alt.value(0.18))
-    dark = alt.condition(f"datum.resolved && abs(datum.mean) > {0.65 * limit}", alt.value("white"), alt.value("black"))
+    pale = alt.condition("datum.significant", alt.value(1.0), alt.value(0.18))
+    dark = alt.condition(
+        f"datum.significant && abs(datum.mean) > {0.65 * limit}", alt.value("white"), alt.value("black")
+    )
     scale = alt.Scale(scheme="redblue", domain=[-limit, limit])
     legend = alt.Legend(orient="bottom", gradientLength=240, titleLimit=400)
     color = alt.Color("mean:Q", title=unit, scale=scale, legend=legend)
@@ -114,7 +116,7 @@ def forest(
     rows = _filtered(estimates(rows), axes, panel)
     shared: dict[str, Any] = {}
     if color is not None:
-        legend = alt.Legend(orient="bottom", labelLimit=300)
+        legend = alt.Legend(orient="bottom", labelLimit=300, title=None)
         colors = alt.Color(f"{color}:N", legend=legend, sort=None)
         shared = {"color": colors, "yOffset": alt.YOffset(f"{color}:N", sort=None)}
     base = alt.Chart().encode(
@@ -136,15 +138,31 @@ def forest(
 
 def learning_curves(rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str]) -> alt.TopLevelMixin:
     """A panel a setting: validation accuracy by epoch, one line an arm, mean over sites and seeds, with its interval."""
-    rows = _filtered(rows.assign(low=rows.low.clip(lower=0), high=rows.high.clip(upper=100)), axes, "setting")
+    panel, rows = _curves(rows, axes, arms, "setting")
+    return _panels(panel.properties(width=360, height=230), rows, axes, 2, "setting", exact=("site",), header=HEADER)
+
+
+def recovery_curves(rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str]) -> alt.TopLevelMixin:
+    """Panels by site, each with a scale of its own: validation accuracy from before the first step on, one line an arm, mean over
+    settings and seeds, with its interval; dashed: the intact host before the first step."""
+    panel, rows = _curves(rows, axes, arms, "panel")
+    if "intact" in rows:
+        panel += alt.Chart().mark_rule(color="#333", strokeDash=[5, 4]).encode(y="mean(intact):Q")
+    panels: Any = _panels(panel.properties(width=270, height=220), rows, axes, 3, "panel", header=HEADER)
+    whole: alt.TopLevelMixin = panels.resolve_scale(y="independent")
+    return whole
+
+
+def _curves(rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str], panel: str) -> tuple[Any, pd.DataFrame]:
+    """The lines of a panel, and the rows that are in panels."""
+    rows = _filtered(rows.assign(low=rows.low.clip(lower=0), high=rows.high.clip(upper=100)), axes, panel)
     color = _by_arm(arms, symbolOpacity=1, symbolType="stroke")
     base = alt.Chart().encode(x=alt.X("epoch:Q", title="epochs trained"), color=color)
     low = alt.Y("low:Q", title="validation accuracy, %", scale=alt.Scale(zero=False))
-    tooltip = ["arm:N", "setting:N", "epoch:Q", alt.Tooltip("mean:Q", format=".1f"), "n:Q"]
+    tooltip = ["arm:N", f"{panel}:N", "epoch:Q", alt.Tooltip("mean:Q", format=".1f"), "n:Q"]
     band = base.mark_area(opacity=0.15).encode(y=low, y2="high:Q")
     line = base.mark_line(opacity=1).encode(y="mean:Q", tooltip=tooltip)
-    layered = alt.layer(band, line, data=rows).properties(width=360, height=230)
-    return _panels(layered, rows, axes, 2, "setting", exact=("site",), header=HEADER)
+    return alt.layer(band, line, data=rows), rows
 
 
 def scatter(

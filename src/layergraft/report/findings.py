@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,14 +11,14 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import trim_mean
 
 from layergraft.errors import UserError, counted, listing
-from layergraft.report import contrasts
+from layergraft.report import contrasts, loading
 from layergraft.report.best_arms import Answer, answers
 from layergraft.report.contrasts import CONTROLS, NO_GRAFT, RANDOM, Contrast, Design, of_source
+from layergraft.report.loading import Loading
 from layergraft.report.table import NONE, Runs
-from layergraft.stats import Shares, association, complete, factorial, mean_difference, shares, together
+from layergraft.stats import Shares, association, factorial, mean_difference, shares, together
 from layergraft.stats.association import corrected
 
-ALL_SITES = "all"
 LADDER = ("random", "moment_matched", "permuted", "covariance", "trained", "extracted", "end_to_end", "self")
 # What a step up the ladder adds: (of, less).
 STEPS = {
@@ -60,10 +57,14 @@ class Findings:
     """A row a cell of a donor of LADDER, with its `difference` to the baseline."""
     steps: pd.DataFrame
     """A row a strategy and step of STEPS: its `difference`, all of one family."""
+    loadings: list[Loading]
+    """What loading a layer that learned something did, for each origin of the hosts' weights."""
     shocks: pd.DataFrame
-    """A row a cell: the `difference` of validation accuracy at step 0, grafted less intact."""
-    recovery: pd.DataFrame
-    """A row an arm: runs, shocked, recovered, and the median of steps to it, inf where most never did."""
+    """A row a setting, site and kind of donor: the `difference` of validation accuracy at step 0, grafted less intact."""
+    costs: pd.DataFrame
+    """A row an arm (`loading.costs`)."""
+    calibration: pd.DataFrame
+    """A row a site and calibration (`loading.calibration`)."""
     similar: pd.DataFrame
     """A row a measure of similarity: its `association` with the gain over sources."""
     by_run: pd.DataFrame
@@ -84,11 +85,11 @@ def find(runs: Runs) -> Findings:
     varied, of = _shares(runs, design)
     ladder, steps = _ladder(design, gains.get("test/acc"))
     answered = answers(design)
+    across = _across(by_run) if baseline else pd.DataFrame()
     return Findings(
-        runs, design, compared, lacking, answered, baseline, gains,
-        _across(by_run) if baseline else pd.DataFrame(), varied, of, ladder, steps,
-        contrasts.of_cells(design, design.runs, "shock/acc") if "shock/acc" in design.runs else pd.DataFrame(),
-        _recovery(design), _similar(design, by_run), by_run, [*runs.notes, *_notes(design, by_run, baseline, answered)],
+        runs, design, compared, lacking, answered, baseline, gains, across, varied, of, ladder, steps,
+        loading.loadings(design), loading.shocks(design), loading.costs(design, across), loading.calibration(design),
+        _similar(design, by_run), by_run, [*runs.notes, *_notes(design, by_run, baseline, answered)],
     )  # fmt: skip
 
 
@@ -122,11 +123,8 @@ def _across(by_run: pd.DataFrame) -> pd.DataFrame:
     seed, so that the interval is of the seeds. The arms are one family for each figure."""
     rows = []
     for arm, there in by_run.groupby("arm", sort=False):
-        table = there.pivot_table(index="seed", columns=["setting", "site"], values="gain", dropna=False, observed=True)
-        seeds_S, cells_C = complete(table.to_numpy())
-        gain_SC = table.to_numpy()[seeds_S][:, cells_C]
-        row = {"arm": arm, "cells": int(cells_C.sum()), "n": len(gain_SC), "left_out": int((table.notna().any() & ~cells_C).sum()),
-               "lost": tuple(map(int, table.index[~seeds_S]))}  # fmt: skip
+        gain_SC, lost, left_out = contrasts.whole_cells(there, "gain", ["setting", "site"])
+        row = {"arm": arm, "cells": gain_SC.shape[1], "n": len(gain_SC), "left_out": left_out, "lost": lost}
         if len(gain_SC):
             better = 50 * (np.sign(gain_SC) + 1).mean(1)
             row |= {"mean": mean_difference(gain_SC.mean(1)), "iqm": mean_difference(trim_mean(gain_SC, 0.25, axis=1)),
@@ -177,18 +175,6 @@ def _ladder(design: Design, cells: pd.DataFrame | None) -> tuple[pd.DataFrame, p
     return rungs, steps.assign(difference=together(steps.difference)) if len(steps) else steps
 
 
-def _recovery(design: Design) -> pd.DataFrame:
-    """How many of an arm's runs made the shock good (validation loss of the intact host), after how many steps."""
-    needed = ["steps_to/recover", "shock/loss"]
-    if not {*needed} <= {*design.runs}:
-        return pd.DataFrame()
-    hit = design.runs.dropna(subset=needed)
-    told = {"shocked": hit["shock/loss"] > 0, "recovered": np.isfinite(hit["steps_to/recover"])}
-    each = hit.assign(**told).groupby("arm", sort=False)
-    counts = each.agg(runs=("key", "size"), shocked=("shocked", "sum"), recovered=("recovered", "sum"))
-    return counts.assign(median=each["steps_to/recover"].median()).reset_index()
-
-
 def _similar(design: Design, by_run: pd.DataFrame) -> pd.DataFrame:
     """Measure and gain, each less its mean over the sources of the same arm, site, host and seed, so that nothing but the
     source is compared; then a source's means, and their rank correlation. The measures are one family."""
@@ -226,54 +212,3 @@ def _measures(by_run: pd.DataFrame) -> list[str]:
 def measures_of(by_run: pd.DataFrame) -> list[str]:
     """The measures of similarity that take three values or more within a seed."""
     return [name for name in _measures(by_run) if by_run.groupby("seed")[name].nunique().max() >= 3]
-
-
-def curves(design: Design) -> pd.DataFrame:
-    """Rows of a figure: setting, arm, site, epoch, mean validation accuracy over seeds, n of them, and its interval. Of each
-    site, and with site ALL_SITES over them all, of the seeds that have every one; no graft has no site."""
-    read = {key: _accuracies(Path(folder)) for key, folder in zip(design.runs.key, design.runs.folder, strict=True)}
-    rows = []
-    for (setting, arm), group in _in_every_setting(design).groupby(["setting", "arm"], sort=False):
-        known = group[group.key.map(lambda key: bool(read[key]))]  # of some the curves may be gone
-        sites = list(known.site.unique())
-        for site in [*sites, *([ALL_SITES] if sites and sites != [NONE] else [])]:
-            there = known if site == ALL_SITES else known[known.site == site]
-            curve_SCE = _curves(there, read)
-            same = {name: there[name].iloc[0] for name in design.axes if there[name].nunique() == 1}
-            for epoch, values in enumerate(curve_SCE.mean(1).T if len(curve_SCE) else (), start=1):
-                found = mean_difference(values)
-                half = found.half_width if math.isfinite(found.half_width) else 0.0
-                rows.append(same | {"setting": setting, "arm": arm, "site": site, "epoch": epoch, "mean": found.mean,
-                                    "n": found.n, "low": found.mean - half, "high": found.mean + half})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _curves(runs: pd.DataFrame, read: dict[str, list[float]]) -> np.ndarray:
-    """Seeds x sites x epochs, without a gap. A run that was stopped early stays where it was."""
-    longest = max(len(read[key]) for key in runs.key)
-    curve_SCE = np.full((runs.seed.nunique(), runs.site.nunique(), longest), np.nan)
-    for (s, c), keys in runs.groupby([pd.factorize(runs.seed)[0], pd.factorize(runs.site)[0]]).key:
-        curve_SCE[s, c] = np.mean([read[key] + [read[key][-1]] * (longest - len(read[key])) for key in keys], axis=0)
-    seeds_S, sites_C = complete(curve_SCE[:, :, 0])
-    return np.asarray(curve_SCE[seeds_S][:, sites_C])
-
-
-def _in_every_setting(design: Design) -> pd.DataFrame:
-    """The runs, with those that have no source (no graft, a random donor) in the settings of every source."""
-    sourced = [name for name in design.of_setting if of_source(name) and (design.runs[name] == NONE).any()]
-    if not sourced:
-        return design.runs
-    without = (design.runs[sourced] == NONE).all(axis=1)
-    cells = design.runs[~without][[*design.of_setting, "setting"]].drop_duplicates()
-    keys = [name for name in design.of_setting if name not in sourced]
-    spread = design.runs[without].drop(columns=sourced).merge(cells, on=keys, how="left", suffixes=("_own", ""))
-    spread["setting"] = spread.setting.fillna(spread.pop("setting_own"))
-    return pd.concat([design.runs[~without], spread], ignore_index=True)
-
-
-def _accuracies(folder: Path) -> list[float]:
-    try:
-        with open(folder / "curves.csv", newline="") as file:
-            return [float(row["val/acc"]) for row in csv.DictReader(file)]
-    except (FileNotFoundError, KeyError, ValueError):
-        return []

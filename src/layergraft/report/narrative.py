@@ -15,19 +15,19 @@ IN_WORDS = {"test/acc": "points of test accuracy", "val/aulc": "points of mean v
 
 
 def describe_difference(found: Difference | None) -> str:
-    """`+1.2 ± 0.8`, and what could have been seen where nothing was."""
+    """`+1.2 ± 0.8`, and the minimum detectable difference where it is not significant."""
     if found is None:
-        return "no seed has all of it"
+        return "no seed has all of its runs"
     if found.n == 1:
-        return f"{found}: one seed tells nothing"
+        return f"{found}: one seed, so no interval"
     if math.isinf(found.error):
-        return f"{found}: the same in all {found.n} seeds, which tells nothing of their spread"
-    if found.resolved:
+        return f"{found}: the same in all {found.n} seeds, so no interval"
+    if found.significant:
         return f"{found}"
-    seen = f"{found.n} seeds could have shown about {found.in_digits(found.detectable)}"
-    if found.p < 0.05:  # the interval, which is of this difference alone, leaves 0 out
-        return f"{found}, not resolved among {found.family}; {seen}"
-    return f"{found}, not resolved; {seen}"
+    # The interval is of this difference alone: it may exclude 0 where the correction does not.
+    after = " after Holm correction" if found.p < 0.05 else ""
+    seen = f"minimum detectable difference {found.in_digits(found.detectable)} at 80% power"
+    return f"{found}, not significant{after} (n = {found.n}; {seen})"
 
 
 def describe_metric(metric: str, units: Mapping[str, str]) -> str:
@@ -41,7 +41,7 @@ def describe_metric(metric: str, units: Mapping[str, str]) -> str:
 
 
 def _doubt(found: Difference) -> str:
-    return "" if found.resolved else ", not resolved"
+    return "" if found.significant else ", not significant"
 
 
 def _first(names: list[str], number: int) -> str:
@@ -55,10 +55,10 @@ def sentences(found: Findings) -> list[str]:
 
 def _contrasts(found: Findings) -> Iterator[str]:
     asked = [c for c in found.contrasts if c.difference is not None]
-    sure = [f"{c.name} {c.difference}" for c in asked if c.difference is not None and c.difference.resolved]
+    sure = [f"{c.name} {c.difference}" for c in asked if c.difference is not None and c.difference.significant]
     if asked:
-        told = f"{len(sure)}: {'; '.join(sure)}" if sure else "none"
-        yield f"Of {counted(len(asked), 'difference')} asked about, the seeds resolve {told}."
+        number = f"{len(sure)} {'is' if len(sure) == 1 else 'are'}" if sure else "none is"
+        yield f"Of {counted(len(asked), 'contrast')}, {number} significant after Holm correction{': ' * bool(sure)}{'; '.join(sure)}."
 
 
 def _places(found: Findings) -> Iterator[str]:
@@ -66,30 +66,30 @@ def _places(found: Findings) -> Iterator[str]:
     if len(whole) <= MANY:
         for answer in whole:
             told = [f"{d} over {control}{_doubt(d)}" for control, d in answer.gains.items() if d is not None]
-            doubt = "" if answer.agreed else " (by a few seeds only)"
-            yield f"{answer.setting}, {answer.site}: best by validation is {answer.arm}{doubt}: {'; '.join(told) or 'held against nothing'}."
+            doubt = "" if answer.agreed else " (picked by less than half of the seeds)"
+            yield f"{answer.setting}, {answer.site}: best by validation is {answer.arm}{doubt}: {'; '.join(told) or 'compared with nothing'}."
         return
     for control in dict.fromkeys(name for answer in whole for name in answer.gains):
         there = [(answer, gain) for answer in whole if (gain := answer.gains[control]) is not None]
         told = []
-        for side, sign in (("above", 1), ("below", -1)):
-            sure = [(a, d) for a, d in there if d.resolved and sign * d.mean > 0]
+        for side, sign in (("better", 1), ("worse", -1)):
+            sure = [(a, d) for a, d in there if d.significant and sign * d.mean > 0]
             names = [f"{a.setting}, {a.site}: {a.arm if a.agreed else 'no one arm'} {d}" for a, d in sure]
             if names:
-                told.append(f"{side} it at {len(names)} ({_first(names, MANY)})")
+                told.append(f"significantly {side} in {len(names)} ({_first(names, MANY)})")
         if there:
-            said = f"is {' and '.join(told)}" if told else "cannot be told from it at any"
-            yield f"Held against {control}, the best way to load the layer {said} of {len(there)} cells (setting × site)."
+            said = f"is {' and '.join(told)}" if told else "is significantly different in none"
+            yield f"Compared with {control}, the best arm {said} of {len(there)} cells (setting × site)."
 
 
 def _across(found: Findings) -> Iterator[str]:
     rows = [row for row in found.across.to_dict("records") if row["n"]]
     if len(rows) > 1 and max(row["cells"] for row in rows) > 1:
-        told = [f"{row['arm']} is {row['iqm']}" for row in rows if row["iqm"].resolved]
-        unsure = [row["arm"] for row in rows if not row["iqm"].resolved]
+        told = [f"{row['arm']} {row['iqm']}" for row in rows if row["iqm"].significant]
+        unsure = [row["arm"] for row in rows if not row["iqm"].significant]
         if unsure:
-            told.append(f"not told from it: {_first(unsure, 8)}")
-        yield f"Over all cells, against {found.baseline}: {'; '.join(told)}."
+            told.append(f"not significantly different are {_first(unsure, 8)}")
+        yield f"Interquartile mean over all cells, compared with {found.baseline}: {'; '.join(told)}."
 
 
 def _ladder(found: Findings) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _ladder(found: Findings) -> Iterator[str]:
         if IN_ALL not in of or len(parts) < len(TAKEN_APART):
             continue
         if math.isclose(sum(d.mean for d in parts.values()), of[IN_ALL].mean, abs_tol=1e-6):  # all of the same cells
-            told = ", ".join(f"{part} {d.mean:+.1f}{' (resolved)' * d.resolved}" for part, d in parts.items())
+            told = ", ".join(f"{part} {d.mean:+.1f}{' (significant)' * d.significant}" for part, d in parts.items())
             yield f"With {strategy}, the trained layer gains {of[IN_ALL]} over a random one{_doubt(of[IN_ALL])}; of it {told}."
 
 
@@ -107,13 +107,13 @@ def _shares(found: Findings) -> Iterator[str]:
     if found.shares:
         sure = [s for s in found.shares.terms if s.factors and s.low > 0 and s.raw >= 0.005]
         told = [f"{' × '.join(s.factors)} {100 * s.raw:.0f}% ({100 * s.low:.0f} to {100 * s.high:.0f})" for s in sure]
-        yield f"Of the variance of test accuracy, {'a share is resolved of ' + ', '.join(told) if told else 'no factor explains a share that the seeds resolve'}."
+        yield f"Of the variance of test accuracy, {'a share is distinguishable from zero for ' + ', '.join(told) if told else 'no factor explains a share distinguishable from zero'}."
 
 
 def _similarity(found: Findings) -> Iterator[str]:
     if len(found.similar):
         known = list(zip(found.similar.measure, found.similar.association, strict=True))
-        told = [f"{measure} ({a.rho:+.2f})" for measure, a in known if a.resolved]
-        none = "no measure of similarity is seen to predict the gain"
-        said = f"the gain goes with {', '.join(told)}" if told else none
+        told = [f"{measure} ({a.rho:+.2f})" for measure, a in known if a.significant]
+        none = "no measure of similarity correlates significantly with the gain"
+        said = f"the gain correlates with {', '.join(told)}" if told else none
         yield f"Over {counted(max(a.n for _, a in known), 'source')}, {said}."

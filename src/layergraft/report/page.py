@@ -19,9 +19,12 @@ import pandas as pd
 from layergraft.config.metric_registry import lookup
 from layergraft.report import figures, run_figures
 from layergraft.report.contrasts import NO_GRAFT, RANDOM
-from layergraft.report.findings import Findings, curves, find, measures_of
+from layergraft.report.curves import learning_curves, recovery_curves, validation_accuracies
+from layergraft.report.findings import Findings, find, measures_of
+from layergraft.report.headline import headline
+from layergraft.report.loading import Recovery
 from layergraft.report.narrative import IN_WORDS, describe_difference, describe_metric, sentences
-from layergraft.report.table import AXES, NONE, Runs, require_completed
+from layergraft.report.table import AXES, MEASURED, NONE, TOLD, Runs, require_completed
 from layergraft.stats import Difference, Shares
 from layergraft.store.files import write_atomic
 from layergraft.store.records import RECORD
@@ -52,7 +55,7 @@ def write_report(runs: Runs, folder: Path) -> Path:
     told: dict[str, Any] = {
         "runs": runs, "found": found, "charts": set(charts), "drawn": drawn, "words": describe_difference,
         "measured": partial(describe_metric, units=runs.units), "metrics": _metrics(runs),
-        "answer": sentences(found), "cut": _cut(found), "num_plans": len(runs.plans),
+        "headlines": [headline(one) for one in found.loadings], "answer": sentences(found), "cut": _cut(found), "recovers": any(found.costs.recovery), "num_plans": len(runs.plans),
         "no_graft": NO_GRAFT, "random": RANDOM,
         "statuses": Counter(table.status), "troubled": table[table.status != "completed"].to_dict("records"),
         "seeds": sorted(found.design.runs.seed.unique()), "seconds": float(table.seconds.sum()),
@@ -63,7 +66,7 @@ def write_report(runs: Runs, folder: Path) -> Path:
         loader=jinja2.PackageLoader("layergraft.report", "templates"), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, autoescape=jinja2.select_autoescape(["html.j2"]),
     )  # fmt: skip
-    environment.filters |= {"cell": _escaped, "p": _p, "percent": _percent}
+    environment.filters |= {"cell": _escaped, "p": _p, "percent": _percent, "figure": _figure, "steps": _steps}
     write_atomic(folder / "report.md", environment.get_template("report.md.j2").render(told))
     told |= {
         "vega": figures.script(), "specs": figures.in_page(charts), "data_tables": _data_tables(),
@@ -110,6 +113,22 @@ def _percent(better: Difference) -> str:
     return f"{50 + better.mean:.0f}{interval}"
 
 
+def _figure(numbers: tuple[float, float] | float, decimals: int = 0) -> str:
+    """A number, or the range of two that differ; - where it is not known."""
+    low, high = numbers if isinstance(numbers, tuple) else (numbers, numbers)
+    if math.isnan(low):
+        return "-"
+    return f"{low:,.{decimals}f}" if low == high else f"{low:,.{decimals}f} to {high:,.{decimals}f}"
+
+
+def _steps(recovery: Recovery | None) -> str:
+    """Steps of the median run to the intact host's loss, and how many runs got there."""
+    if recovery is None:
+        return "-"
+    told = "never" if math.isinf(recovery.median) else f"{recovery.median:.0f}"
+    return f"{told} ({recovery.recovered} of {recovery.runs})"
+
+
 def _cut(found: Findings) -> dict[str, int]:
     """Figure -> how many panels it would have, where it has the first PANELS of them."""
     numbers = dict.fromkeys(("gain", "speed", "learning_curves", "shock"), len(found.design.settings))
@@ -130,12 +149,18 @@ def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path)
     for metric, name in (("test/acc", "gain"), ("val/aulc", "speed")):
         if len(found.gains.get(metric, ())):
             drawn[name] = figures.heat_map(found.gains[metric], axes, units[metric])
-    lines = curves(found.design)
+    accuracies = validation_accuracies(found.design.runs)
+    lines = learning_curves(found.design, accuracies)
     if len(lines):
         drawn["learning_curves"] = figures.learning_curves(lines, axes, arms)
+    lines = recovery_curves(found.design, accuracies)
+    if len(lines):
+        drawn["recovery"] = figures.recovery_curves(lines, axes, arms)
     if len(found.shocks):
         unit = "points of validation accuracy at step 0, grafted less intact"
-        drawn["shock"] = figures.forest(found.shocks, axes, unit, "arm", "site")
+        drawn["shock"] = figures.forest(
+            found.shocks, axes, unit, "site", "kind" if found.shocks.kind.nunique() > 1 else None
+        )
     by_run = found.by_run.merge(table[["key", "record"]], on="key").dropna(subset="gain")
     columns = ["key", "record", "arm", "setting", "gain", *axes]
     if "drift" in by_run and (by_run.drift > 0).any():
@@ -164,7 +189,7 @@ def _share_rows(shares: Shares) -> pd.DataFrame:
 def _rows(table: pd.DataFrame) -> dict[str, Any]:
     """The table of runs for the page: figures to 5 digits."""
     known = ["status", "error", "arm", "setting", "record"]
-    metrics = [name for name in table if "/" in name or name in ("drift", "seconds", "steps")]
+    metrics = [name for name in table if "/" in name or name in ("drift", *TOLD, *MEASURED)]
     swept = [name for name in table if name not in (*known, *metrics, *AXES, "key")]
     order = ["key", "status", *AXES, *swept, "test/acc", *(m for m in metrics if m != "test/acc"), "error", "record"]
     plain = table.reindex(columns=order).astype(object)

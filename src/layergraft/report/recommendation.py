@@ -87,17 +87,11 @@ def in_lines(advice: Advice, names: Sequence[str], seeds: int, epochs: int) -> l
     lines = [f"take {names[advice.arm]}: test accuracy {advice.test:.1f}% {ran}"]
     if advice.gain is None:
         lines.append("whether the donor helps is not known: no run without it was completed")
-    elif not advice.gain.resolved:
-        lines.append(
-            f"whether the donor helps cannot be told: over the host without it {describe_difference(advice.gain)}"
-        )
-    elif advice.gain.mean > 0:
-        lines.append(f"the donor helps: over the host without it {describe_difference(advice.gain)}")
     else:
-        lines.append(
-            f"better leave the donor out (donor=none): over the host without it {describe_difference(advice.gain)}"
-        )
+        said = "the donor helps" if advice.gain.mean > 0 else "leave the donor out (donor=none)"
+        said = said if advice.gain.significant else "whether the donor helps is not known"
+        lines.append(f"{said}: compared with the host without it {describe_difference(advice.gain)}")
     for other, difference in advice.others.items():
-        told = "" if difference.resolved else ", which cannot be told from it"
-        lines.append(f"{names[other]}: {difference}{told}")
+        doubt = "" if difference.significant else ", not significant"
+        lines.append(f"{names[other]}: {difference} compared with the arm to take{doubt}")
     return lines

@@ -28,6 +28,13 @@ NONE = "-"  # what an axis is where it does not apply: the site of a host withou
 UNSET = "unset"  # a key that others with the same strategy, host or donor have
 OWN = "as the run's"  # a donor's key that has the run's own value: its seed, a self donor's host
 ALWAYS = ("test/acc", "val/acc", "val/aulc")  # columns that are there whatever the records have
+UNTRAINED, WEIGHTS = (
+    "untrained",
+    "with trained weights",
+)  # host_from of a host with initial weights, and with host.weights
+# Columns beside axes and metrics: what a run's host and donors were, and what the run cost.
+TOLD = ("host_from", "host_network", "head")
+MEASURED = ("host_acc", "donor_acc", "trained_parameters", "peak_memory", "fit_seconds", "seconds", "steps")
 
 
 @dataclass
@@ -36,7 +43,7 @@ class Runs:
 
     table: pd.DataFrame
     """A row a run: key, status, error, the axes, whatever else was swept (text, NONE where it does not apply), metrics
-    (a number of steps to what was never reached is inf), seconds, steps that it may train, folder."""
+    (a number of steps to what was never reached is inf), TOLD and MEASURED (`_facts`), folder."""
     swept: list[str]
     """The columns of `table` that were swept beside AXES, by their keys in the config."""
     plans: dict[str, RunRecord] = field(default_factory=dict)
@@ -116,9 +123,7 @@ def tidy(records: Iterable[tuple[RunRecord, Path]]) -> Runs:
         axes = {name: record.axes.get(name, NONE) for name in AXES}
         rows.append({
             "key": record.key, "status": record.status, "error": record.error, **axes,
-            **_metrics(record), **_similarity(record), "seconds": record.timings.get("total_seconds"),
-            "steps": record.steps_per_epoch and record.steps_per_epoch * int(record.config["schedule"]["epochs"]),
-            "folder": str(folder),
+            **_metrics(record), **_similarity(record), **_facts(record), "folder": str(folder),
         })  # fmt: skip
         for name, value in _flat(_acting(record.config)):
             column = leaves.setdefault(name, [])
@@ -134,7 +139,7 @@ def tidy(records: Iterable[tuple[RunRecord, Path]]) -> Runs:
     leaves = {name: column + [NONE] * (len(rows) - len(column)) for name, column in leaves.items()}
     table = pd.DataFrame(rows)
     table = table.reindex(columns=list(dict.fromkeys([*table, *ALWAYS])))
-    numbers = [name for name in table if "/" in name or name in ("drift", "seconds", "steps")]
+    numbers = [name for name in table if "/" in name or name in ("drift", *MEASURED)]
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
     table["seed"] = pd.to_numeric(table.seed, errors="coerce").astype("Int64")  # a missing run has none
     swept, notes = _swept(leaves, table)
@@ -152,6 +157,25 @@ def _metrics(record: RunRecord) -> dict[str, Any]:
     """Of a completed run, what was never reached is inf."""
     steps = [name for name, value in record.metrics.items() if value is None and record.units[name] == "steps"]
     return record.metrics | dict.fromkeys(steps, math.inf if record.status == "completed" else None)
+
+
+def _facts(record: RunRecord) -> dict[str, Any]:
+    """TOLD and MEASURED of a run. host_from: in words where the host's weights are from; host_network: which network they are,
+    so that runs that share it are known; head: kept or new; host_acc, donor_acc: test accuracy in % of the pretrained host on
+    the data it was pretrained on, and of the donors (mean over sites) on theirs; peak_memory in bytes; fit_seconds: of training
+    alone; steps: that it may train."""
+    host, weights = record.host, record.config.get("host", {}).get("weights")
+    donors = [donor["metrics"]["test/acc"] for donor in record.donors if "test/acc" in donor.get("metrics", {})]
+    told = f"pretrained on {host['data']}" if "data" in host else WEIGHTS if weights else UNTRAINED
+    if record.kinds.get("host") == "module":
+        told = "given in Python"
+    return {
+        "host_from": told if record.config else None, "host_network": host.get("network", weights), "head": host.get("head"),
+        "host_acc": host.get("metrics", {}).get("test/acc"), "donor_acc": np.mean(donors) if donors else None,
+        "trained_parameters": record.costs.get("trained_parameters"), "peak_memory": record.costs.get("peak_memory"),
+        "fit_seconds": record.timings.get("fit_seconds"), "seconds": record.timings.get("total_seconds"),
+        "steps": record.steps_per_epoch and record.steps_per_epoch * int(record.config["schedule"]["epochs"]),
+    }  # fmt: skip
 
 
 def _similarity(record: RunRecord) -> dict[str, float]:

@@ -29,7 +29,7 @@ class Association:
     corrected_p: float | None = None
 
     @property
-    def resolved(self) -> bool:
+    def significant(self) -> bool:
         return (self.p if self.corrected_p is None else self.corrected_p) < 0.05
 
 

@@ -23,3 +23,9 @@ def together(differences: Iterable[Difference]) -> list[Difference]:
     family = list(differences)
     corrected = holm([d.p for d in family])
     return [replace(d, family=len(family), corrected_p=p) for d, p in zip(family, corrected, strict=True)]
+
+
+def together_where_known(differences: Sequence[Difference | None]) -> list[Difference | None]:
+    """As `together`, of those that are not None."""
+    found = iter(together(d for d in differences if d is not None))
+    return [d and next(found) for d in differences]

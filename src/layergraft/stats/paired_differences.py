@@ -47,13 +47,13 @@ class Difference:
 
     @property
     def detectable(self) -> float:
-        """The true difference that this n and this spread would find 4 times in 5, at the 5% level that Bonferroni's
-        correction leaves to one of the family. About that: the spread is itself the sample's."""
+        """The minimum detectable difference: what this n and this spread find with 80% power, at the 5% level that
+        Bonferroni's correction leaves to one of the family. About that: the spread is itself the sample's."""
         return _noncentrality(self.n, (1 - LEVEL) / self.family) * self.error if math.isfinite(self.error) else math.inf
 
     @property
-    def resolved(self) -> bool:
-        """Whether it is told from 0, corrected over its family."""
+    def significant(self) -> bool:
+        """Whether p, corrected over its family, is below 0.05."""
         return (self.p if self.corrected_p is None else self.corrected_p) < 1 - LEVEL
 
     def __str__(self) -> str:

@@ -143,6 +143,8 @@ class Probes:
         found: dict[str, float | None] = {}
         ends = [((point["epoch"] + 1) * steps_per_epoch, point) for point in curves]
         first = next((point for point in self.points if point["epoch"] == 0), None)
+        if first is not None:
+            found |= {f"step0/{name}": first[name] for name in ("acc", "loss") if first[name] is not None}
         known = first is not None and first["intact/loss"] is not None and first["loss"] is not None
         if first is not None and known and self.subject.intact_is_trained:
             shock = found["shock/loss"] = first["loss"] - first["intact/loss"]
