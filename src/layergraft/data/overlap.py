@@ -6,7 +6,7 @@ import numpy as np
 
 from layergraft.data.duplicates import hash_of
 from layergraft.data.image_data import ImageData
-from layergraft.errors import UserError, counted
+from layergraft.errors import UserError
 
 SEEN = ("train", "val")  # by which a network is trained and selected
 _HASHES: dict[str, np.ndarray] = {}  # fingerprint of a set -> a hash of each image: runs of a sweep ask again and again
@@ -18,12 +18,12 @@ def require_disjoint(where: str, source: ImageData, target: ImageData) -> None:
     is_same_set = source.fingerprint == target.fingerprint
     of = _rows if is_same_set else _hashes
     seen = np.concatenate([of(source, part) for part in SEEN])
-    halves = f"{where}.half=A {where}.halves=images data.half=B data.halves=images with equal shares and split_seed divides the set"
+    halves = f"{where}.half=A {where}.halves=images data.half=B data.halves=images with equal val_share, test_share and split_seed have none in common"
     instead = halves if is_same_set else f"choose other images in {where} or in data"
-    for part in ("test", "val", "train"):
-        shared = len(np.intersect1d(of(target, part), seen))
-        if shared:
-            raise UserError(f"{where} trains on {counted(shared, 'image')} of data's {part} split; {instead}")
+    shared = {part: len(np.intersect1d(of(target, part), seen)) for part in target.splits}
+    if any(shared.values()):
+        told = ", ".join(f"{number} of its {part} split" for part, number in shared.items() if number)
+        raise UserError(f"{where} trains on images that data has too: {told}; {instead}")
 
 
 def _rows(data: ImageData, part: str) -> np.ndarray:
