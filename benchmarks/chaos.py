@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 SWEEP = ["-m", "donor=trained,random", "strategy=freeze,hybrid", "site=early,late", "host=resnet8", "host.width=4",
-         "data.train_size=100", "donor.data.train_size=100", "donor.schedule.epochs=2", "optim.batch_size=25",
+         "host.pretrain.schedule.epochs=4", "data.train_size=100", "donor.data.train_size=100", "donor.schedule.epochs=2", "optim.batch_size=25",
          "exec.device=cpu", "exec.checkpoint_seconds=0", "exec.sweep=chaos"]  # fmt: skip
 OF_THE_MOMENT = ("started", "resumed", "timings")
 

@@ -110,7 +110,7 @@ def mps(control: str) -> Iterator[Callable[[], str]]:
 def measured(at_once: Sequence[int], runs: int, overrides: Sequence[str]) -> Iterator[tuple[int, float, float]]:
     """Yield how many runs at once, the seconds that they took, and the seconds before, in which workers started and each did a
     short run."""
-    size = ["+size=digits", "site=late", f"exec={'cuda' if CUDA else 'cpu'}", "exec.threads=1", "exec.similarity.resamples=0", *overrides]  # fmt: skip
+    size = ["+size=digits", "data=digits", "data.half=B", "data.train_size=200", "host.pretrain.data=none", "optim.lr=5e-3", "optim.batch_size=50", "site=late", f"exec={'cuda' if CUDA else 'cpu'}", "exec.threads=1", "exec.similarity.resamples=0", *overrides]  # fmt: skip
     learned = ["donor.data=digits", "donor.data.half=A", "donor.schedule.epochs=5"]
     warm()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """From the command to its answer, or to the first training step
 
 Seconds, start to end of a process, with the files in the system's cache. `first step`: until an optimizer has made its first
-step, of `layergraft train` as it comes (whose first training is the donor's), and of one without a donor, whose host is
+step, of `layergraft train` with a host that is not pretrained (whose first training is the donor's), and of one without a donor, whose host is
 probed first; beside it the same moment of one cell of the peer, and what it takes to import torch and Lightning.
 """
 
@@ -52,7 +52,7 @@ def figures(repeats: int = 5) -> list[Figure]:
             run("-c", UNTIL_A_STEP, *arguments)
 
         def train(*arguments: str) -> None:
-            first_step("layergraft", "train", *arguments, f"exec.outputs={folder}/{next(number)}")
+            first_step("layergraft", "train", "host.pretrain.data=none", *arguments, f"exec.outputs={folder}/{next(number)}")
 
         ways = {
             "`layergraft --help`": (0.7, lambda: run("-m", "layergraft", "--help")),

@@ -18,6 +18,9 @@ from pathlib import Path
 from measure import CORES, CUDA, Figure, at_most, by_turns, child
 from peers import sweep as peer
 
+# The same cells as the peer's, which trains no hosts before.
+AS_THE_PEER = ["data=digits", "data.half=B", "data.train_size=200", "host.pretrain.data=none", "donor.data=digits",
+               "donor.data.half=A", "optim.lr=5e-3", "optim.batch_size=50"]  # fmt: skip
 GOALS = {"basic": 0.1 if CUDA else 0.33, "joblib": 0.25 if CUDA else 0.6}
 
 
@@ -34,6 +37,7 @@ def figures(repeats: int = 1, seeds: int = 1) -> list[Figure]:
                 "train",
                 "-m",
                 "+experiment=quickstart",
+                *AS_THE_PEER,
                 f"seed=range({seeds})",
                 f"exec.outputs={outputs}",
             ]

@@ -56,7 +56,7 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        main(["train", "-m", "strategy=freeze,hybrid", "donor=trained,random", "site=late", "host=resnet20", "host.width=4", "seed=0,1",
+        main(["train", "-m", "data=digits_0_to_4", "strategy=freeze,hybrid", "donor=trained,random", "site=late", "host=resnet20", "host.width=4", "seed=0,1",
               "schedule.epochs=2", "donor.schedule.epochs=1", 'hydra.sweeper.controls=[["donor=none","strategy=full"]]', "exec.sweep=quickstart"])  # fmt: skip
     for name in ("eight_seeds", "location", "controls"):
         shutil.copytree(folder / "outputs/sweeps/quickstart", folder / "outputs/sweeps" / name)

@@ -300,3 +300,35 @@ def test_a_recipe_of_its_own_trains_a_better_host_than_none(tmp_path):
     host.pretrain.optim, host.pretrain.schedule = OptimSpec(lr=1e-2), ScheduleSpec("cosine", 20)
     _, facts = pretrained_hosts.pretrain(host, CPU, tmp_path)
     assert facts["metrics"]["test/acc"] > 80
+
+
+def test_what_an_arm_costs_is_in_its_record(run):
+    whole, _ = run("donor=none")
+    frozen, tensors = run("strategy=freeze")
+    donor = tensors["layer3.0.conv2.weight"].numel()
+    assert whole.costs["trained_parameters"] - frozen.costs["trained_parameters"] == donor
+    head, _ = run("strategy=head_only", "donor=none")
+    assert head.costs["trained_parameters"] == tensors["fc.weight"].numel() + tensors["fc.bias"].numel()
+
+
+def test_a_files_classifier_is_kept_with_a_word_on_how_good_it_is(command, tmp_path):
+    """Its classes are not known: ten of them may be the digits."""
+    state = CifarResNet("resnet8", width=4).build((1, 8, 8), 10, seed=3).state_dict()
+    save_file(state, tmp_path / "host.safetensors")
+    asked = [*PRETRAINED, "host.pretrain.data=none", f"host.weights={tmp_path / 'host.safetensors'}", f"exec.outputs={tmp_path}"]
+    told = "host.safetensors is kept: it has as many classes as digits_b_blurred, whose names it does not tell. As it is, the host has "
+    for more in ([], ["-m", "strategy=freeze,full"]):
+        code, _, err = command("train", *more[:1], *asked, *more[1:])
+        assert code == 0 and told in err and "% of the validation images right (host.head=new replaces it)" in err, err
+    code, _, err = command("train", *asked, "host.head=new")
+    assert code == 0 and told not in err and "classifier new" in err
+
+
+def test_images_from_files_have_the_size_that_named_weights_know(config, tmp_path):
+    chosen = ["data=folder", f"data.path={tmp_path}", "host=resnet50"]
+    named = config(*chosen, "host.weights=IMAGENET1K_V2")
+    wanted = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.transforms().crop_size
+    assert [named.data.sized(named.host.input_size()).size] == wanted == [224]
+    asked = config(*chosen, "host.weights=IMAGENET1K_V2", "data.size=96")
+    assert asked.data.sized(asked.host.input_size()).size == 96
+    assert config(*chosen).host.input_size() is None

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import LAYERGRAFT, TINY
+from conftest import LAYERGRAFT, PLAIN, TINY
 from layergraft.cli import run_commands
 from layergraft.errors import RunFailed, UserError
 from layergraft.runs import train as runs
@@ -155,7 +155,7 @@ LONG = ["donor=random", "strategy=hybrid", "schedule=cosine", "schedule.epochs=8
 
 def killed(overrides, outputs, epochs):
     """Start a run in a process of its own and kill it, without warning, after some epochs."""
-    program = [LAYERGRAFT, "train", *overrides, f"exec.outputs={outputs}"]
+    program = [LAYERGRAFT, "train", *PLAIN, *overrides, f"exec.outputs={outputs}"]
     process = subprocess.Popen(program, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         for path in outputs.glob("runs/*/last.ckpt"):

@@ -15,7 +15,7 @@ from benchmarks.chaos import differences
 from conftest import LAYERGRAFT
 from layergraft.store.records import read_record
 
-SMALL = ["-m", "seed=range(3)", "donor=random", "host=resnet8", "strategy=freeze", "host.width=4", "optim.batch_size=25",
+SMALL = ["-m", "data=digits_0_to_4", "site=early", "seed=range(3)", "donor=random", "host=resnet8", "strategy=freeze", "host.width=4", "optim.batch_size=25",
          "exec.device=cpu", "exec.checkpoint_seconds=0", "exec.sweep=small"]  # fmt: skip
 
 

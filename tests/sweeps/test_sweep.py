@@ -229,7 +229,7 @@ def test_sources_are_swept_and_a_donor_without_one_runs_once(command, tmp_path):
     assert code == 2 and "donor.data: this donor learns from no data of its own" in err
 
 
-BRIEF = ["-m", "seed=range(4)", "donor=trained", "strategy=freeze,full", "host=resnet8", "host.width=4", "schedule.epochs=8",
+BRIEF = ["-m", "data=digits_0_to_4", "site=early", "seed=range(4)", "donor=trained", "strategy=freeze,full", "host=resnet8", "host.width=4", "schedule.epochs=8",
          "donor.schedule.epochs=2", "optim.batch_size=25", "exec.device=cpu", "exec.sweep=brief"]  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def test_batch_norm_over_cpu_processes_is_refused_before_any_training(config):
 
 def test_an_interrupt_ends_the_ranks_at_once(tmp_path):
     """The parent alone is interrupted, by its pid: none of the ranks may train on, nor write, after it has ended."""
-    program = [LAYERGRAFT, "train", "strategy=hybrid", "host=resnet8", "host.width=4", "donor=random", "exec=cpu",
+    program = [LAYERGRAFT, "train", "data=digits_0_to_4", "site=early", "strategy=hybrid", "host=resnet8", "host.width=4", "donor=random", "exec=cpu",
                "host.norm=group", "exec.devices=2", "schedule.epochs=2000", "exec.checkpoint_seconds=0.2", f"exec.outputs={tmp_path}"]  # fmt: skip
     process = subprocess.Popen(
         program, stderr=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -26,7 +26,7 @@ layergraft train -m KEY=A,B ...         a sweep over every combination
 TAIL = """
 Keys within a group, some of them (--cfg job prints all):
   host.     width=16  norm=batch|group  skips=false  in_channels=3  stem=imagenet|small (of torchvision's)
-             weights=IMAGENET1K_V1|FILE
+            pretrain.data=DATA|none  pretrain.schedule.epochs=50  weights=IMAGENET1K_V1|FILE  head=keep|new
   donor.    kind=conv|stem|block  kernel_size=7  aux_depth=3  data=textures  data.classes=[7,8,9]  control=moments|permuted|covariance
             path=FILE  layer=PATH (of donor=extracted)
   surgery.  channel_matching=strict|project|slice|tile|sum|average  adapter_init=least_squares|identity|random (of project)
@@ -40,8 +40,8 @@ Keys within a group, some of them (--cfg job prints all):
             label_smoothing=0.1  mixup=0.2  ema=0.999  swa=0.75
   exec.     outputs=DIR  threads=4  rerun=true  checkpoint_seconds=600  devices=2  compile=true
             probe.epochs=[0,5,-1]  probe.thresholds=[80]
-  data.     train_size=50  train_per_class=10  classes=[0,1]  half=A|B  halves=semantic  shift=4  flip=true
-            class_weights=balanced  sampler=balanced
+  data.     train_size=50  train_per_class=10  classes=[0,1]  half=A|B  halves=semantic|images  shift=4  flip=true
+            class_weights=balanced  sampler=balanced  normalize=train|[[MEANS],[DEVIATIONS]]  resplit=test
             corrupt.noise=3 (blur, contrast)  corrupt.labels=0.2  corrupt.blocks=8  dial=0.5 (of textures)
             path=FILE (of npz) or DIR (of folder, dicom)  set=pathmnist (of medmnist)
 """

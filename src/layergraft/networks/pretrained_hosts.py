@@ -68,20 +68,12 @@ def require_usable(host: HostSpec, target: ImageData) -> None:
     alike = "host.in_channels=3 repeats grey images, host.in_channels=1 averages colours"
     differ = f"{AT}.data={data.name} has images of {source.channels} channels, data has {target.channels}; {alike}"
     require(source.channels == target.channels, differ)
-    trained, own = (meta_host(host, x.shape, x.num_classes).state_dict() for x in (source, target))
-    odd = [
-        name
-        for name in own
-        if name not in _head(host, own) and own[name].shape != getattr(trained.get(name), "shape", None)
-    ]
-    sizes = " and ".join(" x ".join(map(str, x.shape[1:])) for x in (source, target))
-    instead = (
-        "host.stem=small or imagenet gives both the same" if hasattr(host, "stem") else "choose images of one size"
-    )
-    require(
-        not odd,
-        f"{host.name} is another network for the images of {AT}.data and data ({sizes} pixels): {', '.join(odd[:3])}; {instead}",
-    )
+    trained, own = (_shapes(host, images) for images in (source, target))
+    odd = [name for name in own if own[name] != trained.get(name)]
+    sizes = " and ".join(" x ".join(map(str, images.shape[1:])) for images in (source, target))
+    differ = f"{host.name} is another network for the images of {AT}.data and of data ({sizes} pixels): {', '.join(odd[:3])} differ"
+    instead = "host.stem=small or imagenet makes both alike" if "stem" in vars(host) else "choose images of one size"
+    require(not odd, f"{differ}; {instead}")
     require_disjoint(f"{AT}.data", source, target)
     if host.head == "keep":
         fits = source.num_classes == target.num_classes and source.task is target.task
@@ -164,6 +156,13 @@ def build(
 def untrained(host: HostSpec) -> HostSpec:
     """The host as it is without any pretraining here."""
     return replace(host, pretrain=PretrainSpec())
+
+
+def _shapes(host: HostSpec, images: ImageData) -> dict[str, tuple[int, ...]]:
+    """Those of the tensors of the host for such images, but for its classifier's."""
+    state = meta_host(host, images.shape, images.num_classes).state_dict()
+    head = _head(host, state)
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in head}
 
 
 def _head(host: HostSpec, state: dict[str, Tensor]) -> list[str]:

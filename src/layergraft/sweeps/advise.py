@@ -7,11 +7,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from layergraft.errors import RunFailed, UserError, counted, require
-from layergraft.store.files import write_json
+from layergraft.store.files import digest, write_json
 from layergraft.store.records import read_record
 from layergraft.sweeps import worker_pool
 from layergraft.sweeps.grid import GridSweeper, finish, key_of, say, within
@@ -19,12 +20,13 @@ from layergraft.sweeps.launchers import LocalLauncher
 from layergraft.sweeps.manifest import write_plan
 
 if TYPE_CHECKING:
-    from layergraft.report.recommendation import Advice
+    from layergraft.report.recommendation import Advice, Round
     from layergraft.runs.plan import RunPlan
 
 STRATEGIES = "freeze,low_lr,hybrid,full,gradual,l2_sp"
 SITES = "early,middle,late"
 ADVICE = "advice.json"
+OF_A_PLACE = ("host", "donor", "site", "surgery", "data")  # what of a run decides its network before the first step
 CONTROL = ["donor=none", "strategy=full"]  # the host without a graft
 
 
@@ -59,12 +61,14 @@ class AdviseSweeper(GridSweeper):
                 self._plans([combination], at)
         for why, names in left_out.items():
             say(f"left out: {', '.join(names)}: {why}")
+        self.told: list[dict[str, Any]] = []
+        arms = self._with_least_shock(arms, planned[0])
+        planned = recommendation.rounds(len(arms), self.finalists, epochs, self.seeds, config.seed, shortest)
         lengths = [f"{counted(len(at.seeds), 'seed')} of {counted(at.epochs, 'epoch')}" for at in planned]
         rounds = ", ".join(f"{at.num_arms} x {length}" for at, length in zip(planned, lengths, strict=True))
         cost = recommendation.cost(planned, whole)
         say(f"{counted(len(arms), 'arm')}: {rounds}: as much as {cost:.{1 if cost < 10 else 0}f} runs of {whole}")
 
-        self.told: list[dict[str, Any]] = []
         for at, after in pairwise(planned):
             val_AS, _ = self._measured(list(arms), list(arms.values()), at)
             names = [list(arms)[arm] for arm in recommendation.best(val_AS, after.num_arms)]
@@ -80,6 +84,30 @@ class AdviseSweeper(GridSweeper):
         kept = {"advice": lines, "commands": commands, "take": chosen, "rounds": self.told, "left out": left_out}
         write_json(self.sweep_folder / ADVICE, kept)
         return chosen
+
+    def _with_least_shock(self, arms: dict[str, list[str]], at: Round) -> dict[str, list[str]]:
+        """Return the arms that are left when the better half of the places, by the validation loss before the first step, go on.
+
+        What is lost there is the same for every strategy, so one run for each place tells it; a place is a site with a surgery.
+        In a host with initial weights, or with a new classifier, it tells nothing, and all arms go on.
+        """
+        from layergraft.report import recommendation
+
+        at = replace(at, seeds=at.seeds[:1])
+        first = {name: self._plans([combination], at)[0] for name, combination in arms.items()}
+        place_of = {
+            name: digest({part: plan.identity["config"][part] for part in OF_A_PLACE}) for name, plan in first.items()
+        }
+        places = {place: name for name, place in reversed(place_of.items())}  # the first arm of each
+        told = all(plan.keeps_head and 0 in plan.config.exec.probe.epochs for plan in first.values())
+        if len(places) < 2 or not told:
+            return arms
+        (loss_AS,) = self._measured(list(places.values()), [arms[name] for name in places.values()], at, ["step0/loss"])
+        order = recommendation.best(-loss_AS, -(-len(places) // 2))
+        kept = {list(places)[number] for number in order}
+        left = {name: combination for name, combination in arms.items() if place_of[name] in kept}
+        say(f"by the loss before any training, {len(kept)} of {len(places)} sites and surgeries go on")
+        return left
 
     def _arms(self, arguments: list[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         """Return name -> overrides of each arm that can be run, and why others cannot -> their names.
@@ -161,8 +189,14 @@ class AdviseSweeper(GridSweeper):
         ]
         return [plan for combination in asked for plan in self.plan([combination])]
 
-    def _measured(self, names: Sequence[str], combinations: Sequence[Sequence[str]], at: Any) -> tuple[Any, Any]:
-        """Do the runs of a round, and note them. Return validation and test accuracies, (A, S), nan for what failed."""
+    def _measured(
+        self,
+        names: Sequence[str],
+        combinations: Sequence[Sequence[str]],
+        at: Any,
+        metrics: Sequence[str] = ("val/acc", "test/acc"),
+    ) -> list[Any]:
+        """Do the runs of a round, and note them by the first of `metrics`. Return each metric, (A, S), nan for what failed."""
         import numpy as np
 
         from layergraft.sweeps import execution
@@ -172,15 +206,15 @@ class AdviseSweeper(GridSweeper):
         write_plan(self.sweep_folder, different, shlex.join(["layergraft", *sys.argv[1:]]))
         self.launcher.newer_than = 0.0
         self.launcher.work(different)
-        metrics = [record.metrics if (record := read_record(plan.folder)) else {} for plan in plans]
-        both = ([m.get(name, np.nan) for m in metrics] for name in ("val/acc", "test/acc"))
-        val_AS, test_AS = (np.array(values, float).reshape(len(combinations), -1) for values in both)
+        found = [record.metrics if (record := read_record(plan.folder)) else {} for plan in plans]
+        each = ([of_run.get(name, np.nan) for of_run in found] for name in metrics)
+        values = [np.array(numbers, float).reshape(len(combinations), -1) for numbers in each]
         keys_AS = np.array([plan.key for plan in plans]).reshape(len(combinations), -1)
-        plain = [[None if np.isnan(val) else val for val in row] for row in val_AS.tolist()]
+        plain = [[None if np.isnan(value) else value for value in row] for row in values[0].tolist()]
         known = zip(names, plain, keys_AS.tolist(), strict=True)
-        rows = [{"arm": name, "val/acc": val, "runs": keys} for name, val, keys in known]
+        rows = [{"arm": name, metrics[0]: value, "runs": keys} for name, value, keys in known]
         self.told.append({"epochs": at.epochs, "seeds": list(at.seeds), "arms": rows})
-        return val_AS, test_AS
+        return values
 
     def _conclude(
         self, arguments: list[str], arms: dict[str, list[str]], val_AS: Any, test_AS: Any

@@ -90,10 +90,10 @@ def run(
     if not todo:
         return
     for note in {precision_note(plan) for plan in todo} - {None}:
-        console.print(note, markup=False)
+        console.print(note, markup=False, soft_wrap=True)
     of_weights = {(plan.config.host.weights, plan.data, plan.keeps_head): plan for plan in todo}
     for note in {head_note(plan) for plan in of_weights.values()} - {None}:
-        console.print(note, markup=False)
+        console.print(note, markup=False, soft_wrap=True)
     where = list(where)[: len(todo)] or devices(todo[0].config.exec, len(todo))
     beside = max(Counter(where).values())
     if newer_than:
