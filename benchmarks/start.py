@@ -52,7 +52,9 @@ def figures(repeats: int = 5) -> list[Figure]:
             run("-c", UNTIL_A_STEP, *arguments)
 
         def train(*arguments: str) -> None:
-            first_step("layergraft", "train", "host.pretrain.data=none", *arguments, f"exec.outputs={folder}/{next(number)}")
+            first_step(
+                "layergraft", "train", "host.pretrain.data=none", *arguments, f"exec.outputs={folder}/{next(number)}"
+            )
 
         ways = {
             "`layergraft --help`": (0.7, lambda: run("-m", "layergraft", "--help")),

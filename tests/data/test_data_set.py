@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from tests.data.written import medmnist_arrays, pictures
 
-from layergraft.config.schema import CorruptionSpec
+from layergraft.config.data_schema import CorruptionSpec
 from layergraft.data import Digits, Folder, Npz, Textures, TorchvisionArrays
 from layergraft.data.corruptions import shuffled_blocks
 from layergraft.data.data_set import FullData, chosen_classes, require_sound, split_rows

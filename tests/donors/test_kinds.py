@@ -8,8 +8,8 @@ from omegaconf import MISSING
 from safetensors.torch import save_file
 
 from conftest import TINY
+from layergraft.config.data_schema import DataSpec
 from layergraft.config.registry import register
-from layergraft.config.schema import DataSpec
 from layergraft.data import Digits
 from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.hosts import CifarResNet

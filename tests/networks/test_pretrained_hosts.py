@@ -198,7 +198,8 @@ def test_a_host_that_another_set_of_the_same_images_has_trained_is_refused(confi
     arrays |= {f"{part}_labels": split.y_N for part, split in digits.splits.items()}
     np.savez(tmp_path / "copy.npz", **arrays)
     with pytest.raises(
-        UserError, match="host.pretrain.data trains on images that data has too: .* of its train split, .*; choose other"
+        UserError,
+        match="host.pretrain.data trains on images that data has too: .* of its train split, .*; choose other",
     ):
         plan_run(config(*PRETRAINED, "host.pretrain.data=npz", f"host.pretrain.data.path={tmp_path / 'copy.npz'}"))
 
@@ -315,7 +316,12 @@ def test_a_files_classifier_is_kept_with_a_word_on_how_good_it_is(command, tmp_p
     """Its classes are not known: ten of them may be the digits."""
     state = CifarResNet("resnet8", width=4).build((1, 8, 8), 10, seed=3).state_dict()
     save_file(state, tmp_path / "host.safetensors")
-    asked = [*PRETRAINED, "host.pretrain.data=none", f"host.weights={tmp_path / 'host.safetensors'}", f"exec.outputs={tmp_path}"]
+    asked = [
+        *PRETRAINED,
+        "host.pretrain.data=none",
+        f"host.weights={tmp_path / 'host.safetensors'}",
+        f"exec.outputs={tmp_path}",
+    ]
     told = "host.safetensors is kept: it has as many classes as digits_b_blurred, whose names it does not tell. As it is, the host has "
     for more in ([], ["-m", "strategy=freeze,full"]):
         code, _, err = command("train", *more[:1], *asked, *more[1:])

@@ -122,13 +122,22 @@ def test_bad_input_is_one_line(arguments, line, command, tmp_path):
 
 
 def test_in_a_trained_host_the_loss_before_any_training_leaves_half_of_the_sites(command, tmp_path):
-    host = ["data=digits_b_blurred", "host.pretrain.data=digits_a", "host.pretrain.schedule.epochs=8", "host=resnet8", "host.width=4"]
+    host = [
+        "data=digits_b_blurred",
+        "host.pretrain.data=digits_a",
+        "host.pretrain.schedule.epochs=8",
+        "host=resnet8",
+        "host.width=4",
+    ]
     run = [*host, "donor=random", "site=early,middle,late", "strategy=freeze,full", "optim.batch_size=50", "schedule.epochs=2",
            "exec.device=cpu", "exec.similarity.resamples=0", f"exec.outputs={tmp_path}", "exec.sweep=advice"]  # fmt: skip
     code, out, err = command("advise", *run, "--epochs", "1", "--seeds", "2", "--finalists", "4")
     assert code == 0 and "by the loss before any training, 2 of 3 sites and surgeries go on" in err, err
     told = json.loads((tmp_path / "sweeps" / "advice" / "advice.json").read_text())["rounds"]
     losses = {row["arm"].split()[-1]: row["step0/loss"] for row in told[0]["arms"]}
-    assert len(losses) == 3 and [len(at["arms"]) for at in told] == [3, 5]  # then both strategies at two sites, and no graft
+    assert len(losses) == 3 and [len(at["arms"]) for at in told] == [
+        3,
+        5,
+    ]  # then both strategies at two sites, and no graft
     worst = max(losses, key=losses.get)
     assert not any(worst in row["arm"] for row in told[1]["arms"])

@@ -114,11 +114,11 @@ def keys() -> dict[str, list[Key]]:
     What kinds of one group share stands once, under the group's name."""
     from hydra.core.config_store import ConfigStore
 
-    from layergraft.config import schema
+    from layergraft.config import data_schema, schema
     from layergraft.config.compose import conf_dir  # noqa: F401  which has registered every kind
 
     bases: dict[str, type] = {
-        "data": schema.DataSpec, "host": schema.HostSpec, "donor": schema.DonorSpec, "surgery": schema.SurgerySpec,
+        "data": data_schema.DataSpec, "host": schema.HostSpec, "donor": schema.DonorSpec, "surgery": schema.SurgerySpec,
     }  # fmt: skip
     found = {"": _keys_of(schema.Config, "", tuple(bases))}
     found |= {group: _keys_of(base, group) for group, base in bases.items()}

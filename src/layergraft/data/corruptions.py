@@ -14,8 +14,8 @@ from typing import cast
 
 import numpy as np
 
+from layergraft.config.data_schema import CorruptionSpec
 from layergraft.config.registry import canonical
-from layergraft.config.schema import CorruptionSpec
 from layergraft.data.image_data import Split
 from layergraft.errors import require
 from layergraft.seeds import derive_seed

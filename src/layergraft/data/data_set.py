@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from layergraft.config.data_schema import DataSpec
 from layergraft.config.registry import Hashable, canonical, hashable
-from layergraft.config.schema import DataSpec
 from layergraft.data.corruptions import corrupted, flipped_labels
 from layergraft.data.image_data import ImageData, Split
 from layergraft.errors import UserError, require, unknown

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from layergraft.config.schema import DataSpec
+from layergraft.config.data_schema import DataSpec
 from layergraft.data.duplicates import near_duplicates
 from layergraft.data.image_data import ImageData
 from layergraft.store.files import create_once, digest, label, write_atomic, write_json

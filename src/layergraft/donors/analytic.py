@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import MISSING
 
+from layergraft.config.data_schema import DataSpec
 from layergraft.config.registry import one_of, register
-from layergraft.config.schema import DataSpec
 from layergraft.data.gabor import gabor_bank
 from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.donors.random import require_conv

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layergraft.config.data_schema import DataSpec
 from layergraft.config.registry import canonical
-from layergraft.config.schema import RESULT_VERSION, DataSpec, DonorSpec
+from layergraft.config.schema import RESULT_VERSION, DonorSpec
 from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.hosts.layer_architectures import Architecture, Slot, to_json
 from layergraft.networks.network_cache import training_images

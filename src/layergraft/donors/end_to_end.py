@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
+from layergraft.config.data_schema import DataSpec
 from layergraft.config.registry import register
-from layergraft.config.schema import RESULT_VERSION, DataSpec, HostSpec
+from layergraft.config.schema import RESULT_VERSION, HostSpec
 from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.donors.controls import Control, LearnedDonor
 from layergraft.donors.donor_kind import DonorKind

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import MISSING
 
+from layergraft.config.data_schema import DataSpec
 from layergraft.config.registry import bounded, register
-from layergraft.config.schema import DataSpec
 from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.donors.controls import LearnedDonor
 from layergraft.donors.donor_kind import identity, key_of

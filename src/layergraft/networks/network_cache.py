@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from layergraft.config.schema import DataSpec
+from layergraft.config.data_schema import DataSpec
 from layergraft.config.training_schema import OptimSpec, PhaseSpec, ScheduleSpec, StrategySpec
 from layergraft.errors import RunFailed, UserError, require
 from layergraft.hosts import weight_files

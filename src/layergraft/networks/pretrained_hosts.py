@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layergraft.config.data_schema import DataSpec
 from layergraft.config.registry import canonical
-from layergraft.config.schema import RESULT_VERSION, DataSpec, HostSpec, PretrainSpec
+from layergraft.config.schema import RESULT_VERSION, HostSpec, PretrainSpec
 from layergraft.data.image_data import DataFacts, ImageData
 from layergraft.data.overlap import require_disjoint
 from layergraft.errors import require
 from layergraft.hosts import weights
-from layergraft.hosts.meta_device import meta_host
 from layergraft.networks import network_cache
 from layergraft.store.files import digest, discard, label
 
@@ -95,6 +95,8 @@ def keeps_head(host: HostSpec, target: DataFacts) -> bool:
     names = weights.class_names(host)
     if names is not None:
         return names == target.class_names
+    from layergraft.hosts.meta_device import meta_host
+
     return weights.head_fits(host, meta_host(host, target.shape, target.num_classes))
 
 
@@ -160,6 +162,8 @@ def untrained(host: HostSpec) -> HostSpec:
 
 def _shapes(host: HostSpec, images: ImageData) -> dict[str, tuple[int, ...]]:
     """Those of the tensors of the host for such images, but for its classifier's."""
+    from layergraft.hosts.meta_device import meta_host
+
     state = meta_host(host, images.shape, images.num_classes).state_dict()
     head = _head(host, state)
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in head}

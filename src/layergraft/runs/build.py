@@ -76,6 +76,12 @@ def get_host(plan: RunPlan) -> dict[str, Any]:
     return pretrained_hosts.pretrain(plan.config.host, plan.backend, plan.outputs)[1]
 
 
+def host_is_kept(plan: RunPlan) -> bool:
+    """Whether the pretrained host of this run is there already."""
+    assert plan.host_key is not None  # who asks has one
+    return pretrained_hosts.is_kept(plan.outputs, plan.host_key)
+
+
 def get_donors(plan: RunPlan) -> tuple[Donor, ...]:
     """The donors that this run takes, one for each site, made where nobody has yet."""
     set_threads(plan.config)

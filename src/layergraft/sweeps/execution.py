@@ -16,8 +16,7 @@ from layergraft.config.error_messages import of_the_run
 from layergraft.config.schema import Config, ExecSpec
 from layergraft.donors.donor_cache import is_kept
 from layergraft.errors import counted, require
-from layergraft.networks import pretrained_hosts
-from layergraft.runs.build import discard_made, head_note
+from layergraft.runs.build import discard_made, head_note, host_is_kept
 from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, disk_full, is_full
 from layergraft.runs.plan import RunPlan, plan_run, precision_note
 from layergraft.runs.train import planned_record
@@ -141,7 +140,7 @@ def run(
 def _missing(plan: RunPlan) -> set[Need]:
     """What has to be made before the run can start: its host, its donors."""
     needs: set[Need] = set()
-    if plan.host_key is not None and not pretrained_hosts.is_kept(plan.outputs, plan.host_key):
+    if plan.host_key is not None and not host_is_kept(plan):
         needs.add((make_host, (plan.host_key,)))
     if not all(is_kept(plan.outputs, key) for key in plan.donor_keys):
         needs.add((make_donors, plan.donor_keys))
