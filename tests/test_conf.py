@@ -26,7 +26,7 @@ WITH = {
 @pytest.mark.parametrize("group, name", CHOICES)
 def test_every_choice_composes_and_is_a_run(group, name, config, tmp_path, monkeypatch):
     extra = WITH.get((group, name), [])
-    if group == "data":
+    if group == "data" and name != "none":
         (tmp_path / "data").mkdir()
         places = [f"exec.data={tmp_path / 'data'}", f"exec.outputs={tmp_path}", "optim.batch_size=10"]
         extra = [*places, *write(name, tmp_path / "data", monkeypatch)]

@@ -105,7 +105,7 @@ def without_training(there, monkeypatch):
     shutil.rmtree(there / "outputs/sweeps")  # where a sweep of the same name was planned and not run
     shutil.copytree(there / "sweeps", there / "outputs/sweeps")
     planned = []
-    for name in ("train_one", "donate_one"):
+    for name in ("train_one", "pretrain_one", "donate_one"):
         monkeypatch.setattr(run_commands, name, lambda config: planned.append(plan_run(config)))
     monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
     for module in (grid, advise):
@@ -113,12 +113,12 @@ def without_training(there, monkeypatch):
     monkeypatch.setattr(optuna_study.Search, "run", lambda self, *_: planned.append(self.distributions))
     monkeypatch.setattr(search.SearchSweeper, "show", lambda *_: None)
 
-    def measured(self, names, combinations, at):
+    def measured(self, names, combinations, at, metrics=("val/acc", "test/acc")):
         planned.extend(self._plans(combinations, at))
         self.sweep_folder.mkdir(parents=True, exist_ok=True)
         figures = np.arange(len(combinations) * len(at.seeds)).reshape(len(combinations), -1) * 1.0
         self.told.append({"arms": []})
-        return figures, figures
+        return [figures] * len(metrics)
 
     monkeypatch.setattr(advise.AdviseSweeper, "_measured", measured)
     monkeypatch.setattr(run_commands, "print_similarity", lambda config: planned.append(plan_run(config)))
@@ -147,7 +147,7 @@ def at_once(shown):
 @pytest.mark.parametrize("page, line", {planned(p.values[1]): at_once(p) for p in reversed(OURS)}.values())  # each once
 def test_every_command_is_understood(page, line, there, command, without_training):
     arguments = planned(line)
-    code, out, err = command(*arguments)
+    code, out, err = command(*arguments, plain=False)
     if "strategy=hybird" in line:
         said = re.search(r"^error: unknown strategy.*$", page.read_text(), re.M)[0].removesuffix("...")
         assert code == 2 and err.startswith(said)
@@ -174,7 +174,7 @@ def test_every_command_does_what_it_is_shown_for(page, line, there, command, mon
         arguments = [a.replace("host.weights=IMAGENET1K_V2", f"host.weights={weights}") for a in arguments]
     if arguments[0] == "export":
         monkeypatch.chdir(there / "first")  # where a run's name is that of no other: here pages have several of it
-    code, out, err = command(*arguments)
+    code, out, err = command(*arguments, plain=False)
     assert code == (2 if "strategy=hybird" in line else 0), err
     assert "Traceback" not in err
 

@@ -144,7 +144,9 @@ def _keys_of(spec: typing.Any, at: str, left_out: Sequence[str] = ()) -> list[Ke
         hint = typing.get_type_hints(spec)[field.name]
         inner = next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
         is_said_elsewhere = field.default is MISSING or (at == "donor" and field.name in ("optim", "schedule"))
-        if inner is None:
+        if at == "host.pretrain" and inner is not None:  # its keys are those of the group
+            found.append(Key(path, "none" if field.name == "data" else "", meanings.get(field.name, "")))
+        elif inner is None:
             found.append(Key(path, _default(field), meanings.get(field.name, "")))
         elif not is_said_elsewhere:
             found += _keys_of(inner, f"{path}.{NAMED[field.name]}" if field.name in NAMED else path)

@@ -51,7 +51,9 @@ class PretrainSpec:
     data: DataSpec | None = None
     """The data set that it is trained on; none: it is not, and has the initial weights of the run's seed."""
     optim: OptimSpec = field(default_factory=OptimSpec)
+    """As the run's own: `host.pretrain.optim=sgd` chooses another, `host.pretrain.optim.lr=0.1` sets a key."""
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    """As the run's own."""
     seed: int = bounded(0, "[0, inf)")
     """Of initial weights, order of images and few-shot selection; conf/config.yaml makes it the run's. A fixed one gives all runs
     the same host."""
