@@ -131,7 +131,10 @@ def test_says_what_the_runs_say(sweep):
             assert describe_difference(answer.gains["no graft"]) in told
         for row in found.across.to_dict("records"):
             assert str(row["iqm"]) in told
-    assert "layergraft train -m data=digits_0_to_4 strategy=freeze,hybrid" in text["md"] and "CPU" in text["md"]
+    assert (
+        "layergraft train -m host.pretrain.data=none data=digits_0_to_4 strategy=freeze,hybrid" in text["md"]
+        and "CPU" in text["md"]
+    )
 
 
 def test_every_figure_is_there_as_png_and_svg(sweep):

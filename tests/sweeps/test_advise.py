@@ -134,7 +134,7 @@ def test_in_a_trained_host_the_loss_before_any_training_leaves_half_of_the_sites
     code, out, err = command("advise", *run, "--epochs", "1", "--seeds", "2", "--finalists", "4")
     assert code == 0 and "by the loss before any training, 2 of 3 sites and surgeries go on" in err, err
     told = json.loads((tmp_path / "sweeps" / "advice" / "advice.json").read_text())["rounds"]
-    losses = {row["arm"].split()[-1]: row["step0/loss"] for row in told[0]["arms"]}
+    losses = {re.search(r"site=\w+", row["arm"])[0]: row["step0/loss"] for row in told[0]["arms"]}
     assert len(losses) == 3 and [len(at["arms"]) for at in told] == [
         3,
         5,

@@ -199,11 +199,12 @@ class AdviseSweeper(GridSweeper):
         """Do the runs of a round, and note them by the first of `metrics`. Return each metric, (A, S), nan for what failed."""
         import numpy as np
 
+        from layergraft.config.compose import from_hydra
         from layergraft.sweeps import execution
 
         plans = self._plans(combinations, at)
         different = execution.distinct(plans)
-        write_plan(self.sweep_folder, different, shlex.join(["layergraft", *sys.argv[1:]]))
+        write_plan(self.sweep_folder, different, shlex.join(["layergraft", *map(from_hydra, sys.argv[1:])]))
         self.launcher.newer_than = 0.0
         self.launcher.work(different)
         found = [record.metrics if (record := read_record(plan.folder)) else {} for plan in plans]

@@ -161,7 +161,9 @@ class GridSweeper(BasicSweeper):
         if others:
             was = f"{folder} was a sweep of {counted(len(others), 'other run')}"
             say(f"{was}; they stay in the store, this one's report replaces theirs")
-        command = shlex.join(["layergraft", "train", *sys.argv[1:]])
+        from layergraft.config.compose import from_hydra
+
+        command = shlex.join(["layergraft", "train", *map(from_hydra, sys.argv[1:])])
         since = write_plan(folder, plans, command, signed, settings.rerun, self.contrasts)
         if isinstance(self.launcher, LocalLauncher):  # it need not plan them again; others compose by themselves
             self.launcher.planned = plans
