@@ -12,8 +12,10 @@ from hydra import compose, initialize_config_dir
 from layergraft.cli.help import groups, line_of
 from layergraft.config.compose import conf_dir, to_config
 from layergraft.hosts.resnets import CifarResNet
+from layergraft.report.contrasts import design, named
 from layergraft.report.findings import find
-from layergraft.report.table import read
+from layergraft.report.table import read, tidy
+from layergraft.runs.train import planned_record
 
 # Values that no contrast is about, left out of the largest.
 FEWER = {
@@ -102,18 +104,33 @@ def test_runs_small_and_has_what_it_asks(name, outputs, command, made_small, mon
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_can_be_planned_small(name, tmp_path, command, made_small, monkeypatch):
+def test_every_experiment_can_be_planned_small_and_its_runs_have_what_it_asks(
+    name, tmp_path, command, made_small, monkeypatch
+):
     from hydra.core.plugins import Plugins
 
     Plugins.instance()  # imports them anew, once
     from layergraft.sweeps import grid, launchers
 
     planned = []
-    monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
+    monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(self.planned))
     monkeypatch.setattr(grid, "finish", lambda *_: None)
     of_size = made_small(name, "digits")
-    code, _, err = command("train", "-m", f"+experiment={name}", *of_size, f"exec.outputs={tmp_path}", "seed=0")
+    code, _, err = command("train", "-m", f"+experiment={name}", *of_size, f"exec.outputs={tmp_path}", "seed=0,1")
     assert code == 0 and planned, err
+    rng = np.random.default_rng(0)
+    records = []
+    for plan in planned:  # as if they were done: which metrics a run has depends on its graft and head alone
+        record = planned_record(plan, "completed")
+        has_shock = plan.grafts and plan.keeps_head
+        there = [metric for metric in plan.metrics if has_shock or not metric.startswith("shock/")]
+        record.metrics, record.units = {m: rng.normal() for m in there}, {m: plan.metrics[m].unit for m in there}
+        records.append((record, tmp_path))
+    (sweep,) = (tmp_path / "sweeps").glob("*/sweep.json")
+    specs = json.loads(sweep.read_text())["contrasts"]
+    found, lacking = named(design(tidy(records)), specs)
+    assert [c.name for c in found] == list(specs) and lacking == []
+    assert all(c.difference is not None and c.difference.n == 2 and not c.unpaired for c in found)
 
 
 @pytest.mark.parametrize("size", groups([conf_dir()])["size"])
