@@ -31,7 +31,13 @@ FEWER = {
 }
 # Experiments on files that are not in the project, which `stand_ins` writes: what makes them small.
 SMALL = [
-    *("optim.batch_size=25", "schedule.epochs=1", "donor.data.train_size=100", "donor.schedule.epochs=1", "host.width=4"),
+    *(
+        "optim.batch_size=25",
+        "schedule.epochs=1",
+        "donor.data.train_size=100",
+        "donor.schedule.epochs=1",
+        "host.width=4",
+    ),
     *("exec.probe.images=32", "exec.similarity.resamples=0", "seed=range(2)"),
 ]
 ON_FILES = {"depth": [*SMALL, "data.train_size=50"], "medical": SMALL}
