@@ -54,6 +54,7 @@ def test_the_same_files_give_the_same_data_wherever_they_lie(name, loaded):
 
 WANTED = {
     "cifar10": "cifar-10-batches-py/ .from cifar-10-python.tar.gz. there",
+    "cifar10_test": "cifar-10-python.tar.gz",
     "cifar100": "cifar-100-python.tar.gz",
     "mnist": "MNIST/raw",
     "fashion_mnist": "FashionMNIST/raw",

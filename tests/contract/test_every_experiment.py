@@ -3,23 +3,75 @@
 import json
 import re
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
 from layergraft.cli.help import groups, line_of
 from layergraft.config.compose import conf_dir, to_config
+from layergraft.hosts.resnets import CifarResNet
+from layergraft.report.contrasts import design, named
 from layergraft.report.findings import find
-from layergraft.report.table import read
+from layergraft.report.table import read, tidy
+from layergraft.runs.train import planned_record
 
 # Values that no contrast is about, left out of the largest.
 FEWER = {
-    "quickstart": ["strategy=freeze,hybrid,full", "site=early,late", "host=resnet20"],
-    "depth_width": ["strategy=freeze", "host.width=4,16"],
+    "quickstart": ["strategy=freeze,hybrid,full", "host=resnet20"],
+    "depth_width": ["host.width=4,16"],
+    "shock": ["schedule.epochs=1"],
+    "location": ["site=conv1,layer4.1.conv1"],
+    "similarity": ["exec.similarity.resamples=0"],
+    "strategies": ["strategy=freeze,hybrid,thaw,full,lp_ft", "site=layer2.1.conv1"],
     "yosinski": ["site=[conv1],[conv1,layer1,layer2,layer3]"],
-    "surgical": ["strategy.groups.tuned=[layer1],[layer4]"],
+    "surgical": ["strategy.groups.tuned=[stem,stage1],[stage4]"],
+    "depth": ["host=resnet20,resnet32,resnet56"],
 }
+# Experiments on files that are not in the project, which `stand_ins` writes: what makes them small.
+SMALL = [
+    *(
+        "optim.batch_size=25",
+        "schedule.epochs=1",
+        "donor.data.train_size=100",
+        "donor.schedule.epochs=1",
+        "host.width=4",
+    ),
+    *("exec.probe.images=32", "exec.similarity.resamples=0", "seed=range(2)"),
+]
+ON_FILES = {"depth": [*SMALL, "data.train_size=50"], "medical": SMALL}
 NAMES = list(groups([conf_dir()])["experiment"])
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """A folder with what `depth` and `medical` look for in exec.data: small files of the right names and shapes."""
+    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+
+    def images(name, shape, classes, **sizes):
+        arrays = {f"{part}_images": rng.integers(0, 256, (size, *shape), np.uint8) for part, size in sizes.items()}
+        labels = {f"{part}_labels": (np.arange(size) % classes)[:, None] for part, size in sizes.items()}
+        np.savez(folder / f"{name}.npz", **arrays, **labels)
+
+    images("cifar10", (32, 32, 3), 10, train=200, val=50, test=300)
+    images("pneumoniamnist", (28, 28), 2, train=120, val=40, test=40)
+    for name in ("resnet20", "resnet32", "resnet56"):
+        network = CifarResNet(name=name, width=4).build((3, 32, 32), 10, seed=0)
+        torch.save({"state_dict": network.state_dict()}, folder / f"{name}.th")
+    return folder
+
+
+@pytest.fixture
+def made_small(stand_ins):
+    """Experiment -> the overrides that make it a matter of seconds; `size` of those that have sizes."""
+
+    def overrides(name, size):
+        if name in ON_FILES:
+            return [*ON_FILES[name], f"exec.data={stand_ins}"]
+        return [f"size={size}"]
+
+    return overrides
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +82,7 @@ def outputs(tmp_path_factory):
 
 # The rest by `make test-slow`: every one of them is planned below.
 @pytest.mark.parametrize("name", [n if n == "quickstart" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
-def test_runs_small_and_has_what_it_asks(name, outputs, command, monkeypatch):
+def test_runs_small_and_has_what_it_asks(name, outputs, command, made_small, monkeypatch):
     text = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
     assert len(line_of(conf_dir() / "experiment" / f"{name}.yaml")) > 20
     assert re.search(rf"^# layergraft train -m \+experiment={name}\b", text, re.MULTILINE)
@@ -41,7 +93,7 @@ def test_runs_small_and_has_what_it_asks(name, outputs, command, monkeypatch):
         "train",
         "-m",
         f"+experiment={name}",
-        "size=smoke",
+        *made_small(name, "smoke"),
         "hydra/launcher=basic",
         f"exec.sweep={named}",
         f"exec.outputs={outputs}",
@@ -58,17 +110,33 @@ def test_runs_small_and_has_what_it_asks(name, outputs, command, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_can_be_planned_on_the_digits(name, tmp_path, command, monkeypatch):
+def test_every_experiment_can_be_planned_small_and_its_runs_have_what_it_asks(
+    name, tmp_path, command, made_small, monkeypatch
+):
     from hydra.core.plugins import Plugins
 
     Plugins.instance()  # imports them anew, once
     from layergraft.sweeps import grid, launchers
 
     planned = []
-    monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
+    monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(self.planned))
     monkeypatch.setattr(grid, "finish", lambda *_: None)
-    code, _, err = command("train", "-m", f"+experiment={name}", "size=digits", f"exec.outputs={tmp_path}", "seed=0")
+    of_size = made_small(name, "digits")
+    code, _, err = command("train", "-m", f"+experiment={name}", *of_size, f"exec.outputs={tmp_path}", "seed=0,1")
     assert code == 0 and planned, err
+    rng = np.random.default_rng(0)
+    records = []
+    for plan in planned:  # as if they were done: which metrics a run has depends on its graft and head alone
+        record = planned_record(plan, "completed")
+        has_shock = plan.grafts and plan.keeps_head
+        there = [metric for metric in plan.metrics if has_shock or not metric.startswith("shock/")]
+        record.metrics, record.units = {m: rng.normal() for m in there}, {m: plan.metrics[m].unit for m in there}
+        records.append((record, tmp_path))
+    (sweep,) = (tmp_path / "sweeps").glob("*/sweep.json")
+    specs = json.loads(sweep.read_text())["contrasts"]
+    found, lacking = named(design(tidy(records)), specs)
+    assert [c.name for c in found] == list(specs) and lacking == []
+    assert all(c.difference is not None and c.difference.n == 2 and not c.unpaired for c in found)
 
 
 @pytest.mark.parametrize("size", groups([conf_dir()])["size"])

@@ -30,7 +30,7 @@ def write(name, root, monkeypatch):
     return WRITERS[name](root, monkeypatch) or []
 
 
-def cifar(name, classes):
+def cifar(name, classes, of_each):
     def write_it(root, monkeypatch):
         kind = getattr(torchvision.datasets, name)
         folder, key = root / kind.base_folder, "labels" if name == "CIFAR10" else "fine_labels"
@@ -39,7 +39,7 @@ def cifar(name, classes):
         for seed, listed in enumerate((kind.train_list, kind.test_list)):
             part = []
             for number, (file, _) in enumerate(listed):
-                labels = [label for label in range(classes) for _ in range(4 if classes == 10 else 16)]
+                labels = [label for label in range(classes) for _ in range(of_each)]
                 x = pictures(len(labels), 3, 32, number + 10 * seed).transpose(0, 3, 1, 2)
                 (folder / file).write_bytes(pickle.dumps({"data": x.reshape(len(x), -1), key: labels}))
                 part.append([file, md5(folder / file)])
@@ -190,8 +190,9 @@ def nothing(root, monkeypatch):
 
 
 WRITERS = {
-    "cifar10": cifar("CIFAR10", 10),
-    "cifar100": cifar("CIFAR100", 100),
+    "cifar10": cifar("CIFAR10", 10, 4),
+    "cifar10_test": cifar("CIFAR10", 10, 20),
+    "cifar100": cifar("CIFAR100", 100, 16),
     "dicom": dicom,
     "digits": nothing,
     "digits_a": nothing,
