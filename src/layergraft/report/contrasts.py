@@ -187,7 +187,8 @@ def contrast(design: Design, name: str, of: Sequence[str], metric: str = "test/a
     parts = [_meeting(design, condition) for condition in conditions]
     for condition, part in zip(conditions, parts, strict=True):
         require(len(part) > 0, f"{name}: no completed run has {condition}")
-    told = set(itertools.chain(*map(columns_of, conditions)))
+    columns = set(itertools.chain(*map(columns_of, conditions)))
+    told = {name if name in design.axes else f"{name}.name" for name in columns}  # surgery=insert
     return _contrast(design, name, of, parts, told, metric)
 
 
