@@ -40,7 +40,14 @@ def conf_dir() -> Path:
 
 def to_hydra(override: str) -> str:
     """`donor.data=cifar10` as Hydra spells it: the group `data`, put at `donor.data`."""
-    return re.sub(rf"^(\+*){CHOICES_BELOW}=(?=[\w,.-]+$)", r"\1\3@\2.\3=", override)
+    found = re.match(rf"(\+*){CHOICES_BELOW}=(?=[\w,.-]+$)", override)
+    if found is None:
+        return override
+    plus = "" if found[1] == "++" else found[1]  # which Hydra has for values alone
+    chosen = override[found.end() :]
+    if found[2] == "host.pretrain":  # null is no choice of a group; none is
+        chosen = ",".join("none" if name == "null" else name for name in chosen.split(","))
+    return f"{plus}{found[3]}@{found[2]}.{found[3]}={chosen}"
 
 
 def from_hydra(override: str) -> str:

@@ -132,6 +132,8 @@ def _omegaconf(error: OmegaConfBaseException) -> str:
     group = re.match(r"Invalid type assigned: str is not a subclass of (\w+)Spec. value: (.*)", message)
     if group and error.full_key:
         kind = group[1].lower()
+        if kind == "pretrain":
+            return f"host.pretrain is a group of keys, not a name; host.pretrain.data={group[2]} chooses the data set"
         return f"{error.full_key} is a group of keys, not a name; {kind}@{error.full_key}={group[2]} chooses one"
     where = f"{error.full_key}: " if error.full_key and error.full_key not in message else ""
     return f"{where}{message}"
