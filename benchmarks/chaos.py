@@ -26,7 +26,7 @@ from pathlib import Path
 SWEEP = ["-m", "donor=trained,random", "strategy=freeze,hybrid", "site=early,late", "host=resnet8", "host.width=4",
          "host.pretrain.schedule.epochs=4", "data.train_size=100", "donor.data.train_size=100", "donor.schedule.epochs=2", "optim.batch_size=25",
          "exec.device=cpu", "exec.checkpoint_seconds=0", "exec.sweep=chaos"]  # fmt: skip
-OF_THE_MOMENT = ("started", "resumed", "timings")
+OF_THE_MOMENT = ("started", "resumed", "timings", "costs")  # costs has the peak of memory
 
 
 def arguments(outputs: Path, seeds: int, epochs: int) -> list[str]:

@@ -131,7 +131,9 @@ def test_the_package_says_what_it_has_and_nothing_heavy_is_imported():
 
 def test_a_host_is_pretrained_in_the_same_words(tmp_path):
     pretrain = {"data": "digits_a", "schedule": {"epochs": 1}}
-    asked = dict(site="late", strategy="full", data="digits_b_blurred", schedule={"epochs": 1}, exec={"outputs": str(tmp_path)})
+    asked = dict(
+        site="late", strategy="full", data="digits_b_blurred", schedule={"epochs": 1}, exec={"outputs": str(tmp_path)}
+    )
     run = fit(Host("resnet8", width=2, pretrain=pretrain), "random", **asked)
     assert run.record.host["data"] == "digits_a" and run.record.host["head"] == "kept"
     for nothing in ({}, {"pretrain": {"data": None}}, {"pretrain": {"data": "none"}}):

@@ -54,7 +54,10 @@ def test_the_same_key_has_the_same_bits_whichever_process_trains_it(config, tmp_
     command = [sys.executable, "-c", code, "pretrain", *PRETRAINED, f"exec.outputs={there}", "exec.threads=2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == plan.host_key and networks(here) == networks(there) == [plan.host_key]
-    assert "resnet8 trained on 299 images of digits_a: " in done.stderr and "% of its test images" in done.stderr
+    assert (
+        "resnet8 trained on 299 images of digits_a classifies " in done.stderr
+        and "% of its test images correctly" in done.stderr
+    )
     first, second = (folder / "networks" / plan.host_key / "network.safetensors" for folder in (here, there))
     assert first.read_bytes() == second.read_bytes()
 
@@ -166,11 +169,11 @@ def test_the_public_resnets_classifier_goes_by_another_name(tmp_path):
 
 
 BAD = {
-    ("host.pretrain.data=digits",): "host.pretrain.data trains on images that data has too: 100 of its train split, 150 of its val split; host.pretrain.data.half=A",
-    ("host.pretrain.data.half=B",): "host.pretrain.data trains on images that data has too: ",
-    ("data.split_seed=1",): "host.pretrain.data trains on images that data has too: ",
+    ("host.pretrain.data=digits",): "host.pretrain.data would train the host on images of data: 100 of its train split, 150 of its val split; to separate them give host.pretrain.data.half=A",
+    ("host.pretrain.data.half=B",): "host.pretrain.data would train the host on images of data: ",
+    ("data.split_seed=1",): "host.pretrain.data would train the host on images of data: ",
     ("host.weights=host.pt",): "host.weights and host.pretrain.data are both set; give host.pretrain.data=none or host.weights=null",
-    ("host.pretrain.data=textures",): "host.pretrain.data=textures has images of 3 channels, data has 1; host.in_channels=3",
+    ("host.pretrain.data=textures",): "host.pretrain.data=textures has images of 3 channels, data of 1 channel; host.in_channels=3",
     ("host.pretrain.data=textures", "host.in_channels=1", "host.head=keep"): "host.pretrain.data=textures has 8 classes, data has 10; host.head=new",
     ("host.pretrain.data=digit",): "unknown data 'digit'; did you mean 'digits'?",
     ("host.pretrain.optim.lr=0",): "host.pretrain.optim.lr is 0.0",
@@ -179,7 +182,10 @@ BAD = {
     ("host.head=keap",): "unknown host.head 'keap'; did you mean 'keep'?",
     ("data.normalize=trian",): "data.normalize is trian; it must be auto, train or [[means],[deviations]]",
     ("data.normalize=[[0.5,0.5,0.5],[1,1,1]]",): "data.normalize has 3 means, but the images have 1 channels",
-    ("data.resplit=test",): "unknown split of digits_b_blurred in data.resplit: 'test'",
+    ("data.resplit=test",): "data.resplit is test, but digits_b_blurred has no splits of its own",
+    ("host.pretrain.data=none", "host.pretrain.data.half=A"): "host.pretrain.data is none, so host.pretrain.data.half says nothing",
+    ("data.normalize=[[128],[64]]",): "but it is of images from 0 to 1; divide means and deviations by 255",
+    ("host.pretrain=digits_a",): "host.pretrain is a group of keys, not a name; host.pretrain.data=digits_a chooses the data set",
     ("data=none",): "data=none: only host.pretrain.data can be none; choose a data set",
 }  # fmt: skip
 
@@ -199,7 +205,7 @@ def test_a_host_that_another_set_of_the_same_images_has_trained_is_refused(confi
     np.savez(tmp_path / "copy.npz", **arrays)
     with pytest.raises(
         UserError,
-        match="host.pretrain.data trains on images that data has too: .* of its train split, .*; choose other",
+        match="host.pretrain.data would train the host on images of data: .* of its train split, .*; to separate them choose other",
     ):
         plan_run(config(*PRETRAINED, "host.pretrain.data=npz", f"host.pretrain.data.path={tmp_path / 'copy.npz'}"))
 
@@ -219,7 +225,7 @@ def test_a_sweep_killed_while_a_host_is_trained_goes_on(tmp_path):
         "train",
         "-m",
         *PRETRAINED,
-        "host.pretrain.schedule.epochs=60",
+        "host.pretrain.schedule.epochs=25",
         "exec.sweep=killed",
         f"exec.outputs={outputs}",
     ]
@@ -234,10 +240,11 @@ def test_a_sweep_killed_while_a_host_is_trained_goes_on(tmp_path):
     done = subprocess.run(start, capture_output=True, text=True)
     assert done.returncode == 0 and "1 of 1 run completed" in done.stderr, done.stderr
     (key,) = networks(outputs)
-    assert json.loads((outputs / "networks" / key / "network.json").read_text())["schedule"]["epochs"] == 60
+    assert json.loads((outputs / "networks" / key / "network.json").read_text())["schedule"]["epochs"] == 25
     assert not list((outputs / "networks").glob(".host.*.unfinished"))
 
 
+@pytest.mark.slow
 def test_two_sweeps_that_need_the_same_host_train_it_once(tmp_path):
     """Started together; each training leaves a line where torch's optimizer is made."""
     outputs, log = tmp_path / "outputs", tmp_path / "trained"

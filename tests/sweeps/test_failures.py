@@ -184,7 +184,15 @@ def jobs(tmp_path):
 
     def planned(number, *overrides):
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            fixed = [*TINY[:2], "host=resnet8", "donor=none", "strategy=full", "optim.batch_size=25", "exec.device=cpu"]
+            fixed = [
+                *TINY[:2],
+                "data@host.pretrain.data=none",
+                "host=resnet8",
+                "donor=none",
+                "strategy=full",
+                "optim.batch_size=25",
+                "exec.device=cpu",
+            ]
             fixed = [*fixed, f"exec.outputs={tmp_path}", *overrides]
             master = compose("config", overrides=fixed, return_hydra_config=True)
             composer = Composer(GlobalHydra.instance().hydra.config_loader, master)

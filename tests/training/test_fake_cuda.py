@@ -21,6 +21,7 @@ from layergraft.config.schema import Config, ProbeSpec
 from layergraft.config.training_schema import OptimSpec, PhaseSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.data.batches import Batches, BatchSpec
 from layergraft.data.digits import Digits
+from layergraft.data.normalization import Normalization
 from layergraft.donors import TrainedDonor
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.layer_architectures import Conv
@@ -323,7 +324,9 @@ def test_what_reaches_the_site_is_measured_there_and_compared_on_the_cpu(made):
     run = made()
     at = run.network.get_submodule(next(iter(run.grafted.grafts[0].donor_paths.values())))
     for mode in (evaluating, measuring):
-        inputs, outputs = _inputs(run.network, at, copy.deepcopy(at), run.data, Config(), CUDA, mode)
+        inputs, outputs = _inputs(
+            run.network, at, copy.deepcopy(at), run.data, Normalization.of(run.data.train), Config(), CUDA, mode
+        )
         assert inputs.device == outputs.device == torch.device("cpu") and len(inputs) == len(outputs) == 40
         assert {tensor.device for tensor in run.network.state_dict().values()} == {torch.device("cpu")}  # as it was
 

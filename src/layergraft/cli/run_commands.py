@@ -83,6 +83,7 @@ def train_one(config: Config) -> float | None:
 def pretrain_one(config: Config) -> None:
     """Pretrain the host of this run, or find it; print its key, and how good it is."""
     chosen = "host.pretrain.data is none, so there is nothing to train; host.pretrain.data=DATA chooses a data set"
+    require(config.host.weights is None, "host.weights gives the host its weights; leave it out to pretrain the host")
     require(config.host.is_pretrained, chosen)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     plan = plan_run(config)
@@ -97,7 +98,7 @@ def pretrain_one(config: Config) -> None:
 def pretrained_line(name: str, facts: Mapping[str, Any]) -> str:
     """What is known of a host that was pretrained here."""
     accuracy = facts["metrics"]["test/acc"]
-    return f"{name} trained on {facts['num_train']} images of {facts['data']}: {accuracy:.1f}% of its test images"
+    return f"{name} trained on {facts['num_train']} images of {facts['data']} classifies {accuracy:.1f}% of its test images correctly"
 
 
 def host_line(name: str, facts: Mapping[str, Any]) -> str:
@@ -211,8 +212,7 @@ def print_surgery(config: Config) -> None:
     require(bool(plan.grafts), "donor=none puts nothing in, so there is no surgery to show")
     run = plan.build()
     grafted = run.grafted
-    if config.host.is_pretrained:
-        print(f"host: {host_line(config.host.name, run.host)}\n")
+    print(f"host: {host_line(config.host.name, run.host)}\n")
     if config.host.weights is not None:
         print(f"host weights: {weights.report(config.host, grafted.host, plan.keeps_head)}\n")
     print(grafted)

@@ -29,6 +29,7 @@ from layergraft.errors import require, unknown
 installed()  # before a config is composed: each module registers its kinds
 SOURCE = "data@donor.data"
 CHOICES_BELOW = r"(donor|host\.pretrain)\.(data|optim|schedule)"  # groups of which a choice stands deeper in the config
+TARGET = "digits_b_blurred"  # the default target, for which conf/config.yaml pretrains the host
 MAX_PATTERNS = 256  # kept at a time, a sixth of a megabyte each
 
 
@@ -72,8 +73,8 @@ def _without_default_pretraining(arguments: Sequence[str]) -> list[str]:
     keys = [argument.lstrip("+").partition("=")[0] for argument in arguments]
     given = dict(zip(keys, (argument.partition("=")[2] for argument in arguments), strict=True))
     has_weights = given.get("host.weights", "null") != "null" or given.get("host") == "module"
-    other_data = "data" in given and not {"experiment", "size"} & given.keys()
-    if not (has_weights or other_data) or any(re.match(r"(\w+@)?host\.pretrain\b", key) for key in keys):
+    other_data = given.get("data", TARGET) != TARGET and not {"experiment", "size"} & given.keys()
+    if not (has_weights or other_data) or any(re.match(r"(\w+@)?host\.pretrain\.data\b", key) for key in keys):
         return list(arguments)
     at = min(
         keys.index(key) for key in ("data", "host.weights", "host") if key in keys

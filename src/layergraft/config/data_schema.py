@@ -126,6 +126,8 @@ def _check_normalize(at: str, given: Any) -> None:
     are_numbers = all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
     alike = len(given[0]) == len(given[1]) in (1, 3)
     require(are_numbers and alike and all(n > 0 for n in given[1]), f"{at}.normalize is {given}; {form}")
+    of_bytes = f"{at}.normalize is {given}, but it is of images from 0 to 1; divide means and deviations by 255"
+    require(all(0 <= n <= 1 for n in given[0]) and all(n <= 1 for n in given[1]), of_bytes)
 
 
 @register("data", "none")

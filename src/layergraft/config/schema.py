@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from layergraft.config.data_schema import DataSpec, NoData
-from layergraft.config.registry import bounded, one_of
+from layergraft.config.registry import bounded, canonical, one_of
 from layergraft.config.training_schema import OptimSpec, RegularizerSpec, ScheduleSpec, StrategySpec
 from layergraft.errors import require
 
@@ -60,6 +60,11 @@ class PretrainSpec:
 
     def __post_init__(self) -> None:
         if isinstance(self.data, NoData):
+            keys = [name for name, value in canonical(self.data).items() if value != canonical(NoData())[name]]
+            require(
+                not keys,
+                f"host.pretrain.data is none, so host.pretrain.data.{''.join(keys[:1])} says nothing; choose a data set",
+            )
             self.data = None
 
 

@@ -166,6 +166,9 @@ def split_rows(
     """
     every = np.arange(len(whole.y_N))
     if resplit is not None:
+        require(
+            whole.part_N is not None, f"data.resplit is {resplit}, but {name} has no splits of its own to divide anew"
+        )
         there = [] if whole.part_N is None else [part for i, part in enumerate(PARTS) if i in whole.part_N]
         if resplit not in there:
             raise unknown(f"split of {name} in data.resplit:", resplit, there)

@@ -18,12 +18,12 @@ def require_disjoint(where: str, source: ImageData, target: ImageData) -> None:
     is_same_set = source.fingerprint == target.fingerprint
     of = _rows if is_same_set else _hashes
     seen = np.concatenate([of(source, part) for part in SEEN])
-    halves = f"{where}.half=A {where}.halves=images data.half=B data.halves=images with equal val_share, test_share and split_seed have none in common"
+    halves = f"give {where}.half=A {where}.halves=images data.half=B data.halves=images, and both the same shares and split_seed"
     instead = halves if is_same_set else f"choose other images in {where} or in data"
     shared = {part: len(np.intersect1d(of(target, part), seen)) for part in target.splits}
     if any(shared.values()):
         told = ", ".join(f"{number} of its {part} split" for part, number in shared.items() if number)
-        raise UserError(f"{where} trains on images that data has too: {told}; {instead}")
+        raise UserError(f"{where} would train the host on images of data: {told}; to separate them {instead}")
 
 
 def _rows(data: ImageData, part: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from layergraft.config.registry import canonical
 from layergraft.config.schema import RESULT_VERSION, HostSpec, PretrainSpec
 from layergraft.data.image_data import DataFacts, ImageData
 from layergraft.data.overlap import require_disjoint
-from layergraft.errors import require
+from layergraft.errors import counted, require
 from layergraft.hosts import weights
 from layergraft.networks import network_cache
 from layergraft.store.files import digest, discard, label
@@ -65,8 +65,8 @@ def require_usable(host: HostSpec, target: ImageData) -> None:
     if not host.is_pretrained:
         return
     source, data = images_of(host), data_of(host)
-    alike = "host.in_channels=3 repeats grey images, host.in_channels=1 averages colours"
-    differ = f"{AT}.data={data.name} has images of {source.channels} channels, data has {target.channels}; {alike}"
+    alike = "host.in_channels=3 repeats grey images, 1 averages colours; host.pretrain.data=none does without"
+    differ = f"{AT}.data={data.name} has images of {counted(source.channels, 'channel')}, data of {counted(target.channels, 'channel')}; {alike}"
     require(source.channels == target.channels, differ)
     trained, own = (_shapes(host, images) for images in (source, target))
     odd = [name for name in own if own[name] != trained.get(name)]

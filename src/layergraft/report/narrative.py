@@ -41,7 +41,9 @@ def describe_metric(metric: str, units: Mapping[str, str]) -> str:
 
 
 def _doubt(found: Difference) -> str:
-    return "" if found.significant else ", not significant"
+    if found.significant:
+        return ""
+    return ", not significant after Holm correction" if found.p < 0.05 else ", not significant"
 
 
 def _first(names: list[str], number: int) -> str:

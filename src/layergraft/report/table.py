@@ -235,7 +235,9 @@ def _swept(leaves: dict[str, list[str]], table: pd.DataFrame) -> tuple[dict[str,
             own = column.mask(column.eq(twin) & (column != NONE), OWN)
             if set(own) <= {OWN, NONE}:
                 continue
-            if not name.startswith("donor.data.") and own.nunique() <= column.nunique():  # a source is named as it is
+            if (
+                not name.startswith(("donor.data.", "host.pretrain.")) and own.nunique() <= column.nunique()
+            ):  # a source is named as it is
                 column = own
         if name in told or column.nunique() == 1:
             continue

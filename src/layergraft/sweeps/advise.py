@@ -106,7 +106,10 @@ class AdviseSweeper(GridSweeper):
         order = recommendation.best(-loss_AS, -(-len(places) // 2))
         kept = {list(places)[number] for number in order}
         left = {name: combination for name, combination in arms.items() if place_of[name] in kept}
-        say(f"by the loss before any training, {len(kept)} of {len(places)} sites and surgeries go on")
+        out = [name for place, name in places.items() if place not in kept]
+        say(
+            f"by the loss before any training, {len(kept)} of {len(places)} sites and surgeries go on; left out: that of {'; '.join(out)}"
+        )
         return left
 
     def _arms(self, arguments: list[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
