@@ -156,6 +156,10 @@ def test_named_weights_are_normalised_by_their_own_figures(tmp_path, monkeypatch
     record = execute(plan_run(config(*chosen)))
     assert record.normalization == {"mean": weights.transforms().mean, "std": weights.transforms().std}
     assert record.host == {"head": "new", "weights": "IMAGENET1K_V1"}
+    file = tmp_path / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    same = plan_run(config(*chosen[:1], f"host.weights={file}", "host.stem=imagenet", *chosen[2:]))
+    named = plan_run(config(*chosen, "host.stem=imagenet"))
+    assert same.key != named.key  # a file does not tell by which figures images are normalised
 
 
 def test_the_public_resnets_classifier_goes_by_another_name(tmp_path):

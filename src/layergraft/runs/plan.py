@@ -165,7 +165,14 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
 def _host_identity(host: HostSpec, keeps_head: bool, backend: Backend) -> dict[str, Any]:
     """What decides the weights that a host starts from."""
     key = pretrained_hosts.key_of(host, backend)
-    return {"weights": weights.fingerprint(host), "pretrain": key, "head": "kept" if keeps_head else "new"}
+    known: dict[str, Any] = {
+        "weights": weights.fingerprint(host),
+        "pretrain": key,
+        "head": "kept" if keeps_head else "new",
+    }
+    if host.weights_name() is not None:  # the same weights in a file do not tell by which figures images are normalised
+        known["named"] = True
+    return known
 
 
 def backend_of(config: Config) -> Backend:
