@@ -214,6 +214,7 @@ def test_a_host_that_another_set_of_the_same_images_has_trained_is_refused(confi
         plan_run(config(*PRETRAINED, "host.pretrain.data=npz", f"host.pretrain.data.path={tmp_path / 'copy.npz'}"))
 
 
+@pytest.mark.slow
 def test_a_host_whose_weights_diverge_fails_its_runs_and_no_others(command, tmp_path):
     code, _, err = command("train", "-m", *PRETRAINED, "host.pretrain.optim.lr=5e-3,1e30", "exec.sweep=two",
                            f"exec.outputs={tmp_path}")  # fmt: skip
@@ -223,6 +224,7 @@ def test_a_host_whose_weights_diverge_fails_its_runs_and_no_others(command, tmp_
     assert "the training of host.resnet8.digits_a.seed0." in failed.error and "diverged" in failed.error
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_while_a_host_is_trained_goes_on(tmp_path):
     outputs = tmp_path / "outputs"
     arguments = [

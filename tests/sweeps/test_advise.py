@@ -121,6 +121,7 @@ def test_bad_input_is_one_line(arguments, line, command, tmp_path):
     assert not (tmp_path / "outputs" / "runs").exists()
 
 
+@pytest.mark.slow
 def test_in_a_trained_host_the_loss_before_any_training_leaves_half_of_the_sites(command, tmp_path):
     host = [
         "data=digits_b_blurred",
