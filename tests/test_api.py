@@ -136,5 +136,7 @@ def test_a_host_is_pretrained_in_the_same_words(tmp_path):
     )
     run = fit(Host("resnet8", width=2, pretrain=pretrain), "random", **asked)
     assert run.record.host["data"] == "digits_a" and run.record.host["head"] == "kept"
-    for nothing in ({}, {"pretrain": {"data": None}}, {"pretrain": {"data": "none"}}):
+    for nothing in ({"pretrain": {"data": None}}, {"pretrain": {"data": "none"}}):
         assert fit(Host("resnet8", width=2, **nothing), "random", **asked).record.host == {"head": "new"}
+    other = fit(Host("resnet8", width=2), "random", **asked | {"data": Data("digits", train_size=50)})
+    assert other.record.host == {"head": "new"}  # the default host is pretrained for the default target

@@ -236,6 +236,7 @@ def test_every_key_has_a_line_and_is_read():
     assert [key.path for key in every if key.path.rpartition(".")[2] not in read] == []
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     import nbclient
     import nbformat

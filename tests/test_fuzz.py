@@ -238,6 +238,7 @@ def fuzzed(number, derandomize):
     return run
 
 
+@pytest.mark.slow
 def test_a_few_command_lines(here, capsys):
     codes = fuzzed(40, True)(here, capsys)
     assert codes[True, 0] > 2 and codes[True, 2] > 2, codes

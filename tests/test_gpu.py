@@ -28,6 +28,7 @@ def made(*arguments):
     return outcome(f"PYTHON={sys.executable}", *arguments, program=["make", "--silent", "gpu"])
 
 
+@pytest.mark.slow
 def test_a_rehearsal_of_the_first_part(tmp_path):
     code, out, err = made("DEVICE=cpu", "GPU_PARTS=1", f"OUT={tmp_path / 'the results'}")
     assert code == 0, out + err

@@ -109,11 +109,8 @@ def test_runs_small_and_has_what_it_asks(name, outputs, command, made_small, mon
     assert set(plan["contrasts"]) == set(contrasts)
 
 
-# The rest by `make test-slow`; those here are new in kind: other surgeries, hosts from scratch, files of others.
-@pytest.mark.parametrize(
-    "name",
-    [n if n in ("shock", "location", "depth", "medical") else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
-)
+# The rest by `make test-slow`.
+@pytest.mark.parametrize("name", [n if n in ("shock",) else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_every_experiment_can_be_planned_small_and_its_runs_have_what_it_asks(
     name, tmp_path, command, made_small, monkeypatch
 ):

@@ -23,6 +23,7 @@ def measured(config, tmp_path, *overrides):
     return similarity(plan_run(run).build())
 
 
+@pytest.mark.slow
 def test_the_dial_is_recovered_by_every_measure(config, tmp_path):
     ladder = [measured(config, tmp_path, f"donor.data.dial={dial}") for dial in (0.0, 0.3, 1.0)]
     for where in ("fixed", "site"):

@@ -78,6 +78,7 @@ def test_a_stage_and_a_grouped_convolution_are_forms_too():
 
 @settings(max_examples=100, deadline=None)
 @given(spec=hosts, architecture=architectures, data=st.data())
+@pytest.mark.slow
 def test_whatever_fits_gives_the_hosts_shapes_and_whatever_does_not_says_so(spec, architecture, data):
     with torch.device("meta"):
         host, donor = spec.build(IMAGE, 5, seed=0), architecture.build()

@@ -94,6 +94,7 @@ def cluster(tmp_path_factory):
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.jobs=2", "hydra.launcher.cpus_per_task=1"]
 
 
+@pytest.mark.slow
 def test_a_slurm_array(cluster, calm, tmp_path):
     here = subprocess.run(program(tmp_path, 2, *SLURM), stderr=subprocess.PIPE, text=True, timeout=300)
     assert here.returncode == 0, here.stderr

@@ -272,6 +272,7 @@ def test_a_short_chaos(brief, tmp_path):
     assert differences(brief, tmp_path) == {"lost": [], "more": [], "different": []}
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_not_planned_again_until_something_changes(brief, tmp_path, command):
     outputs = tmp_path / "outputs"
     shutil.copytree(brief, outputs)
