@@ -151,6 +151,7 @@ def test_workers_by_cores_and_gpus(config, monkeypatch):
     assert devices(config("exec=cpu").exec, 2) == ["", ""]
 
 
+@pytest.mark.slow
 def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
     outputs = tmp_path / "outputs"
     for made in ("donors", "networks"):
