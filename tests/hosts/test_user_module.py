@@ -141,6 +141,7 @@ def test_another_process_says_which_host_has_to_be_made_first(network):
     line = "error: the host Own is a module that this process does not have: call layergraft.Host(module, ...) with it here first"
     assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
     assert json.loads((run.folder / "record.json").read_text())["config"]["host"]["classifier"] == ["top"]
+    assert run.record.host == {"head": "kept", "weights": "Own"}  # not initial ones
 
 
 def test_torchvisions_blocks_need_no_naming(network):

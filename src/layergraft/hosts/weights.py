@@ -41,7 +41,7 @@ def matching(spec: HostSpec, network: nn.Module, keep_head: bool) -> dict[str, T
     weight_files.require_finite(where, tensors)
     wanted = network.state_dict()
     if not keep_head:
-        tensors |= {name: wanted[name] for name in _head(spec, wanted)}
+        tensors |= {name: wanted[name] for name in head_names(spec, wanted)}
     spec.family.require_same_kind(where, tensors, wanted)
     return weight_files.require_match(f"{where} in {spec.name}", tensors, wanted)
 
@@ -51,7 +51,7 @@ def head_fits(spec: HostSpec, network: nn.Module) -> bool:
     if spec.weights is None:
         return True
     tensors, wanted = _tensors(spec), network.state_dict()
-    return all(name in tensors and tensors[name].shape == wanted[name].shape for name in _head(spec, wanted))
+    return all(name in tensors and tensors[name].shape == wanted[name].shape for name in head_names(spec, wanted))
 
 
 def transforms(spec: HostSpec) -> Any:
@@ -69,12 +69,13 @@ def class_names(spec: HostSpec) -> tuple[str, ...] | None:
 def report(spec: HostSpec, network: nn.Module, keep_head: bool) -> str:
     """Which of the network's tensors are the file's, in a line."""
     file, wanted = _file(spec), network.state_dict()
-    new = [] if keep_head else _head(spec, wanted)
+    new = [] if keep_head else head_names(spec, wanted)
     head = f"; {', '.join(new)} are new" if new else ""
     return f"{len(wanted) - len(new)} of {len(wanted)} tensors from {file.path}{head}"
 
 
-def _head(spec: HostSpec, state: Mapping[str, Tensor]) -> list[str]:
+def head_names(spec: HostSpec, state: Mapping[str, Tensor]) -> list[str]:
+    """Which tensors of a state dict are the classifier's."""
     return [name for name in state if any(name.startswith(f"{path}.") for path in spec.roles["head"])]
 
 

@@ -145,10 +145,10 @@ def build(
         trained, found = pretrain(host, backend, outputs)
         facts |= found
         own = network.state_dict()
-        new = set() if keep_head else set(_head(host, own))
+        new = set() if keep_head else set(weights.head_names(host, own))
         tensors = {name: own[name] if name in new else tensor for name, tensor in trained.state_dict().items()}
-    elif host.weights is not None:
-        facts["weights"] = host.weights
+    elif host.comes_with_weights:  # a module's are in the network already
+        facts["weights"] = host.weights or host.name
         tensors = weights.matching(host, network, keep_head)
     if tensors is not None:
         network.load_state_dict(tensors)
@@ -165,9 +165,5 @@ def _shapes(host: HostSpec, images: ImageData) -> dict[str, tuple[int, ...]]:
     from layergraft.hosts.meta_device import meta_host
 
     state = meta_host(host, images.shape, images.num_classes).state_dict()
-    head = _head(host, state)
+    head = weights.head_names(host, state)
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in head}
-
-
-def _head(host: HostSpec, state: dict[str, Tensor]) -> list[str]:
-    return [name for name in state if any(name.startswith(f"{path}.") for path in host.roles["head"])]
