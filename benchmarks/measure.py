@@ -145,7 +145,8 @@ def composed(*overrides: str) -> Config:
     """A run's config, as `layergraft train` composes it."""
     from hydra import compose, initialize_config_dir
 
-    from layergraft.config.compose import conf_dir, to_config, to_hydra
+    from layergraft.config.compose import conf_dir, to_config
+    from layergraft.config.overrides import to_hydra
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return to_config(compose("config", [to_hydra(override) for override in overrides]))

@@ -18,7 +18,7 @@ ARROWS = {
     "__init__": {"api"},
     "cli": {"sweeps", "report", "runs", "surgery", "donors", "training", "strategies", "hosts", "data"},
     "api": {"report", "runs", "surgery", "hosts"},
-    "sweeps": {"report", "runs", "donors", "training", "hosts"},
+    "sweeps": {"report", "runs", "donors", "training", "hosts", "stats"},
     "report": {"strategies", "stats"},
     "runs": {"surgery", "donors", "networks", "training", "strategies", "hosts", "data", "metrics"},
     "surgery": {"donors", "training", "hosts"},

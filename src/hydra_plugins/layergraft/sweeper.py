@@ -15,6 +15,10 @@ class SweeperConf:
     controls: list[list[str]] = field(default_factory=list)
     # What the report tests, a name each: {of: ["+strategy=freeze,site=early", "-donor=none"], metric: test/acc}
     contrasts: dict[str, Any] = field(default_factory=dict)
+    # What each arm is tuned over by itself before arms are compared: {optim.lr: [1e-3, 3e-3, 1e-2]}; null: nothing.
+    tune: dict[str, Any] | None = field(default_factory=dict)
+    tuning_seeds: list[int] = field(default_factory=lambda: [1000, 1001, 1002])  # none of the comparison's
+    tuned: str | None = None  # a tuning.json of before, whose arms are not tuned again
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="layergraft", node=SweeperConf, provider="layergraft")

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from layergraft.config.error_messages import of_the_run
+from layergraft.config.overrides import to_hydra
 from layergraft.config.plugins import installed
 from layergraft.config.registry import validate
 from layergraft.config.renamed import renamed
@@ -28,7 +29,6 @@ from layergraft.errors import require, unknown
 
 installed()  # before a config is composed: each module registers its kinds
 SOURCE = "data@donor.data"
-CHOICES_BELOW = r"(donor|host\.pretrain)\.(data|optim|schedule)"  # groups of which a choice stands deeper in the config
 TARGET = "digits_b_blurred"  # the default target, for which conf/config.yaml pretrains the host
 MAX_PATTERNS = 256  # kept at a time, a sixth of a megabyte each
 
@@ -37,23 +37,6 @@ def conf_dir() -> Path:
     """The folder of the config groups: inside an installed package, beside `src/` in a checkout."""
     packaged = Path(__file__).parents[1] / "conf"
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "conf"
-
-
-def to_hydra(override: str) -> str:
-    """`donor.data=cifar10` as Hydra spells it: the group `data`, put at `donor.data`."""
-    found = re.match(rf"(\+*){CHOICES_BELOW}=(?=[\w,.-]+$)", override)
-    if found is None:
-        return override
-    plus = "" if found[1] == "++" else found[1]  # which Hydra has for values alone
-    chosen = override[found.end() :]
-    if found[2] == "host.pretrain":  # null is no choice of a group; none is
-        chosen = ",".join("none" if name == "null" else name for name in chosen.split(","))
-    return f"{plus}{found[3]}@{found[2]}.{found[3]}={chosen}"
-
-
-def from_hydra(override: str) -> str:
-    """The inverse of `to_hydra`."""
-    return re.sub(rf"^(\+*)\w+@{CHOICES_BELOW}=", r"\1\2.\3=", override)
 
 
 def normalize_overrides(arguments: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from layergraft.store.records import read_json
 
 SWEEP = "sweep.json"
 RERUN = "rerun"  # in a sweep's folder from the start of a rerun until it is concluded
+TUNED = "tuning.json"  # how each arm of the sweep was tuned
 STUDY, TRIALS = "study.log", "trials.csv"  # of a search
 
 

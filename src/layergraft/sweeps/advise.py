@@ -11,11 +11,12 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from layergraft.config.overrides import from_hydra, key_of, to_hydra, within
 from layergraft.errors import RunFailed, UserError, counted, require
 from layergraft.store.files import digest, write_json
 from layergraft.store.records import read_record
 from layergraft.sweeps import worker_pool
-from layergraft.sweeps.grid import GridSweeper, finish, key_of, say, within
+from layergraft.sweeps.grid import GridSweeper, finish, say
 from layergraft.sweeps.launchers import LocalLauncher
 from layergraft.sweeps.manifest import write_plan
 
@@ -117,8 +118,6 @@ class AdviseSweeper(GridSweeper):
 
         Raises UserError where there is none.
         """
-        from layergraft.config.compose import to_hydra
-
         given = {key_of(a) for a in map(to_hydra, arguments)}
         asked = [*arguments, *([] if "strategy" in given else [f"strategy={STRATEGIES}"])]
         anywhere = "site" not in given
@@ -202,7 +201,6 @@ class AdviseSweeper(GridSweeper):
         """Do the runs of a round, and note them by the first of `metrics`. Return each metric, (A, S), nan for what failed."""
         import numpy as np
 
-        from layergraft.config.compose import from_hydra
         from layergraft.sweeps import execution
 
         plans = self._plans(combinations, at)
@@ -227,7 +225,6 @@ class AdviseSweeper(GridSweeper):
         `val_AS` and `test_AS` the last arm is the host without a donor. Raises RunFailed where no arm is complete."""
         import numpy as np
 
-        from layergraft.config.compose import from_hydra
         from layergraft.report import recommendation
 
         if np.isnan(val_AS[:-1]).any(1).all():

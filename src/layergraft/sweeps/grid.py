@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from layergraft.errors import UserError, counted, unknown
+from layergraft.config.overrides import from_hydra, key_of, to_hydra, within
+from layergraft.errors import UserError, counted, require, unknown
 from layergraft.store.files import digest, label, write_atomic
 from layergraft.store.records import DONE, RECORD, read_record, run_folder, status_of
 from layergraft.store.sweep_folder import RERUN, SWEEP, read_sweep
@@ -31,6 +32,7 @@ from layergraft.sweeps.manifest import finished, signature, write_plan
 if TYPE_CHECKING:
     from layergraft.config.compose import Composer
     from layergraft.runs.plan import RunPlan
+    from layergraft.sweeps.tuning import Arm, Tuning
 
 TENSORBOARD_DRAWS = 40  # runs; of more it selects none by itself
 
@@ -47,16 +49,6 @@ def _contrast(name: str, given: Any) -> dict[str, Any]:
     return {**known, **{str(key): value for key, value in plain.items()}}
 
 
-def key_of(override: str) -> str:
-    """`data@donor.data=digits` -> `donor.data`: where in the config an override acts."""
-    return override.split("=", 1)[0].lstrip("+~").rpartition("@")[2]
-
-
-def within(key: str, parent: str) -> bool:
-    """Whether `key` is `parent` or a part of it: what was said of a donor is void where a control has another."""
-    return key == parent or key.startswith(parent + ".")
-
-
 class GridSweeper(BasicSweeper):
     """The product of all that is swept over, and each control over it."""
 
@@ -65,15 +57,22 @@ class GridSweeper(BasicSweeper):
     launcher: Any  # a LocalLauncher, or one of Hydra's others
     kind = "sweep"
 
-    def __init__(self, params: Any = None, controls: Sequence[list[str]] = (), contrasts: Any = None) -> None:
+    def __init__(
+        self,
+        params: Any = None,
+        controls: Sequence[list[str]] = (),
+        contrasts: Any = None,
+        tune: Any = None,
+        tuning_seeds: Sequence[int] = (),
+        tuned: str | None = None,
+    ) -> None:
         super().__init__(max_batch_size=None, params=params)
         self.controls = controls or ()
         self.contrasts = {name: _contrast(name, given) for name, given in (contrasts or {}).items()}
+        self.tune, self.tuning_seeds, self.tuned = tune, tuning_seeds, tuned
 
     def asked(self, arguments: list[str]) -> list[Override]:
         """What is swept over and what is fixed. Raises UserError for what is nothing to sweep over."""
-        from layergraft.config.compose import to_hydra
-
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*map(to_hydra, self._parse_config()), *arguments])
         for override in (o for o in overrides if o.is_sweep_override()):
@@ -85,8 +84,6 @@ class GridSweeper(BasicSweeper):
 
     def combinations(self, arguments: list[str]) -> list[list[str]]:
         """The overrides of every run asked for: the product, then each control over it, without repeats."""
-        from layergraft.config.compose import to_hydra
-
         overrides = self.asked(arguments)
         for override in overrides:
             if override.is_sweep_override() and isinstance(override.value(), IntervalSweep):
@@ -110,15 +107,20 @@ class GridSweeper(BasicSweeper):
         return Composer(self.hydra_context.config_loader, self.config)
 
     def plan(self, combinations: Sequence[Sequence[str]]) -> list[RunPlan]:
-        """Plan the different runs among `combinations`, as the machines that the launcher has will do them."""
+        """Plan the different runs among `combinations`."""
+        from layergraft.sweeps import execution
 
+        return execution.distinct(self.plan_each(combinations))
+
+    def plan_each(self, combinations: Sequence[Sequence[str]]) -> list[RunPlan]:
+        """Plan the run of each of `combinations`, as the machines that the launcher has will do them."""
         from layergraft.sweeps import execution
 
         own = isinstance(self.launcher, LocalLauncher)
         each = (
             (o, self.launcher.resolved(config) if own else config) for o, config in self.composer.each(combinations)
         )
-        return execution.distinct(execution.planned(each))
+        return execution.planned(each)
 
     def folder(self, arguments: list[str]) -> Path:
         """Where the sweep is: under its name, or one that is the same for the same overrides: that of the experiment, and of
@@ -137,8 +139,12 @@ class GridSweeper(BasicSweeper):
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
         loader, asked = self.hydra_context.config_loader, self.combinations(arguments)
-        paths = [item.path for item in loader.get_search_path().get_path()]
-        signed = signature(asked, self.config, [Path(path[7:]) for path in paths if path.startswith("file://")])
+        paths = [
+            Path(path[7:])
+            for item in loader.get_search_path().get_path()
+            if (path := item.path or "").startswith("file://")
+        ]
+        signed = signature(asked, self.config, paths)
         keys = None if settings.rerun else finished(folder, Path(settings.outputs), signed)
         if keys is not None:
             say(f"{len(keys)} of {counted(len(keys), 'run')} in the store already")
@@ -154,23 +160,62 @@ class GridSweeper(BasicSweeper):
 
             metrics = dict.fromkeys(name for plan in plans for name in plan.metrics)
             require_contrasts((planned_record(plan, "planned") for plan in plans), self.contrasts, metrics)
+        tuning, arms = self._tuning(combinations, [plan.config.seed for plan in plans], paths)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
+        command = shlex.join(["layergraft", "train", *map(from_hydra, sys.argv[1:])])
+        planned = partial(
+            write_plan, folder, command=command, signed=signed, rerun=settings.rerun, contrasts=self.contrasts
+        )
+        if tuning is not None:
+            for rung in tuning.rungs(arms.values()):
+                self._launch(rung, planned(rung, tuned={}))
+            tuning.conclude(arms)
+            tuning.write(folder, command)
+            for line in tuning.say():
+                say(line)
+            plans = self.plan(
+                self.composer.without_foreign([tuning.tuned(combination) for combination in combinations])
+            )
         keys = [plan.key for plan in plans]
-        others = set(read_sweep(folder)["runs"]) - set(keys) if (folder / SWEEP).exists() else ()
+        others = set(read_sweep(folder)["runs"]) - set(keys) if (folder / SWEEP).exists() and tuning is None else ()
         if others:
             was = f"{folder} was a sweep of {counted(len(others), 'other run')}"
             say(f"{was}; they stay in the store, this one's report replaces theirs")
-        from layergraft.config.compose import from_hydra
-
-        command = shlex.join(["layergraft", "train", *map(from_hydra, sys.argv[1:])])
-        since = write_plan(folder, plans, command, signed, settings.rerun, self.contrasts)
-        if isinstance(self.launcher, LocalLauncher):  # it need not plan them again; others compose by themselves
-            self.launcher.planned = plans
-            self.launcher.newer_than = since
-        returns = self.launcher.launch([list(plan.overrides) for plan in plans], initial_job_idx=0)
+        since = planned(plans, tuned={plan.key: tuning.arm_of(plan) for plan in plans} if tuning else None)
+        returns = self._launch(plans, since)
         finish(folder, keys, since)
         return returns
+
+    def _tuning(
+        self, combinations: Sequence[Sequence[str]], seeds: Sequence[int], config_folders: Sequence[Path]
+    ) -> tuple[Tuning | None, dict[tuple[str, ...], Arm]]:
+        """What tunes the arms of `combinations`, and these; None and nothing where nothing is to be tuned."""
+        from layergraft.sweeps.tuning import Tuning, grid_of
+
+        grid = grid_of(self.tune)
+        if not grid:
+            return None, {}
+        tuning = Tuning(grid, self.tuning_seeds, self._known(config_folders))
+        tuning.require_apart(combinations, seeds)
+        arms = tuning.arms(combinations, lambda each: self.plan_each(self.composer.without_foreign(each)))
+        for line in tuning.announce(arms, self.tuned):
+            say(line)
+        return tuning, arms
+
+    def _known(self, config_folders: Sequence[Path]) -> Path | None:
+        """The file that `hydra.sweeper.tuned` names, from here or from a folder of configs. Raises UserError where there is none."""
+        if self.tuned is None:
+            return None
+        there = [path for folder in (Path(), *config_folders) if (path := folder / self.tuned).is_file()]
+        require(bool(there), f"hydra.sweeper.tuned: file not found: {self.tuned}")
+        return there[0]
+
+    def _launch(self, plans: list[RunPlan], since: float) -> Any:
+        """Have the launcher do these runs, unless the store has them from `since` or later."""
+        if isinstance(self.launcher, LocalLauncher):  # it need not plan them again; others compose by themselves
+            self.launcher.planned, self.launcher.newer_than = plans, since
+        return self.launcher.launch([list(plan.overrides) for plan in plans], initial_job_idx=0)
 
 
 def say(line: str) -> None:

@@ -26,16 +26,23 @@ PACKAGES = ("torch", "torchvision", "scikit-learn", "numpy")
 
 
 def write_plan(
-    folder: Path, plans: Sequence[RunPlan], command: str, signed: str = "", rerun: bool = False, contrasts: Any = None
+    folder: Path,
+    plans: Sequence[RunPlan],
+    command: str,
+    signed: str = "",
+    rerun: bool = False,
+    contrasts: Any = None,
+    tuned: dict[str, str] | None = None,
 ) -> float:
-    """Write what the sweep is to `folder`/sweep.json: command, what is to be compared, runs, what they come of. Return
-    since when, of the disk's clock, a record counts: ever, or since this `rerun` (or the same, not concluded) began."""
+    """Write what the sweep is to `folder`/sweep.json: command, what is to be compared, runs, what they come of. `tuned`: the key of
+    each run -> its arm in tuning.json; empty while arms are being tuned. Return since when, of the disk's clock, a record counts:
+    ever, or since this `rerun` (or the same, not concluded) began."""
     files = sorted({path for plan in plans for path in _paths(canonical(plan.config)) if os.path.exists(path)})
     keys = [plan.key for plan in plans]
     made_of = {"signature": signed, "files": files, "stamp": _stamp_of(files)}
     known = {"name": folder.name, "command": command, "contrasts": contrasts or {}, **made_of, "runs": keys}
-    write_json(folder / SWEEP, known)
-    marker, content = folder / RERUN, digest([signed, made_of["stamp"], keys])
+    write_json(folder / SWEEP, known if tuned is None else known | {"tuned": tuned})
+    marker, content = folder / RERUN, digest([signed, made_of["stamp"]])
     if not rerun:
         marker.unlink(missing_ok=True)
     else:
