@@ -165,6 +165,26 @@ def _curves(rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str], panel:
     return alt.layer(band, line, data=rows), rows
 
 
+def tuning_curves(rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str]) -> alt.TopLevelMixin:
+    """A panel a tuned key, setting and site: validation accuracy over the values that were tried, a line an arm; filled: the value
+    that the arm takes."""
+    rows = _filtered(rows, axes, "cell")
+    numbers = pd.to_numeric(rows.value, errors="coerce")
+    is_number = bool(numbers.notna().all()) and not any(isinstance(value, bool) for value in rows.value)
+    log = is_number and bool(numbers.min() > 0) and numbers.max() >= 8 * numbers.min()
+    scale = alt.Scale(type="log" if log else "linear", zero=False)
+    x = alt.X("value:Q", scale=scale, title=None) if is_number else alt.X("value:O", title=None)
+    base = alt.Chart().encode(
+        x=x, y=alt.Y("acc:Q", title="validation accuracy, %", scale=alt.Scale(zero=False)), color=_by_arm(arms),
+        tooltip=["arm:N", "value:N", alt.Tooltip("acc:Q", format=".1f"), alt.Tooltip("num_seeds:Q", title="seeds")],
+    )  # fmt: skip
+    taken = alt.condition("datum.takes", alt.value(1.0), alt.value(0.0))
+    layered = alt.layer(
+        base.mark_line(opacity=0.8), base.mark_point(size=60, filled=True).encode(fillOpacity=taken), data=rows
+    )
+    return _panels(layered.properties(width=270, height=200), rows, axes, 3, "cell", header=HEADER)
+
+
 def scatter(
     rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str], x: str, unit: str, panel: str | None = None
 ) -> alt.TopLevelMixin:

@@ -16,6 +16,8 @@ from layergraft.report.best_arms import Answer, answers
 from layergraft.report.contrasts import CONTROLS, NO_GRAFT, RANDOM, Contrast, Design, of_source
 from layergraft.report.loading import Loading
 from layergraft.report.table import NONE, Runs
+from layergraft.report.tuning import notes as tuning_notes
+from layergraft.report.tuning import tuned_arms
 from layergraft.stats import Shares, association, factorial, mean_difference, shares, together
 from layergraft.stats.association import corrected
 
@@ -67,6 +69,8 @@ class Findings:
     """A row a site and calibration (`loading.calibration`)."""
     similar: pd.DataFrame
     """A row a measure of similarity: its `association` with the gain over sources."""
+    tuned: pd.DataFrame
+    """A row a setting, site and arm that was tuned (`tuning.tuned_arms`)."""
     by_run: pd.DataFrame
     """The grafted runs with their `gain` in test/acc."""
     notes: list[str]
@@ -86,10 +90,12 @@ def find(runs: Runs) -> Findings:
     ladder, steps = _ladder(design, gains.get("test/acc"))
     answered = answers(design)
     across = _across(by_run) if baseline else pd.DataFrame()
+    tuned = tuned_arms(design, runs.tunings)
     return Findings(
         runs, design, compared, lacking, answered, baseline, gains, across, varied, of, ladder, steps,
         loading.loadings(design), loading.shocks(design), loading.costs(design, across), loading.calibration(design),
-        _similar(design, by_run), by_run, [*runs.notes, *_notes(design, by_run, baseline, answered)],
+        _similar(design, by_run), tuned, by_run,
+        [*tuning_notes(design, runs.tunings, tuned), *runs.notes, *_notes(design, by_run, baseline, answered)],
     )  # fmt: skip
 
 

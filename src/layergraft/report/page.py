@@ -25,6 +25,7 @@ from layergraft.report.headline import headline
 from layergraft.report.loading import Recovery
 from layergraft.report.narrative import IN_WORDS, describe_difference, describe_metric, sentences
 from layergraft.report.table import AXES, MEASURED, NONE, TOLD, Runs, require_completed
+from layergraft.report.tuning import tuning_curves
 from layergraft.stats import Difference, Shares
 from layergraft.store.files import write_atomic
 from layergraft.store.records import RECORD
@@ -166,6 +167,8 @@ def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path)
     if "drift" in by_run and (by_run.drift > 0).any():
         moved = by_run.dropna(subset="drift")[[*columns, "drift"]]
         drawn["drift"] = figures.scatter(moved, axes, arms, "drift", units["test/acc"])
+    if len(found.tuned):
+        drawn["tuning"] = figures.tuning_curves(tuning_curves(found.tuned), axes, arms)
     if found.shares is not None:
         drawn["shares"] = figures.share_bars(_share_rows(found.shares))
     if len(found.ladder):

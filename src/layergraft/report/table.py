@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pandas as pd
 from layergraft.errors import UserError, require
 from layergraft.report.new_metrics import add_metrics
 from layergraft.report.query import select
+from layergraft.report.tuning import Tuning, read_tuning
 from layergraft.store.files import digest, label
 from layergraft.store.records import RECORD, RunRecord, read_record, run_folder
 from layergraft.store.sweep_folder import SWEEP, read_sweep
@@ -34,7 +35,7 @@ UNTRAINED, WEIGHTS = (
 )  # host_from of a host with initial weights, and with host.weights
 # Columns beside axes and metrics: what a run's host and donors were, and what the run cost.
 TOLD = ("host_from", "host_network", "head")
-MEASURED = ("host_acc", "donor_acc", "trained_parameters", "peak_memory", "fit_seconds", "seconds", "steps")
+MEASURED = ("lr", "host_acc", "donor_acc", "trained_parameters", "peak_memory", "fit_seconds", "seconds", "steps")
 
 
 @dataclass
@@ -57,6 +58,8 @@ class Runs:
     units: dict[str, str] = field(default_factory=dict)
     """Metric that some run has -> its unit."""
     name: str = ""
+    tunings: list[Tuning] = field(default_factory=list)
+    """Those of the sweeps whose arms were tuned. The tuned keys are columns of `table`, and not among `swept`."""
 
     @property
     def completed(self) -> pd.DataFrame:
@@ -68,27 +71,29 @@ def read(folders: Iterable[Path], where: str | None = None, metrics: Iterable[st
     record has `status: missing`. `metrics`, and those of the sweeps' contrasts, are computed for runs that were done before
     they were registered. Raises UserError for a folder that is neither, and where no run is left."""
     found: dict[str, Path] = {}
-    commands, contrasts, names = [], {}, []
+    commands, contrasts, names, tunings = [], {}, [], []
     for at, folder in {path.resolve(): path for path in folders}.items():  # each once
         names.append(at.name)
         if not (folder / SWEEP).is_file() and any(folder.glob(f"*/{RECORD}")):
             found |= {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{RECORD}"))}
             continue
         sweep = read_sweep(folder)
+        tunings += [tuning] if (tuning := read_tuning(folder, sweep)) else []
         found |= {key: run_folder(at.parents[1], key) for key in sweep["runs"]}
         commands.append(sweep["command"])
         for name, contrast in sweep.get("contrasts", {}).items():
             others = (f"{name} ({more})" for more in itertools.chain([at.name], itertools.count(2)))
             free = next(other for other in itertools.chain([name], others) if other not in contrasts)
             contrasts[free] = contrast | {"runs": sweep["runs"]}
-    runs = tidy((_record(key, path), path) for key, path in found.items())
+    tuned = dict.fromkeys(key for tuning in tunings for key in tuning.grid)
+    runs = tidy(((_record(key, path), path) for key, path in found.items()), tuned)
     if where is not None:
         # A run without a graft, which has no site, is among those of every site; so is a run that is missing.
         kept = select(runs.table, where, [*AXES, *runs.swept, "status"], nowhere=NONE)
         require(bool(kept.any()), f"no run of {' + '.join(names)} has {where}")
         runs.table = runs.table[kept].reset_index(drop=True)
     add_metrics(runs, [*metrics, *(contrast["metric"] for contrast in contrasts.values())])
-    runs.commands, runs.contrasts = commands, contrasts
+    runs.commands, runs.contrasts, runs.tunings = commands, contrasts, tunings
     runs.name = " + ".join(names) + (f" where {where}" if where else "")
     return runs
 
@@ -112,8 +117,8 @@ def target(folders: Sequence[Path], where: str | None) -> Path:
     return outputs / "reports" / label(*parts, *([where, digest(where)[:4]] if where else []))
 
 
-def tidy(records: Iterable[tuple[RunRecord, Path]]) -> Runs:
-    """The table of records, each with its folder."""
+def tidy(records: Iterable[tuple[RunRecord, Path]], tuned: Collection[str] = ()) -> Runs:
+    """The table of records, each with its folder. The keys in `tuned` have a column each; runs are not told apart by them."""
     rows: list[dict[str, Any]] = []
     plans: dict[str, RunRecord] = {}
     hardware: Counter[str] = Counter()
@@ -142,9 +147,11 @@ def tidy(records: Iterable[tuple[RunRecord, Path]]) -> Runs:
     numbers = [name for name in table if "/" in name or name in ("drift", *MEASURED)]
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
     table["seed"] = pd.to_numeric(table.seed, errors="coerce").astype("Int64")  # a missing run has none
+    own = {name: leaves.pop(name) for name in tuned if name in leaves}
     swept, notes = _swept(leaves, table)
     for position, (name, column) in enumerate(swept.items()):
         table.insert(3 + len(AXES) + position, name, column)
+    table = table.assign(**own)
     twice = (table.status == "completed") & table[[*AXES, *swept]].astype(str).duplicated(keep=False)
     if twice.any():
         alike = f"{twice.sum()} runs are alike in every axis, seed included, and count as their mean"
@@ -161,7 +168,7 @@ def _metrics(record: RunRecord) -> dict[str, Any]:
 
 def _facts(record: RunRecord) -> dict[str, Any]:
     """TOLD and MEASURED of a run. host_from: in words where the host's weights are from; host_network: which network they are,
-    so that runs that share it are known; head: kept or new; host_acc, donor_acc: test accuracy in % of the pretrained host on
+    so that runs that share it are known; head: kept or new; lr: the learning rate; host_acc, donor_acc: test accuracy in % of the pretrained host on
     the data it was pretrained on, and of the donors (mean over sites) on theirs; peak_memory in bytes; fit_seconds: of training
     alone; steps: that it may train."""
     host, weights = record.host, record.config.get("host", {}).get("weights")
@@ -173,7 +180,7 @@ def _facts(record: RunRecord) -> dict[str, Any]:
         "host_from": told if record.config else None, "host_network": host.get("network", weights), "head": host.get("head"),
         "host_acc": host.get("metrics", {}).get("test/acc"), "donor_acc": np.mean(donors) if donors else None,
         "trained_parameters": record.costs.get("trained_parameters"), "peak_memory": record.costs.get("peak_memory"),
-        "fit_seconds": record.timings.get("fit_seconds"), "seconds": record.timings.get("total_seconds"),
+        "lr": record.config.get("optim", {}).get("lr"), "fit_seconds": record.timings.get("fit_seconds"), "seconds": record.timings.get("total_seconds"),
         "steps": record.steps_per_epoch and record.steps_per_epoch * int(record.config["schedule"]["epochs"]),
     }  # fmt: skip
 

@@ -81,8 +81,8 @@ def _is_number(value: Any) -> bool:
 class Arm:
     """Runs that differ by seed alone, once the tuned keys are set."""
 
-    overrides: tuple[str, ...]
-    """Less the seed and what is tuned."""
+    name: str
+    """What tells it from the others of its sweep."""
     config: str
     """A digest of its config less the same, and less what depends on the machine."""
     plans: dict[int, dict[int, RunPlan]]
@@ -143,6 +143,7 @@ class Tuning:
             [*overrides, *assigned(values), f"seed={seed}"]
             for overrides in bare for values in self.candidates for seed in self.seeds
         ])  # fmt: skip
+        shared = set.intersection(*map(set, bare))
         arms: dict[tuple[str, ...], Arm] = {}
         found: dict[tuple[str, ...], Arm] = {}
         for number, overrides in enumerate(bare):
@@ -153,7 +154,8 @@ class Tuning:
             if of_runs not in arms:
                 kept = sorted(different.values())
                 config = _portable(plans[0][self.seeds[0]], self.grid)
-                arms[of_runs] = Arm(overrides, config, {c: plans[c] for c in kept}, kept)
+                name = told([override for override in overrides if override not in shared])
+                arms[of_runs] = Arm(name, config, {c: plans[c] for c in kept}, kept)
             found[overrides] = arms[of_runs]
         return found
 
@@ -201,7 +203,7 @@ class Tuning:
         found_CSM = np.array([[arm.scores[c][seed] for seed in seeds] for c in arm.left], float)
         if np.isnan(found_CSM[..., 0]).any(1).all():
             raise RunFailed(
-                f"no value of {listing(self.grid)} was completed at every seed for {told(arm.overrides)}: {error}"
+                f"no value of {listing(self.grid)} was completed at every seed for {arm.name}: {error}"
             )
         arm.left = [arm.left[number] for number in ranked(found_CSM[..., 0], found_CSM[..., 1])]
 
@@ -218,7 +220,7 @@ class Tuning:
                 for c, scores in sorted(arm.scores.items())
             ]
             self.done[overrides] = {
-                "arm": told(arm.overrides), "config": arm.config, "chosen": chosen, "at_edge": at_edge(chosen, self.grid),
+                "arm": arm.name, "config": arm.config, "chosen": chosen, "at_edge": at_edge(chosen, self.grid),
                 "tried": tried, "runs": len(arm.seconds), "seconds": sum(arm.seconds.values()), "images": arm.images,
             }  # fmt: skip
 
