@@ -38,6 +38,10 @@ class BatchSpec:
         """Of the optimizer; the last, smaller batches of an epoch are left out."""
         return num_images // (self.batch_size * self.accumulate)
 
+    def images_per_epoch(self, num_images: int) -> int:
+        """How many of the images an epoch goes through."""
+        return self.steps_per_epoch(num_images) * self.batch_size * self.accumulate
+
 
 class TrainBatches:
     """Shuffled, augmented batches `(x_NCHW float, y_N)` of the training split, a new order each epoch; with `mixup` the

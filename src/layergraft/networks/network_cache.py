@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from layergraft.data.image_data import ImageData
     from layergraft.data.normalization import Normalization
-    from layergraft.training.fit import Backend
+    from layergraft.training.fit import Backend, Fitted
 
 WEIGHTS, FACTS = "network.safetensors", "network.json"
 ALL_TRAINS = StrategySpec("all", groups={"all": [".*"]}, phases={"start": PhaseSpec(0, {"all": 1.0})})
@@ -71,19 +72,25 @@ def trained(
     normalization: Normalization | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Give `network` the weights that training it gives, by the first who asks, in whichever process; others read them.
-    Returns `network` (its key, which names `folder`), `num_train` (images) and `metrics`. `known` is what the key is
-    the hash of; images are normalised by `normalization`, or else as `how.data` says. Raises RunFailed where it diverges."""
+    Returns `network` (its key, which names `folder`), `num_train` (images), `metrics`, and `cost`: `images` that training went
+    through, each as often as it did, and `seconds`. `known` is what the key is the hash of; images are normalised by `normalization`, or else as `how.data` says. Raises RunFailed where it diverges."""
+    from layergraft.data.batches import BatchSpec
+
     key = folder.name
 
     def make(unfinished: Path) -> None:
-        metrics = _fit(network, images, how, backend, unfinished, key, normalization)
+        start = time.perf_counter()
+        fitted = _fit(network, images, how, backend, unfinished, key, normalization)
+        batch = BatchSpec(how.optim.batch_size, how.optim.accumulate)
+        seen = batch.images_per_epoch(len(images.train)) * len(fitted.curves)
+        facts = {"metrics": fitted.summary(), "cost": {"images": seen, "seconds": time.perf_counter() - start}}
         save(network, unfinished / WEIGHTS)
-        write_json(unfinished / FACTS, {**known, "num_train": len(images.train), "metrics": metrics})
+        write_json(unfinished / FACTS, {**known, "num_train": len(images.train), **facts})
 
     create_once(folder, make)
     load(network, folder / WEIGHTS)
     facts = json.loads((folder / FACTS).read_text())
-    return {"network": key, "num_train": facts["num_train"], "metrics": facts["metrics"]}
+    return {"network": key, **{name: facts[name] for name in ("num_train", "metrics", "cost")}}
 
 
 def folder_of(outputs: Path, key: str) -> Path:
@@ -107,8 +114,8 @@ def load(module: nn.Module, path: Path) -> None:
 def _fit(
     network: nn.Module, images: ImageData, how: Learning, backend: Backend, folder: Path, key: str,
     normalization: Normalization | None,
-) -> dict[str, float]:  # fmt: skip
-    """Train `network` in place on one thread and return its figures. Raises RunFailed, with `key`, where it diverges."""
+) -> Fitted:  # fmt: skip
+    """Train `network` in place on one thread. Raises RunFailed, with `key`, where it diverges."""
     import torch
 
     from layergraft.data.batches import Batches, BatchSpec
@@ -134,4 +141,4 @@ def _fit(
         raise RunFailed(f"the training of {key} diverged: {error}") from error
     finally:
         torch.set_num_threads(threads)
-    return fitted.summary()
+    return fitted

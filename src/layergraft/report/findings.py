@@ -16,8 +16,8 @@ from layergraft.report.best_arms import Answer, answers
 from layergraft.report.contrasts import CONTROLS, NO_GRAFT, RANDOM, Contrast, Design, of_source
 from layergraft.report.loading import Loading
 from layergraft.report.table import NONE, Runs
-from layergraft.report.tuning import notes as tuning_notes
-from layergraft.report.tuning import tuned_arms
+from layergraft.report.tuned_arms import notes as tuning_notes
+from layergraft.report.tuned_arms import tuned_arms
 from layergraft.stats import Shares, association, factorial, mean_difference, shares, together
 from layergraft.stats.association import corrected
 
@@ -70,7 +70,7 @@ class Findings:
     similar: pd.DataFrame
     """A row a measure of similarity: its `association` with the gain over sources."""
     tuned: pd.DataFrame
-    """A row a setting, site and arm that was tuned (`tuning.tuned_arms`)."""
+    """A row a setting, site and arm that was tuned (`report.tuned_arms`)."""
     by_run: pd.DataFrame
     """The grafted runs with their `gain` in test/acc."""
     notes: list[str]

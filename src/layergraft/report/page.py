@@ -25,7 +25,7 @@ from layergraft.report.headline import headline
 from layergraft.report.loading import Recovery
 from layergraft.report.narrative import IN_WORDS, describe_difference, describe_metric, sentences
 from layergraft.report.table import AXES, MEASURED, NONE, TOLD, Runs, require_completed
-from layergraft.report.tuning import tuning_curves
+from layergraft.report.tuned_arms import tuning_curves
 from layergraft.stats import Difference, Shares
 from layergraft.store.files import write_atomic
 from layergraft.store.records import RECORD

@@ -18,7 +18,7 @@ import pandas as pd
 from layergraft.errors import UserError, require
 from layergraft.report.new_metrics import add_metrics
 from layergraft.report.query import select
-from layergraft.report.tuning import Tuning, read_tuning
+from layergraft.report.tuned_arms import Tuning, read_tuning
 from layergraft.store.files import digest, label
 from layergraft.store.records import RECORD, RunRecord, read_record, run_folder
 from layergraft.store.sweep_folder import SWEEP, read_sweep

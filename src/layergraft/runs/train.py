@@ -142,7 +142,7 @@ def _checkpoint(plan: RunPlan, since: float) -> Path | None:
 def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callbacks: Callbacks = ()) -> RunRecord:
     """Train a run that is built, into its folder; `record`, with what came of it. Raises Diverged."""
     plan, config, folder = run.plan, run.config, run.plan.folder
-    record.donors = [donor.provenance for donor in run.donors]
+    record.donors = [{name: fact for name, fact in donor.provenance.items() if name != "cost"} for donor in run.donors]
     record.grafts = [
         GraftRecord(graft.site.path, graft.donor, list(graft.did), dict(graft.donor_paths), list(graft.adapter_paths), list(graft.placed.replaced))
         for graft in run.grafted.grafts
@@ -160,7 +160,7 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
         settings.reader_threads,
     )
     record.normalization = run.normalization.as_record()
-    record.host = run.host
+    record.host = {name: fact for name, fact in run.host.items() if name != "cost"}
     probes = probes_of(run, batches)
     saving = CheckpointSettings(folder, settings.checkpoint_seconds, plan.identity, resume)
     recipe = Recipe(config.optim, config.schedule, config.regularizer)
@@ -179,7 +179,11 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
     record.timings["fit_seconds"] = time.perf_counter() - start
     record.frozen_prefixes = fitted.prefixes
     record.plan = plan.timeline(fitted.curves)
-    record.costs = {"trained_parameters": trained_parameters(record.plan)}
+    seen = plan.batches.images_per_epoch(len(run.images.train)) * len(fitted.curves)
+    record.costs = {"trained_parameters": trained_parameters(record.plan), "images": seen}
+    for name, cost in _made_for(run).items():
+        record.costs[f"{name}_images"] = sum(one["images"] for one in cost)
+        record.timings[f"{name}_seconds"] = sum(one["seconds"] for one in cost)
     if (taken := peak()) is not None:
         record.costs["peak_memory"] = taken
     save(run.network, folder / "model.safetensors")
@@ -193,6 +197,13 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
     record.units = {name: plan.metrics[name].unit for name in record.metrics}
     write_figures(plan, fitted, record)
     return record
+
+
+def _made_for(run: BuiltRun) -> dict[str, list[dict[str, Any]]]:
+    """What training the host and the donors took, each network once, whoever trained it."""
+    known = [("pretraining", run.host), *(("donor", donor.provenance) for donor in run.donors)]
+    networks = {facts["network"]: (name, facts["cost"]) for name, facts in reversed(known) if "cost" in facts}
+    return {of: [cost for name, cost in networks.values() if name == of] for of in ("pretraining", "donor")}
 
 
 def trained_parameters(timeline: dict[str, Any]) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 from layergraft.errors import UserError, require
 from layergraft.store.files import write_json
 
-RECORD_VERSION = 10  # raise it when a field is added, goes, or means something else
+RECORD_VERSION = 11  # raise it when a field is added, goes, or means something else
 RECORD = "record.json"
 LEASES = "leases"
 DONE = ("completed", "diverged")
@@ -69,7 +69,9 @@ class RunRecord:
     """`head`: kept or new. Of a host with trained weights also where they are from: `weights` as the config has it, or
     `network` (its key), `data`, `seed`, `num_train` and `metrics` of one that was pretrained here."""
     costs: dict[str, int] = field(default_factory=dict)
-    """`trained_parameters` (in any phase), and `peak_memory` in bytes while it trained, where that can be measured."""
+    """`trained_parameters` (in any phase); `images` that training went through, each as often as it did, and those of training
+    its host (`pretraining_images`) and its donors (`donor_images`), 0 where none was trained here; and `peak_memory` in bytes while
+    it trained, where that can be measured."""
     donors: list[dict[str, Any]] = field(default_factory=list)
     """The provenance of each site's donor."""
     grafts: list[GraftRecord] = field(default_factory=list)
@@ -84,7 +86,8 @@ class RunRecord:
     probes: list[dict[str, Any]] = field(default_factory=list)
     frozen_prefixes: list[dict[str, Any]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
-    """Seconds."""
+    """Seconds: `fit_seconds` of training, `total_seconds` of all; `pretraining_seconds` and `donor_seconds`, as it was when these were
+    trained, which may have been for another run."""
     metrics: dict[str, float | None] = field(default_factory=dict)
     """None: a number of steps to what was never reached."""
     units: dict[str, str] = field(default_factory=dict)

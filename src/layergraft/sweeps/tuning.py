@@ -198,13 +198,11 @@ class Tuning:
                 arm.scores.setdefault(candidate, {})[seed] = [known.get(name) for name in METRICS]
                 if plan.key not in arm.seconds:
                     arm.seconds[plan.key] = record.timings.get("total_seconds", 0.0)
-                    arm.images += images_of(plan)
+                    arm.images += record.costs.get("images", 0)
                 error = record.error.partition("\n")[0]
         found_CSM = np.array([[arm.scores[c][seed] for seed in seeds] for c in arm.left], float)
         if np.isnan(found_CSM[..., 0]).any(1).all():
-            raise RunFailed(
-                f"no value of {listing(self.grid)} was completed at every seed for {arm.name}: {error}"
-            )
+            raise RunFailed(f"no value of {listing(self.grid)} was completed at every seed for {arm.name}: {error}")
         arm.left = [arm.left[number] for number in ranked(found_CSM[..., 0], found_CSM[..., 1])]
 
     def conclude(self, arms: Mapping[tuple[str, ...], Arm]) -> None:
@@ -257,12 +255,6 @@ class Tuning:
 def told(overrides: Sequence[str]) -> str:
     """An arm's overrides for people."""
     return " ".join(map(from_hydra, overrides)) or "the run as configured"
-
-
-def images_of(plan: RunPlan) -> int:
-    """How many training images a run goes through, each as often as it does."""
-    batches = plan.batches
-    return plan.steps_per_epoch * plan.config.schedule.epochs * batches.batch_size * batches.accumulate
 
 
 def _portable(plan: RunPlan, grid: Iterable[str]) -> str:
