@@ -75,7 +75,9 @@ class Controlled(DonorKind):
 
     def build(self, slot: Slot, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
         donor = get_or_create(self.plain, slot, backend, outputs)
-        shared: dict[str, Any] = {name: donor.provenance[name] for name in ("network", "cost") if name in donor.provenance}
+        shared: dict[str, Any] = {
+            name: donor.provenance[name] for name in ("network", "cost") if name in donor.provenance
+        }
         return without(donor.layer, self.spec.control, self.seed), {"control_of": donor.key, **shared}
 
     def saw(self, slot: Slot, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:

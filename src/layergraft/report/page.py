@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,7 @@ import pandas as pd
 
 from layergraft.config.metric_registry import lookup
 from layergraft.report import figures, run_figures
+from layergraft.report.compute import compute
 from layergraft.report.contrasts import NO_GRAFT, RANDOM
 from layergraft.report.curves import learning_curves, recovery_curves, validation_accuracies
 from layergraft.report.findings import Findings, find, measures_of
@@ -43,7 +45,8 @@ def write_report(runs: Runs, folder: Path) -> Path:
     axes = [name for name in found.design.axes if found.design.runs[name].nunique() > 1]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".figures.") as new:
-        charts = _charts(found, axes, table, Path(new))
+        curves = validation_accuracies(found.design.runs)
+        charts = _charts(found, axes, table, curves, Path(new))
         filters = run_figures.filters(found.design.runs, Path(new))
         drawn = {"plans": run_figures.plans(runs.plans, Path(new)), "filters": filters}
         _move(Path(new), folder / "figures")
@@ -57,7 +60,7 @@ def write_report(runs: Runs, folder: Path) -> Path:
         "runs": runs, "found": found, "charts": set(charts), "drawn": drawn, "words": describe_difference,
         "measured": partial(describe_metric, units=runs.units), "metrics": _metrics(runs),
         "headlines": [headline(one) for one in found.loadings], "answer": sentences(found), "cut": _cut(found), "recovers": any(found.costs.recovery), "num_plans": len(runs.plans),
-        "no_graft": NO_GRAFT, "random": RANDOM,
+        "compute": compute(found.design, found.tuned, curves), "no_graft": NO_GRAFT, "random": RANDOM,
         "statuses": Counter(table.status), "troubled": table[table.status != "completed"].to_dict("records"),
         "seeds": sorted(found.design.runs.seed.unique()), "seconds": float(table.seconds.sum()),
         "accuracies": accuracies.to_dict("records"), "axes": axes, "rest": REST, "panels": figures.PANELS,
@@ -137,8 +140,10 @@ def _cut(found: Findings) -> dict[str, int]:
     return {name: number for name, number in numbers.items() if number > figures.PANELS}
 
 
-def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path) -> dict[str, Any]:
-    """Name -> specification; PNG and SVG are written into `folder`."""
+def _charts(
+    found: Findings, axes: list[str], table: pd.DataFrame, accuracies: Mapping[str, list[float]], folder: Path
+) -> dict[str, Any]:
+    """Name -> specification; PNG and SVG are written into `folder`. `accuracies`: key -> validation accuracy by epoch."""
     over = {NO_GRAFT: "over no graft", RANDOM: "over a random frozen layer"}.get(found.baseline or "", "")
     units = {metric: f"{unit}, {over}" for metric, unit in IN_WORDS.items()}
     arms = list(found.design.runs.arm.unique())
@@ -150,7 +155,6 @@ def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path)
     for metric, name in (("test/acc", "gain"), ("val/aulc", "speed")):
         if len(found.gains.get(metric, ())):
             drawn[name] = figures.heat_map(found.gains[metric], axes, units[metric])
-    accuracies = validation_accuracies(found.design.runs)
     lines = learning_curves(found.design, accuracies)
     if len(lines):
         drawn["learning_curves"] = figures.learning_curves(lines, axes, arms)

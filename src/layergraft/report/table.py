@@ -35,7 +35,8 @@ UNTRAINED, WEIGHTS = (
 )  # host_from of a host with initial weights, and with host.weights
 # Columns beside axes and metrics: what a run's host and donors were, and what the run cost.
 TOLD = ("host_from", "host_network", "head")
-MEASURED = ("lr", "host_acc", "donor_acc", "trained_parameters", "peak_memory", "fit_seconds", "seconds", "steps")
+MEASURED = ("lr", "host_acc", "donor_acc", "trained_parameters", "peak_memory", "fit_seconds", "seconds", "steps",
+            "images", "donor_images", "pretraining_images", "donor_seconds", "pretraining_seconds")  # fmt: skip
 
 
 @dataclass
@@ -181,6 +182,8 @@ def _facts(record: RunRecord) -> dict[str, Any]:
         "host_acc": host.get("metrics", {}).get("test/acc"), "donor_acc": np.mean(donors) if donors else None,
         "trained_parameters": record.costs.get("trained_parameters"), "peak_memory": record.costs.get("peak_memory"),
         "lr": record.config.get("optim", {}).get("lr"), "fit_seconds": record.timings.get("fit_seconds"), "seconds": record.timings.get("total_seconds"),
+        **{name: record.costs.get(name) for name in ("images", "donor_images", "pretraining_images")},
+        **{name: record.timings.get(name) for name in ("donor_seconds", "pretraining_seconds")},
         "steps": record.steps_per_epoch and record.steps_per_epoch * int(record.config["schedule"]["epochs"]),
     }  # fmt: skip
 
