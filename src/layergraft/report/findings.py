@@ -16,7 +16,7 @@ from layergraft.report.best_arms import Answer, answers
 from layergraft.report.contrasts import CONTROLS, NO_GRAFT, RANDOM, Contrast, Design, of_source
 from layergraft.report.loading import Loading
 from layergraft.report.table import NONE, Runs
-from layergraft.stats import Shares, association, factorial, mean_difference, shares, together
+from layergraft.stats import Shares, association, comparable, factorial, mean_difference, shares, together
 from layergraft.stats.association import corrected
 
 LADDER = ("random", "moment_matched", "permuted", "covariance", "trained", "extracted", "end_to_end", "self")
@@ -177,7 +177,8 @@ def _ladder(design: Design, cells: pd.DataFrame | None) -> tuple[pd.DataFrame, p
 
 def _similar(design: Design, by_run: pd.DataFrame) -> pd.DataFrame:
     """Measure and gain, each less its mean over the sources of the same arm, site, host and seed, so that nothing but the
-    source is compared; then a source's means, and their rank correlation. The measures are one family."""
+    source is compared; then a source's means, and their rank correlation over the arrangements that the sources' swept keys
+    allow. The measures are one family."""
     source = [name for name in design.swept if of_source(name)]
     alike = ["arm", "site", *(name for name in design.of_setting if name not in source)]
     rows = []
@@ -185,11 +186,17 @@ def _similar(design: Design, by_run: pd.DataFrame) -> pd.DataFrame:
         there = by_run.dropna(subset=[measure, "gain"])
         for number, columns in {"source": source, "cell": alike}.items():
             there[number] = there.groupby(columns, sort=False).ngroup()
-        there = there[there.groupby(["cell", "seed"]).source.transform("nunique") > 1]  # held against another
-        there = there[there.source.isin(_held_together(there))]
+        before = len(there) + 1
+        while 0 < len(there) < before:  # one that is left out may have been what another was held against
+            before = len(there)
+            there = there[there.groupby(["cell", "seed"]).source.transform("nunique") > 1]
+            there = there[there.source.isin(_held_together(there))]
+            levels = there.drop_duplicates("source").set_index("source")[source].sort_index().replace(NONE, np.nan)
+            there = there[there.source.isin(levels.index[comparable(levels.to_dict("list"))])]
         beyond = there[[measure, "gain"]] - there.groupby(["cell", "seed"])[[measure, "gain"]].transform("mean")
         by_source = beyond.groupby(there.source).mean()
-        found = association(by_source[measure].round(12).to_numpy(), by_source.gain.round(12).to_numpy())
+        measure_N, gain_N = (by_source[name].round(12).to_numpy() for name in (measure, "gain"))
+        found = association(measure_N, gain_N, levels.loc[by_source.index].to_dict("list"))
         rows += [{"measure": measure.removeprefix("similarity/"), "association": found}] if found is not None else []
     table = pd.DataFrame(rows)
     return table.assign(association=corrected(list(table.association))) if len(table) else table

@@ -149,5 +149,8 @@ def _similarity(found: Findings) -> Iterator[str]:
         known = list(zip(found.similar.measure, found.similar.association, strict=True))
         told = [f"{measure} ({a.rho:+.2f})" for measure, a in known if a.significant]
         none = "no measure of similarity correlates significantly with the gain"
+        if not any(a.decidable for _, a in known):
+            smallest = min(a.smallest_corrected_p for _, a in known)
+            none = f"these sources cannot show whether similarity predicts the gain: p after Holm correction would be {smallest:.2g} at best"
         said = f"the gain correlates with {', '.join(told)}" if told else none
         yield f"Over {counted(max(a.n for _, a in known), 'source')}, {said}."

@@ -2,11 +2,11 @@
 
 from layergraft.stats.anova import Share, Shares, factorial, shares
 from layergraft.stats.arm_selection import gain_of_picking, pick
-from layergraft.stats.association import Association, association
+from layergraft.stats.association import Association, association, comparable
 from layergraft.stats.multiple_comparisons import holm, together, together_where_known
 from layergraft.stats.paired_differences import Difference, complete, difference, mean_difference
 
 __all__ = [
-    "Association", "Difference", "Share", "Shares", "association", "complete", "difference", "factorial", "gain_of_picking", "holm",
+    "Association", "Difference", "Share", "Shares", "association", "comparable", "complete", "difference", "factorial", "gain_of_picking", "holm",
     "mean_difference", "pick", "shares", "together", "together_where_known",
 ]  # fmt: skip
