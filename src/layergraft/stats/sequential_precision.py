@@ -2,7 +2,7 @@
 
 The rule looks at the spread of the differences alone, never at their mean or at p. But it stops sooner where the spread came out
 small by chance, so that where it stops a plain t interval is too narrow: of normal differences and from 3 seeds on it covers as
-few as 90 in 100. So the rule and the report take the standard error `widening(n)` times, with which it covers 95
+few as 90 in 100. So the rule and the report take the standard error `widening(n)` times, with which it covers 94.6
 or more where differences are near normal or have heavy tails (benchmarks/precision.py, which has the alternatives too: Stein's two
 stages (1945), more seeds to start with, seeds more to confirm). Where differences are very skewed it covers less, as at a fixed n.
 """
