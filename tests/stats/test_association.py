@@ -104,7 +104,13 @@ def test_a_source_beside_the_combinations_of_the_others_is_left_out():
     levels = {name: [*column, 0] for name, column in crossed(4, 2).items()} | {"blur": [0] * 8 + [5]}
     assert comparable(levels).tolist() == [True] * 8 + [False]
     assert comparable(crossed(3, 3)).all() and comparable({"a": [0, 1, 2, 3]}).all()
-    assert comparable({"name": ["digits", "digits", "textures", "faces"], "half": ["A", "B", np.nan, np.nan]}).all()
+    two_alike = {"name": ["digits", "digits", "textures", "faces"], "half": ["A", "B", np.nan, np.nan]}
+    assert comparable(two_alike).tolist() == [False, True, True, True]
+
+
+def test_sources_to_which_a_factor_does_not_apply_share_nothing():
+    levels = {"name": list("abcdef"), "half": ["A", "B", *[np.nan] * 4]}
+    assert association(np.arange(6), np.arange(6), levels).p == pytest.approx(2 / 720)
 
 
 def test_several_measures_are_one_family():

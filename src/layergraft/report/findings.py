@@ -186,20 +186,29 @@ def _similar(design: Design, by_run: pd.DataFrame) -> pd.DataFrame:
         there = by_run.dropna(subset=[measure, "gain"])
         for number, columns in {"source": source, "cell": alike}.items():
             there[number] = there.groupby(columns, sort=False).ngroup()
-        before = len(there) + 1
-        while 0 < len(there) < before:  # one that is left out may have been what another was held against
-            before = len(there)
-            there = there[there.groupby(["cell", "seed"]).source.transform("nunique") > 1]
-            there = there[there.source.isin(_held_together(there))]
-            levels = there.drop_duplicates("source").set_index("source")[source].sort_index().replace(NONE, np.nan)
-            there = there[there.source.isin(levels.index[comparable(levels.to_dict("list"))])]
+        there = _comparable(there, source)
         beyond = there[[measure, "gain"]] - there.groupby(["cell", "seed"])[[measure, "gain"]].transform("mean")
         by_source = beyond.groupby(there.source).mean()
         measure_N, gain_N = (by_source[name].round(12).to_numpy() for name in (measure, "gain"))
-        found = association(measure_N, gain_N, levels.loc[by_source.index].to_dict("list"))
+        found = association(measure_N, gain_N, _levels(there, source).loc[by_source.index].to_dict("list"))
         rows += [{"measure": measure.removeprefix("similarity/"), "association": found}] if found is not None else []
     table = pd.DataFrame(rows)
     return table.assign(association=corrected(list(table.association))) if len(table) else table
+
+
+def _comparable(runs: pd.DataFrame, factors: list[str]) -> pd.DataFrame:
+    """Those of sources that are held against each other and that have the most arrangements (`stats.comparable`): again, as one that is
+    left out may have been what another was held against."""
+    kept = runs[runs.groupby(["cell", "seed"]).source.transform("nunique") > 1]
+    kept = kept[kept.source.isin(_held_together(kept))]
+    levels = _levels(kept, factors)
+    kept = kept[kept.source.isin(levels.index[comparable(levels.to_dict("list"))])]
+    return kept if len(kept) == len(runs) else _comparable(kept, factors)
+
+
+def _levels(runs: pd.DataFrame, factors: list[str]) -> pd.DataFrame:
+    """Source -> its level of each factor, nan where the factor does not apply."""
+    return runs.drop_duplicates("source").set_index("source")[factors].where(lambda levels: levels != NONE)
 
 
 def _held_together(runs: pd.DataFrame) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from layergraft.report.loading import Loading, Recovery, Room, SiteEffect
+from layergraft.report.narrative import describe_bound
 from layergraft.stats import Difference
 
 MANY = 4  # sites of which each is named
@@ -39,8 +40,8 @@ def interval(found: Difference, sign: int = 1) -> str:
     if math.isinf(found.error):
         return "" if found.n == 1 else f"the same in all {found.n} seeds, so no interval"
     low, high = sorted(sign * found.mean + side * found.half_width for side in (-1, 1))
-    bound = f", costs at most {found.in_digits(found.most(-1), up=True)}"
-    doubt = "" if found.significant else f"; not significant{' after Holm correction' if found.p < 0.05 else bound}"
+    told = ["not significant after Holm correction"] if found.p < 0.05 else ["not significant", *describe_bound(found)]
+    doubt = "" if found.significant else f"; {', '.join(told)}"
     return f"95% CI {found.in_digits(low)} to {found.in_digits(high)}, n = {found.n}{doubt}"
 
 

@@ -39,10 +39,10 @@ def describe_difference(found: Difference | None, metric: str = "test/acc") -> s
 
 
 def describe_bound(found: Difference, metric: str = "test/acc") -> list[str]:
-    """`costs at most 1.2`: the one-sided 95% bound on the loss, rounded up. Empty where neither more nor less of the metric is
-    better."""
+    """`costs at most 1.2`: the one-sided 95% bound on the loss, rounded up. Empty without an interval, and where neither more
+    nor less of the metric is better."""
     known = lookup(metric)
-    if known is None or not known.direction:
+    if known is None or not known.direction or math.isinf(found.error):
         return []
     return [f"costs at most {found.in_digits(found.most(-1 if known.direction == 'higher' else 1), up=True)}"]
 
@@ -60,7 +60,8 @@ def describe_metric(metric: str, units: Mapping[str, str]) -> str:
 def _doubt(found: Difference) -> str:
     if found.significant:
         return ""
-    return ", not significant after Holm correction" if found.p < 0.05 else ", not significant"
+    after = " after Holm correction" if found.p < 0.05 else ""
+    return ", ".join(["", f"not significant{after}", *describe_bound(found)])
 
 
 def _first(names: list[str], number: int) -> str:
@@ -120,7 +121,7 @@ def _across(found: Findings) -> Iterator[str]:
     rows = [row for row in found.across.to_dict("records") if row["n"]]
     if len(rows) > 1 and max(row["cells"] for row in rows) > 1:
         told = [f"{row['arm']} {row['iqm']}" for row in rows if row["iqm"].significant]
-        unsure = [row["arm"] for row in rows if not row["iqm"].significant]
+        unsure = [", ".join([row["arm"], *describe_bound(row["iqm"])]) for row in rows if not row["iqm"].significant]
         if unsure:
             told.append(f"not significantly different are {_first(unsure, 8)}")
         yield f"Interquartile mean over all cells, compared with {found.baseline}: {'; '.join(told)}."

@@ -26,6 +26,7 @@ from scipy import stats
 from layergraft.stats.multiple_comparisons import holm
 
 Levels = Mapping[str, Sequence[Any]]
+Shared = tuple[tuple[int, ...], ...]
 MAX_ARRANGEMENTS = 50_000  # that are all counted, as of 8 exchangeable sources
 DRAWN = 10_000  # of more arrangements
 
@@ -65,7 +66,9 @@ def association(measure_N: np.ndarray, gain_N: np.ndarray, levels: Levels | None
     if n < 3 or np.ptp(measure_N) == 0 or np.ptp(gain_N) == 0:
         return None
     x, y = (stats.rankdata(values) - (n + 1) / 2 for values in (measure_N, gain_N))
-    orders_MN = _arrangements(tuple(map(tuple, _shared(levels or {}, n).tolist())))
+    shared = _shared(levels or {}, n)
+    every_MN = _every(shared)
+    orders_MN = _drawn(shared) if every_MN is None else every_MN
     scale = math.sqrt((x**2).sum() * (y**2).sum())
     rho = float(x @ y / scale)
     p = np.mean(np.abs(y[orders_MN] @ x) / scale >= abs(rho) - 1e-9)
@@ -77,40 +80,39 @@ def comparable(levels: Levels) -> np.ndarray:
     """Which sources to compare, booleans (N,): one after the other is left out while the rest then have more arrangements, such
     as a control beside all combinations of two factors."""
     (n,) = {len(column) for column in levels.values()}
-    shared_NN = _shared(levels, n)
-    kept = list(range(n))
+    kept = np.arange(n)
 
-    def number(sources: list[int]) -> float:
-        orders_MN = _every(shared_NN[np.ix_(sources, sources)])
+    def every(sources: np.ndarray) -> np.ndarray | None:
+        there = {name: np.asarray(column, object)[sources].tolist() for name, column in levels.items()}
+        return _every(_shared(there, len(sources)))
+
+    def number(sources: np.ndarray) -> float:
+        orders_MN = every(sources)
         return math.inf if orders_MN is None else len(orders_MN)
 
-    while kept and (now := number(kept)) < math.inf:
-        others = max(([source for source in kept if source != out] for out in kept), key=number)
-        if number(others) <= now:
+    while (orders_MN := every(kept)) is not None:
+        places = np.unique(orders_MN.min(0))  # one of those that can take each other's place stands for all
+        others = max((np.delete(kept, place) for place in places), key=number, default=kept)
+        if number(others) <= len(orders_MN):
             break
         kept = others
     return np.isin(np.arange(n), kept)
 
 
-def _shared(levels: Levels, n: int) -> np.ndarray:
-    """(N, N): which factors a source has in common with another, as a number for each set of factors; a source with itself: -1."""
-    codes = [pd.factorize(np.asarray(column))[0] for column in levels.values()]
+def _shared(levels: Levels, n: int) -> Shared:
+    """N x N: which factors a source has in common with another, as a number for each set of factors; a source with itself: -1."""
+    codes = [pd.factorize(np.asarray(column, object))[0] for column in levels.values()]
     bits = [((code[:, None] == code) & (code >= 0)) * 2**position for position, code in enumerate(codes)]
     shared_NN = np.asarray(sum(bits, np.zeros((n, n), int)))
     shared_NN[np.diag_indices(n)] = -1
-    return shared_NN
+    return tuple(map(tuple, shared_NN.tolist()))
 
 
-@lru_cache(maxsize=8)  # several measures have the same sources
-def _arrangements(shared: tuple[tuple[int, ...], ...]) -> np.ndarray:
-    every_MN = _every(np.array(shared))
-    return _drawn(np.array(shared)) if every_MN is None else every_MN
-
-
-def _every(shared_NN: np.ndarray) -> np.ndarray | None:
+@lru_cache(maxsize=16)  # several measures have the same sources
+def _every(shared: Shared) -> np.ndarray | None:
     """The orders (M, N) of the sources in which any two have in common what those have whose places they take. None where there
     are more than MAX_ARRANGEMENTS."""
-    orders_MP = np.zeros((1, 0), int)
+    shared_NN, orders_MP = np.array(shared, np.int32), np.zeros((1, 0), int)
     for _ in shared_NN:
         row_M, next_M = np.nonzero(_fitting(orders_MP, shared_NN))
         if len(row_M) > MAX_ARRANGEMENTS:
@@ -119,10 +121,11 @@ def _every(shared_NN: np.ndarray) -> np.ndarray | None:
     return orders_MP
 
 
-def _drawn(shared_NN: np.ndarray) -> np.ndarray:
-    """The sources' own order, and DRAWN at random. They grow place by place, each with a fitting source at random, and are dropped where none is left. As all beginnings of
-    an order can be completed in as many ways, all orders are drawn alike."""
-    rng, orders_MP = np.random.default_rng(0), np.zeros((DRAWN, 0), int)
+@lru_cache(maxsize=4)
+def _drawn(shared: Shared) -> np.ndarray:
+    """The sources' own order and, at random, at most DRAWN. These grow place by place, each by a fitting source at random, and are
+    dropped where none is left. As all beginnings of an order can be completed in as many ways, all orders are drawn alike."""
+    rng, shared_NN, orders_MP = np.random.default_rng(0), np.array(shared, np.int32), np.zeros((DRAWN, 0), int)
     for _ in shared_NN:
         fits_MN = _fitting(orders_MP, shared_NN)
         next_M = (rng.random(fits_MN.shape) * fits_MN).argmax(1)
