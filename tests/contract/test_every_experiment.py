@@ -23,7 +23,7 @@ FEWER = {
     "depth_width": ["host.width=4,16"],
     "shock": ["schedule.epochs=1"],
     "location": ["site=conv1,layer4.1.conv1"],
-    "similarity": ["exec.similarity.resamples=0"],
+    "similarity": ["exec.similarity.resamples=0", "donor.data.corrupt.blocks=null,4,1"],
     "strategies": ["strategy=freeze,hybrid,thaw,full,lp_ft", "site=layer2.1.conv1"],
     "yosinski": ["site=[conv1],[conv1,layer1,layer2,layer3]"],
     "surgical": ["strategy.groups.tuned=[stem,stage1],[stage4]"],

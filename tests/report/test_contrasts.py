@@ -106,6 +106,28 @@ def test_what_is_no_contrast_is_refused(of, metric, message):
         contrast(design_of(no_graft({0: 1}), rows({0: 2})), "c", of, metric)
 
 
+@pytest.mark.parametrize("margin", [0, -1, "much", True, float("inf"), float("nan")])
+def test_a_margin_is_a_number_above_0(margin):
+    with pytest.raises(
+        UserError, match="c: margin must be a number above 0, in the unit of test/acc, or null; given: "
+    ):
+        contrast(design_of(no_graft({0: 1}), rows({0: 2})), "c", ["+strategy=full", "-donor=none"], margin=margin)
+
+
+def test_contrasts_with_a_margin_are_one_family_of_equivalence():
+    seeds = range(6)
+    found = design_of(
+        no_graft({s: 50 + s for s in seeds}), rows({s: 50 + s + 0.1 * (-1) ** s for s in seeds}),
+        rows({s: 47 + s + s % 3 for s in seeds}, strategy="freeze"),
+    )  # fmt: skip
+    specs = {name: {"of": [f"+strategy={name}", "-donor=none"], "metric": "test/acc", "margin": 1.0} for name in ("full", "freeze")}  # fmt: skip
+    none = {"of": ["+strategy=full", "-strategy=freeze"], "metric": "test/acc"}  # of a sweep that was before margins
+    (full, freeze, bare), _ = named(found, specs | {"bare": none})
+    assert full.difference.equivalent and not freeze.difference.equivalent
+    assert full.difference.corrected_equivalence_p == pytest.approx(2 * full.difference.equivalence_p)
+    assert bare.difference.margin is None and bare.difference.corrected_equivalence_p is None
+
+
 def test_contrasts_are_checked_against_what_is_planned():
     records = [RunRecord("k", "planned", {"strategy": "full", "site": "early", "host": "h", "donor": "trained", "data": "d", "seed": s}) for s in (0, 1)]  # fmt: skip
     metrics = recorded("ordinal", [75.0])

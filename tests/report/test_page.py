@@ -198,7 +198,35 @@ def test_similarity_is_ranked_over_sources():
     assert (row["measure"], found.n) == ("site/frechet", 6)
     assert found.rho == pytest.approx(-0.943, abs=1e-3) and found.significant  # one exchange of 6
     few = of_sources([(1, 9), (2, 6), (3, 1), (4, 0)]).association[0]
-    assert few.rho == -1 and few.p == 1 and not few.significant
+    assert few.rho == -1 and few.p == pytest.approx(2 / 24) and not few.decidable
+
+
+def of_factors(shapes, blocks, control=False):
+    """Sources of shapes x blocks whose distance and gain are those of their blocks, and a control beside them."""
+    groups = [no_graft({0: 50, 1: 50, 2: 50})]
+    sources = [(shape, block, "0") for shape in range(shapes) for block in range(blocks)] + [(0, 0, "5")] * control
+    for shape, block, blur in sources:
+        axes = {
+            "donor.data.classes": f"c{shape}",
+            "donor.data.corrupt.blocks": f"b{block}",
+            "donor.data.corrupt.blur": blur,
+        }
+        for row in rows({seed: 60 - 2 * block - shape / 10 + seed for seed in range(3)}, **axes):
+            groups.append([row | {"similarity/site/frechet": float(block * 2 + shape) / 10}])
+    return find(runs_of(*groups))
+
+
+def test_sources_of_factors_are_relabelled_within_them():
+    found = of_factors(2, 3)
+    (row,) = found.similar.association
+    assert (row.n, row.p, row.decidable) == (6, pytest.approx(2 / 12), False)
+    said = sentences(found)[-1]
+    assert said.startswith(
+        "Over 6 sources, these sources cannot show whether similarity predicts the gain: p after Holm"
+    )
+    assert said.endswith("correction would be 0.17 at best.")
+    (row,) = of_factors(2, 5, control=True).similar.association
+    assert (row.n, row.p, row.significant) == (10, pytest.approx(2 / 240), True)  # without the control
 
 
 def test_what_sites_differ_in_is_no_similarity():
@@ -295,6 +323,17 @@ def test_markdown_stands_what_a_name_may_have(tmp_path):
     assert columns == {7, 6}  # of the contrasts, of the answers
 
 
+def test_the_table_of_contrasts_has_p_of_equivalence_where_one_has_a_margin(tmp_path):
+    runs = runs_of(no_graft({0: 50, 1: 51, 2: 50}), rows({0: 50.1, 1: 50.9, 2: 50}))
+    runs.table = runs.table.assign(folder=str(tmp_path), seconds=1.0, error="")
+    runs.contrasts = {"full": {"of": ["+strategy=full", "-donor=none"], "metric": "test/acc", "margin": 1.0}}
+    page.write_report(runs, tmp_path)
+    head, rule, row = (tmp_path / "report.md").read_text().partition("| contrast |")[2].splitlines()[:3]
+    assert head.endswith("| p, Holm | p of equivalence, Holm |") and rule.count("---") == 7
+    assert "equivalent within ±1 (n = 3" in row and row.endswith("| 0.002 |"), row
+    assert "p of equivalence, Holm</th>" in (tmp_path / "report.html").read_text()
+
+
 def test_any_metric_of_the_runs_is_compared_and_listed(sweep):
     small = sweep / "sweeps" / "small"
     sides = ("strategy=freeze,donor=trained", "strategy=hybrid")
@@ -324,6 +363,8 @@ def test_compare_says_what_counts(sweep, tmp_path):
         f"strategy=freeze,donor=trained less strategy=hybrid, points of test accuracy: {delta.mean():+.1f} ± "
     )
     assert second.startswith("2 seeds (0, 1), 2 cells, p = ")
+    told = report.compare("strategy=freeze,donor=trained", "strategy=hybrid", [small], margin=1e6)
+    assert "equivalent within ±1e+06 (n = 2; costs at most " in told and ", p of equivalence = " in told
     shutil.copytree(sweep, tmp_path / "outputs")
     shutil.rmtree(next((tmp_path / "outputs" / "runs").glob("hybrid.late*seed1*")))
     told = report.compare(

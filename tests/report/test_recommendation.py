@@ -46,7 +46,9 @@ def test_a_clear_gain_is_said_to_help():
     lines = in_lines(found, ["late freeze", "early full"], seeds=4, epochs=8)
     assert lines[0] == "take late freeze: test accuracy 79.8% after 8 epochs (mean of 4 seeds)"
     assert lines[1].startswith("the donor helps: compared with the host without it +9.")
-    assert lines[2].startswith("early full: -20.0 ±") and "not significant" not in lines[2]
+    assert (
+        lines[2].startswith("early full, compared with the arm to take: -20.0 ±") and "not significant" not in lines[2]
+    )
 
 
 def test_a_donor_that_hurts_is_better_left_out():

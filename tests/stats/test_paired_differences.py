@@ -1,6 +1,7 @@
 """Paired differences: against scipy and statsmodels, against numbers worked out by hand, and by simulation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,42 @@ def test_differences_tested_together_are_resolved_together():
     assert [d.significant for d in family] == list(corrected < 0.05)
     assert [d.half_width for d in family] == [d.half_width for d in alone]  # of each alone
     assert all(d.detectable > a.detectable for d, a in zip(family, alone, strict=True))
+
+
+def test_equivalence_and_the_bound_agree_with_one_sided_tests_of_scipy():
+    rng = np.random.default_rng(3)
+    for n, margin in ((3, 0.5), (5, 1.0), (12, 2.0)):
+        deltas = rng.normal(0.3, 1, n)
+        found = replace(mean_difference(deltas), margin=margin)
+        above = stats.ttest_1samp(deltas, -margin, alternative="greater")
+        below = stats.ttest_1samp(deltas, margin, alternative="less")
+        assert found.equivalence_p == pytest.approx(max(above.pvalue, below.pvalue))
+        assert found.most(-1) == pytest.approx(max(0, -above.confidence_interval(0.95).low))
+        assert found.most(1) == pytest.approx(max(0, below.confidence_interval(0.95).high))
+
+
+@pytest.mark.parametrize("n", [3, 10])
+def test_arms_that_differ_by_the_margin_are_called_equivalent_at_most_5_times_in_100(n):
+    x_SN = np.random.default_rng(n).normal(1, 0.2, (2000, n))
+    found = [replace(mean_difference(x), margin=1.0).equivalent for x in x_SN]
+    assert 0.04 < np.mean(found) < 0.06
+    assert np.mean([replace(mean_difference(x - 1), margin=1.0).equivalent for x in x_SN]) > 0.9
+
+
+def test_nothing_is_equivalent_without_a_margin_or_a_spread():
+    assert mean_difference([0.01, -0.01, 0.0]).equivalence_p is None and not mean_difference([0.01, -0.01]).equivalent
+    agreed = replace(mean_difference([0.0, 0.0]), margin=5.0)
+    assert (agreed.equivalence_p, agreed.equivalent, agreed.most(-1)) == (1.0, False, math.inf)
+
+
+def test_tests_of_equivalence_are_a_family_of_their_own():
+    rng = np.random.default_rng(4)
+    alone = [replace(mean_difference(rng.normal(0, 1, 8)), margin=margin) for margin in (1.0, None, 0.8)]
+    family = together(alone)
+    expected = holm([alone[0].equivalence_p, alone[2].equivalence_p])
+    assert [family[0].corrected_equivalence_p, family[2].corrected_equivalence_p] == expected
+    assert family[1].corrected_equivalence_p is None and not family[1].equivalent
+    assert [d.corrected_p for d in family] == holm([d.p for d in alone])
 
 
 def test_seeds_that_lack_a_cell_and_cells_that_most_seeds_lack():

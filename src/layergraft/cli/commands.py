@@ -156,7 +156,7 @@ def compare(arguments: list[str]) -> None:
     from layergraft import report as pages
 
     folders = list(map(Path, options.folders or ["outputs/runs"]))
-    print(pages.compare(options.a, options.b, folders, options.metric, options.where))
+    print(pages.compare(options.a, options.b, folders, options.metric, options.where, options.margin))
 
 
 def export(arguments: list[str]) -> None:
@@ -202,10 +202,12 @@ REPORT = _parser(
 )  # fmt: skip
 COMPARE = _parser(
     "compare", f"""The mean difference of the runs that meet condition A to those that meet B, paired by seed, over the cells that both have,
-with its 95% interval.\n{CONDITIONS}""",
+with its 95% interval. Where it is not significant, the most that A costs (a one-sided 95% bound); with --margin, whether the two are equivalent.
+{CONDITIONS}""",
     a={"metavar": "A", "help": "a condition, such as strategy=freeze,site=early"}, b={"metavar": "B", "help": "another, such as donor=none"},
     folders={"metavar": "DIR", "nargs": "*", "help": "sweeps, or folders of runs; by default outputs/runs"},
     metric={"default": "test/acc", "help": "any metric that the runs have (test/acc)"}, where=WHERE,
+    margin={"default": None, "type": float, "metavar": "M", "help": "the largest difference that counts as equivalent, in the unit of the metric"},
 )  # fmt: skip
 EXPORT = _parser(
     "export", """Writes the trained network of a run, donor included, and checks that what was written gives the same logits as the run's own.

@@ -20,10 +20,19 @@ def write(folders: Sequence[Path], where: str | None = None, to: Path | None = N
     return write_report(runs, to or target(folders, where))
 
 
-def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", where: str | None = None) -> str:
-    """What the runs that meet the condition `a` gain over those that meet `b`, in lines.
+def compare(
+    a: str,
+    b: str,
+    folders: Sequence[Path],
+    metric: str = "test/acc",
+    where: str | None = None,
+    margin: float | None = None,
+) -> str:
+    """What the runs that meet the condition `a` gain over those that meet `b`, in lines; with a `margin`, in the unit of the
+    metric, whether the two are equivalent within it.
 
-    Raises UserError for a condition that no run meets, a metric that none of them has, and where the two share no cell.
+    Raises UserError for a condition that no run meets, a metric that none of them has, a margin that is not above 0, and where
+    the two share no cell.
     """
     from layergraft.errors import counted, listing
     from layergraft.report.contrasts import contrast, design
@@ -35,11 +44,12 @@ def compare(a: str, b: str, folders: Sequence[Path], metric: str = "test/acc", w
         columns_of(condition)  # a malformed condition is refused before anything is read
     runs = read(folders, where, [metric])
     require_completed(runs)
-    found = contrast(design(runs), f"{a} less {b}", [f"+{a}", f"-{b}"], metric)
-    lines = [f"{found.name}, {describe_metric(metric, runs.units)}: {describe_difference(found.difference)}"]
+    found = contrast(design(runs), f"{a} less {b}", [f"+{a}", f"-{b}"], metric, margin)
+    lines = [f"{found.name}, {describe_metric(metric, runs.units)}: {describe_difference(found.difference, metric)}"]
     if found.difference is not None:
         seeds = f"{counted(len(found.seeds), 'seed')} ({', '.join(map(str, found.seeds))})"
-        lines.append(f"{seeds}, {counted(found.num_cells, 'cell')}, p = {found.difference.p:.3g}")
+        equivalence = "" if margin is None else f", p of equivalence = {found.difference.equivalence_p:.3g}"
+        lines.append(f"{seeds}, {counted(found.num_cells, 'cell')}, p = {found.difference.p:.3g}{equivalence}")
     if found.never:
         lines.append(f"{counted(found.never, 'run')} never reached it and count as all their steps")
     if found.unpaired:

@@ -179,17 +179,21 @@ class Contrast:
     """None where no seed has all of it."""
 
 
-def contrast(design: Design, name: str, of: Sequence[str], metric: str = "test/acc") -> Contrast:
+def contrast(
+    design: Design, name: str, of: Sequence[str], metric: str = "test/acc", margin: float | None = None
+) -> Contrast:
     """`of` are conditions with a sign: ["+strategy=freeze,site=early", "-donor=none"]. One that does not name the donor
-    is of the runs with a donor, where it has any. Raises UserError for one that no run meets and for a metric that none has."""
-    require_sound(name, of, metric, design.units)
+    is of the runs with a donor, where it has any. `margin`, in the unit of the metric: the largest difference that counts as
+    equivalent. Raises UserError for a condition that no run meets, a metric that none has, and a margin that is not above 0."""
+    require_sound(name, of, metric, design.units, margin)
     conditions = [term[1:] for term in of]
     parts = [_meeting(design, condition) for condition in conditions]
     for condition, part in zip(conditions, parts, strict=True):
         require(len(part) > 0, f"{name}: no completed run has {condition}")
     columns = set(itertools.chain(*map(columns_of, conditions)))
     told = {name if name in design.axes else f"{name}.name" for name in columns}  # surgery=insert
-    return _contrast(design, name, of, parts, told, metric)
+    found = _contrast(design, name, of, parts, told, metric)
+    return replace(found, difference=found.difference and replace(found.difference, margin=margin))
 
 
 def _meeting(design: Design, condition: str) -> pd.DataFrame:
@@ -256,8 +260,9 @@ def _is_nowhere(column: pd.Series) -> pd.Series:
     return column.isin((NONE, "none") if column.name == "donor" else (NONE,))
 
 
-def require_sound(name: str, of: Sequence[str], metric: str, metrics: Collection[str]) -> None:
-    """Raise UserError for what is no contrast, or one in a metric that is not among `metrics`."""
+def require_sound(name: str, of: Sequence[str], metric: str, metrics: Collection[str], margin: Any = None) -> None:
+    """Raise UserError for what is no contrast, one in a metric that is not among `metrics`, or with a margin that is not
+    a number above 0."""
     if metric not in metrics:
         raise unknown(f"metric of '{name}':", metric, metrics)
     for term in of:
@@ -265,6 +270,9 @@ def require_sound(name: str, of: Sequence[str], metric: str, metrics: Collection
     message = "a contrast has as many conditions with + as with -, one of each or more"
     plus = sum(term.startswith("+") for term in of)
     require(0 < 2 * plus == len(of), f"{name}: {message}; given: {' '.join(of) or 'none'}")
+    is_number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
+    sound = margin is None or is_number and 0 < margin < math.inf
+    require(sound, f"{name}: margin must be a number above 0, in the unit of {metric}, or null; given: {margin}")
 
 
 def require_contrasts(
@@ -274,7 +282,7 @@ def require_contrasts(
     not be able to have."""
     planned = tidy((record, Path()) for record in records)
     for name, spec in specs.items():
-        require_sound(f"contrast {name}", spec["of"], spec["metric"], metrics)
+        require_sound(f"contrast {name}", spec["of"], spec["metric"], metrics, spec.get("margin"))
         for term in spec["of"]:
             try:
                 there = select(planned.table, term[1:], [*AXES, *planned.swept]).any()
@@ -301,7 +309,7 @@ def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[
     for name, spec in specs.items():
         runs = design.runs[design.runs.key.isin(spec["runs"])] if "runs" in spec else design.runs
         try:
-            found.append(contrast(replace(design, runs=runs), name, spec["of"], spec["metric"]))
+            found.append(contrast(replace(design, runs=runs), name, spec["of"], spec["metric"], spec.get("margin")))
         except UserError as error:
             lacking.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if not specs:

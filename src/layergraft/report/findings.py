@@ -18,7 +18,7 @@ from layergraft.report.loading import Loading
 from layergraft.report.table import NONE, Runs
 from layergraft.report.tuned_arms import notes as tuning_notes
 from layergraft.report.tuned_arms import tuned_arms
-from layergraft.stats import Shares, association, factorial, mean_difference, shares, together
+from layergraft.stats import Shares, association, comparable, factorial, mean_difference, shares, together
 from layergraft.stats.association import corrected
 
 LADDER = ("random", "moment_matched", "permuted", "covariance", "trained", "extracted", "end_to_end", "self")
@@ -183,7 +183,8 @@ def _ladder(design: Design, cells: pd.DataFrame | None) -> tuple[pd.DataFrame, p
 
 def _similar(design: Design, by_run: pd.DataFrame) -> pd.DataFrame:
     """Measure and gain, each less its mean over the sources of the same arm, site, host and seed, so that nothing but the
-    source is compared; then a source's means, and their rank correlation. The measures are one family."""
+    source is compared; then a source's means, and their rank correlation over the arrangements that the sources' swept keys
+    allow. The measures are one family."""
     source = [name for name in design.swept if of_source(name)]
     alike = ["arm", "site", *(name for name in design.of_setting if name not in source)]
     rows = []
@@ -191,14 +192,29 @@ def _similar(design: Design, by_run: pd.DataFrame) -> pd.DataFrame:
         there = by_run.dropna(subset=[measure, "gain"])
         for number, columns in {"source": source, "cell": alike}.items():
             there[number] = there.groupby(columns, sort=False).ngroup()
-        there = there[there.groupby(["cell", "seed"]).source.transform("nunique") > 1]  # held against another
-        there = there[there.source.isin(_held_together(there))]
+        there = _comparable(there, source)
         beyond = there[[measure, "gain"]] - there.groupby(["cell", "seed"])[[measure, "gain"]].transform("mean")
         by_source = beyond.groupby(there.source).mean()
-        found = association(by_source[measure].round(12).to_numpy(), by_source.gain.round(12).to_numpy())
+        measure_N, gain_N = (by_source[name].round(12).to_numpy() for name in (measure, "gain"))
+        found = association(measure_N, gain_N, _levels(there, source).loc[by_source.index].to_dict("list"))
         rows += [{"measure": measure.removeprefix("similarity/"), "association": found}] if found is not None else []
     table = pd.DataFrame(rows)
     return table.assign(association=corrected(list(table.association))) if len(table) else table
+
+
+def _comparable(runs: pd.DataFrame, factors: list[str]) -> pd.DataFrame:
+    """Those of sources that are held against each other and that have the most arrangements (`stats.comparable`): again, as one that is
+    left out may have been what another was held against."""
+    kept = runs[runs.groupby(["cell", "seed"]).source.transform("nunique") > 1]
+    kept = kept[kept.source.isin(_held_together(kept))]
+    levels = _levels(kept, factors)
+    kept = kept[kept.source.isin(levels.index[comparable(levels.to_dict("list"))])]
+    return kept if len(kept) == len(runs) else _comparable(kept, factors)
+
+
+def _levels(runs: pd.DataFrame, factors: list[str]) -> pd.DataFrame:
+    """Source -> its level of each factor, nan where the factor does not apply."""
+    return runs.drop_duplicates("source").set_index("source")[factors].where(lambda levels: levels != NONE)
 
 
 def _held_together(runs: pd.DataFrame) -> np.ndarray:

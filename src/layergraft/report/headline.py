@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from layergraft.report.loading import Loading, Recovery, Room, SiteEffect
+from layergraft.report.narrative import describe_bound
 from layergraft.stats import Difference
 
 MANY = 4  # sites of which each is named
@@ -34,12 +35,13 @@ def headline(found: Loading) -> Headline:
 
 
 def interval(found: Difference, sign: int = 1) -> str:
-    """`95% CI 12.5 to 19.9, n = 5`, of the difference or, with sign -1, of what it costs; and whether it is significant."""
+    """`95% CI 12.5 to 19.9, n = 5`, of the difference in accuracy or, with sign -1, of what it costs; whether it is
+    significant; and where the interval includes 0 the one-sided 95% bound on the loss."""
     if math.isinf(found.error):
         return "" if found.n == 1 else f"the same in all {found.n} seeds, so no interval"
     low, high = sorted(sign * found.mean + side * found.half_width for side in (-1, 1))
-    after = " after Holm correction" if found.p < 0.05 else ""
-    doubt = "" if found.significant else f"; not significant{after}"
+    told = ["not significant after Holm correction"] if found.p < 0.05 else ["not significant", *describe_bound(found)]
+    doubt = "" if found.significant else f"; {', '.join(told)}"
     return f"95% CI {found.in_digits(low)} to {found.in_digits(high)}, n = {found.n}{doubt}"
 
 

@@ -14,20 +14,37 @@ MANY = 6  # cells of which each is told
 IN_WORDS = {"test/acc": "points of test accuracy", "val/aulc": "points of mean validation accuracy over training"}
 
 
-def describe_difference(found: Difference | None) -> str:
-    """`+1.2 ± 0.8`, and the minimum detectable difference where it is not significant."""
+def describe_difference(found: Difference | None, metric: str = "test/acc") -> str:
+    """`+1.2 ± 0.8`. Where it is not significant, the most that it costs (a one-sided 95% bound; for a metric of which less or
+    more is better) and the minimum detectable difference; with a margin, whether it is equivalent within it."""
     if found is None:
         return "no seed has all of its runs"
     if found.n == 1:
         return f"{found}: one seed, so no interval"
     if math.isinf(found.error):
         return f"{found}: the same in all {found.n} seeds, so no interval"
+    bound = describe_bound(found, metric)
+    if found.equivalent:
+        verdict = f"{'significant, and ' * found.significant}equivalent within ±{found.margin:g}"
+        return f"{found}, {verdict} ({'; '.join([f'n = {found.n}', *bound])})"
     if found.significant:
         return f"{found}"
     # The interval is of this difference alone: it may exclude 0 where the correction does not.
     after = " after Holm correction" if found.p < 0.05 else ""
+    doubt = (
+        f"not determined: neither significant{after} nor equivalent within ±{found.margin:g}" if found.margin else ""
+    )
     seen = f"minimum detectable difference {found.in_digits(found.detectable)} at 80% power"
-    return f"{found}, not significant{after} (n = {found.n}; {seen})"
+    return f"{found}, {doubt or f'not significant{after}'} ({'; '.join([f'n = {found.n}', *bound, seen])})"
+
+
+def describe_bound(found: Difference, metric: str = "test/acc") -> list[str]:
+    """`costs at most 1.2`: the one-sided 95% bound on the loss, rounded up. Empty without an interval, and where neither more
+    nor less of the metric is better."""
+    known = lookup(metric)
+    if known is None or not known.direction or math.isinf(found.error):
+        return []
+    return [f"costs at most {found.in_digits(found.most(-1 if known.direction == 'higher' else 1), up=True)}"]
 
 
 def describe_metric(metric: str, units: Mapping[str, str]) -> str:
@@ -43,7 +60,8 @@ def describe_metric(metric: str, units: Mapping[str, str]) -> str:
 def _doubt(found: Difference) -> str:
     if found.significant:
         return ""
-    return ", not significant after Holm correction" if found.p < 0.05 else ", not significant"
+    after = " after Holm correction" if found.p < 0.05 else ""
+    return ", ".join(["", f"not significant{after}", *describe_bound(found)])
 
 
 def _first(names: list[str], number: int) -> str:
@@ -61,6 +79,21 @@ def _contrasts(found: Findings) -> Iterator[str]:
     if asked:
         number = f"{len(sure)} {'is' if len(sure) == 1 else 'are'}" if sure else "none is"
         yield f"Of {counted(len(asked), 'contrast')}, {number} significant after Holm correction{': ' * bool(sure)}{'; '.join(sure)}."
+    within = [(c, d) for c in asked if (d := c.difference) is not None and d.margin is not None]
+    if within:
+        verdicts = {
+            "equivalent within it": [(c, d) for c, d in within if d.equivalent],
+            "not equivalent but significantly different": [
+                (c, d) for c, d in within if d.significant and not d.equivalent
+            ],
+            "not determined": [(c, d) for c, d in within if not d.significant and not d.equivalent],
+        }
+        told = [
+            f"{len(those)} {verdict} ({_first([', '.join([f'{c.name} ±{d.margin:g}', *describe_bound(d, c.metric)]) for c, d in those], MANY)})"
+            for verdict, those in verdicts.items()
+            if those
+        ]
+        yield f"Of {counted(len(within), 'contrast')} with a margin: {', '.join(told)}."
 
 
 def _places(found: Findings) -> Iterator[str]:
@@ -88,7 +121,7 @@ def _across(found: Findings) -> Iterator[str]:
     rows = [row for row in found.across.to_dict("records") if row["n"]]
     if len(rows) > 1 and max(row["cells"] for row in rows) > 1:
         told = [f"{row['arm']} {row['iqm']}" for row in rows if row["iqm"].significant]
-        unsure = [row["arm"] for row in rows if not row["iqm"].significant]
+        unsure = [", ".join([row["arm"], *describe_bound(row["iqm"])]) for row in rows if not row["iqm"].significant]
         if unsure:
             told.append(f"not significantly different are {_first(unsure, 8)}")
         yield f"Interquartile mean over all cells, compared with {found.baseline}: {'; '.join(told)}."
@@ -117,5 +150,8 @@ def _similarity(found: Findings) -> Iterator[str]:
         known = list(zip(found.similar.measure, found.similar.association, strict=True))
         told = [f"{measure} ({a.rho:+.2f})" for measure, a in known if a.significant]
         none = "no measure of similarity correlates significantly with the gain"
+        if not any(a.decidable for _, a in known):
+            smallest = min(a.smallest_corrected_p for _, a in known)
+            none = f"these sources cannot show whether similarity predicts the gain: p after Holm correction would be {smallest:.2g} at best"
         said = f"the gain correlates with {', '.join(told)}" if told else none
         yield f"Over {counted(max(a.n for _, a in known), 'source')}, {said}."

@@ -60,7 +60,7 @@ def write_report(runs: Runs, folder: Path) -> Path:
         "runs": runs, "found": found, "charts": set(charts), "drawn": drawn, "words": describe_difference,
         "measured": partial(describe_metric, units=runs.units), "metrics": _metrics(runs),
         "headlines": [headline(one) for one in found.loadings], "answer": sentences(found), "cut": _cut(found), "recovers": any(found.costs.recovery), "num_plans": len(runs.plans),
-        "compute": compute(found.design, found.tuned, curves), "no_graft": NO_GRAFT, "random": RANDOM,
+        "compute": compute(found.design, found.tuned, curves), "no_graft": NO_GRAFT, "random": RANDOM, "margins": any(c.difference and c.difference.margin for c in found.contrasts),
         "statuses": Counter(table.status), "troubled": table[table.status != "completed"].to_dict("records"),
         "seeds": sorted(found.design.runs.seed.unique()), "seconds": float(table.seconds.sum()),
         "accuracies": accuracies.to_dict("records"), "axes": axes, "rest": REST, "panels": figures.PANELS,

@@ -92,6 +92,5 @@ def in_lines(advice: Advice, names: Sequence[str], seeds: int, epochs: int) -> l
         said = said if advice.gain.significant else "whether the donor helps is not known"
         lines.append(f"{said}: compared with the host without it {describe_difference(advice.gain)}")
     for other, difference in advice.others.items():
-        doubt = "" if difference.significant else ", not significant"
-        lines.append(f"{names[other]}: {difference} compared with the arm to take{doubt}")
+        lines.append(f"{names[other]}, compared with the arm to take: {describe_difference(difference)}")
     return lines

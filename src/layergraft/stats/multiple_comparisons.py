@@ -19,10 +19,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def together(differences: Iterable[Difference]) -> list[Difference]:
-    """These differences as one family, corrected by Holm's method."""
+    """These differences as one family, corrected by Holm's method; the tests of equivalence, of those with a margin, as another."""
     family = list(differences)
     corrected = holm([d.p for d in family])
-    return [replace(d, family=len(family), corrected_p=p) for d, p in zip(family, corrected, strict=True)]
+    equivalence = iter(holm([d.equivalence_p for d in family if d.equivalence_p is not None]))
+    return [
+        replace(d, family=len(family), corrected_p=p, corrected_equivalence_p=next(equivalence) if d.margin else None)
+        for d, p in zip(family, corrected, strict=True)
+    ]
 
 
 def together_where_known(differences: Sequence[Difference | None]) -> list[Difference | None]:

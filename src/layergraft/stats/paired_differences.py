@@ -32,6 +32,10 @@ class Difference:
     """How many differences were tested together, this one included."""
     corrected_p: float | None = None
     """Corrected over the family (`together`)."""
+    margin: float | None = None
+    """The largest difference that counts as none, in either direction; None: equivalence is not tested."""
+    corrected_equivalence_p: float | None = None
+    """Corrected over those of the family that have a margin (`together`)."""
 
     @property
     def half_width(self) -> float:
@@ -52,6 +56,29 @@ class Difference:
         return _noncentrality(self.n, (1 - LEVEL) / self.family) * self.error if math.isfinite(self.error) else math.inf
 
     @property
+    def equivalence_p(self) -> float | None:
+        """Of the hypothesis that the mean is as far from 0 as `margin` or farther: the larger p of two one-sided t tests
+        (TOST; Schuirmann 1987). 1 where the error is infinite, None without a margin."""
+        if self.margin is None:
+            return None
+        if math.isinf(self.error):
+            return 1.0
+        return float(special.stdtr(self.n - 1, (abs(self.mean) - self.margin) / self.error))
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether p of equivalence, corrected over its family, is below 0.05."""
+        p = self.equivalence_p if self.corrected_equivalence_p is None else self.corrected_equivalence_p
+        return p is not None and p < 1 - LEVEL
+
+    def most(self, sign: int) -> float:
+        """The one-sided 95% bound on `sign` (1 or -1) times the mean, of this difference alone: -1 is for what it costs at
+        most where more is better. 0 at least."""
+        if math.isinf(self.error):
+            return math.inf
+        return max(0.0, sign * self.mean + float(special.stdtrit(self.n - 1, LEVEL)) * self.error)
+
+    @property
     def significant(self) -> bool:
         """Whether p, corrected over its family, is below 0.05."""
         return (self.p if self.corrected_p is None else self.corrected_p) < 1 - LEVEL
@@ -60,10 +87,11 @@ class Difference:
         spread = f"(n = {self.n})" if math.isinf(self.error) else f"± {self.in_digits(self.half_width)}"
         return f"{self.in_digits(self.mean, '+')} {spread}"
 
-    def in_digits(self, value: float, sign: str = "") -> str:
-        """`value` with as many decimals as the interval's first digit has, one at least."""
+    def in_digits(self, value: float, sign: str = "", up: bool = False) -> str:
+        """`value` with as many decimals as the interval's first digit has, one at least; rounded `up` where it is a bound."""
         known = self.half_width if 0 < self.half_width < math.inf else abs(self.mean) or 1.0
-        return f"{value:{sign}.{min(6, max(1, -math.floor(math.log10(known))))}f}"
+        decimals = min(6, max(1, -math.floor(math.log10(known))))
+        return f"{math.ceil(value * 10**decimals) / 10**decimals if up else value:{sign}.{decimals}f}"
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:

@@ -40,9 +40,9 @@ TENSORBOARD_DRAWS = 40  # runs; of more it selects none by itself
 def _contrast(name: str, given: Any) -> dict[str, Any]:
     """A contrast as plain data. Raises UserError for what has not its form."""
     plain = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
-    known = {"of": [], "metric": "test/acc"}
+    known: dict[str, Any] = {"of": [], "metric": "test/acc", "margin": None}
     if not isinstance(plain, dict) or not isinstance(plain.get("of"), list):
-        form = "{of: ['+AXIS=VALUE', '-AXIS=VALUE'], metric: test/acc}"
+        form = "{of: ['+AXIS=VALUE', '-AXIS=VALUE'], metric: test/acc, margin: null}"
         raise UserError(f"contrast {name}: it is {form}; given: {plain}")
     for key in plain.keys() - known:
         raise unknown(f"key of contrast {name}:", key, known)
