@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -102,6 +102,12 @@ class ImageData:
     """Of the training loss, as `DataSpec` has it."""
     sampler: str = "uniform"
     """Of the training images, as `DataSpec` has it."""
+    drawn: tuple[str, ...] = ()
+    """The splits that were drawn; the others are the set's own."""
+    seeds: dict[str, int | None] = field(default_factory=dict)
+    """`split_seed` and `few_shot_seed` as they were used; None where nothing was drawn."""
+    notes: tuple[str, ...] = ()
+    """What a reader of figures on these images must know: a line each."""
 
     @property
     def channels(self) -> int:

@@ -55,8 +55,8 @@ class DonorKind(DonorSpec):
         """The keys that decide its weights there, as plain data: files by their content."""
         fields: dict[str, Any] = canonical(self)
         fields["name"] = type(self).__name__  # what a YAML calls it changes nothing
-        if self.data is not None:
-            fields["data"] = self.data.identity()
+        if self.data is not None and (images := self.images(slot)) is not None:
+            fields["data"] = self.data.identity() | images.seeds
         return fields
 
     def images(self, slot: Slot) -> ImageData | None:

@@ -55,7 +55,8 @@ def identity(host: HostSpec) -> dict[str, Any] | None:
     pretrain, images = host.pretrain, images_of(host)
     own = {name: value for name, value in canonical(host).items() if name not in ("weights", "head", "pretrain")}
     recipe = {name: canonical(getattr(pretrain, name)) for name in ("optim", "schedule", "seed")}
-    content = {"identity": data_of(host).identity(), "content": images.fingerprint, "image": list(images.shape)}
+    known = data_of(host).identity() | images.seeds
+    content = {"identity": known, "content": images.fingerprint, "image": list(images.shape)}
     return {"version": RESULT_VERSION, "host": own, **recipe, "data": content}
 
 

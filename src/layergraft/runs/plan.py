@@ -126,7 +126,7 @@ class RunPlan:
         backend, images = backend_of(self.config), images_of(self.config)
         donors = [key_of(self.donor, graft.slot, backend) for graft in self.grafts]
         host = _host_identity(self.config.host, self.keeps_head, backend)
-        key = key_by(self.axes, identity_of(self.config, backend.precision, images.fingerprint, host, donors))
+        key = key_by(self.axes, identity_of(self.config, backend.precision, images, host, donors))
         why = "its data or files have changed, or precision=auto resolves differently here"
         mend = "set precision=float32 or bf16_mixed"
         require(key == self.key, f"it was planned as {self.key} and is {key} here: {why}; {mend}")
@@ -155,7 +155,7 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
     keys, named = [graft.key for graft in grafts], axes(config)
     keeps_head = pretrained_hosts.keeps_head(config.host, images.facts)
     of_host = _host_identity(config.host, keeps_head, backend)
-    known = identity_of(config, backend.precision, images.fingerprint, of_host, keys)
+    known = identity_of(config, backend.precision, images, of_host, keys)
     return RunPlan(
         config, key_by(named, known), known, named, backend, images.facts, of_host["pretrain"], keeps_head, there, grafts,
         outline.parameters, strategy, batches, steps, tuple(overrides),
