@@ -126,6 +126,11 @@ class ImageData:
     def splits(self) -> dict[str, Split]:
         return {"train": self.train, "val": self.val, "test": self.test}
 
+    def original(self, part: str) -> Split:
+        """A split's images as they were before any corruption."""
+        split = self.splits[part]
+        return split if self.originals_NCHW is None else replace(split, source_NCHW=self.originals_NCHW)
+
     def with_channels(self, channels: int | None) -> ImageData:
         """The images with that many channels (None: as they are): grey ones repeated, colours averaged to grey.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from layergraft.data.image_data import ImageData
     from layergraft.data.normalization import Normalization
+    from layergraft.data.overlap import Learned
     from layergraft.training.fit import Backend
 
 
@@ -76,6 +77,9 @@ class Controlled(DonorKind):
     def build(self, slot: Slot, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
         donor = get_or_create(self.plain, slot, backend, outputs)
         return without(donor.layer, self.spec.control, self.seed), {"control_of": donor.key}
+
+    def learned_from(self, slot: Slot) -> Learned | None:
+        return self.plain.learned_from(slot)
 
     def saw(self, slot: Slot, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
         """What the donor saw whose weights it has lost."""
