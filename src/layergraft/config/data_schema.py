@@ -64,7 +64,7 @@ class DataSpec:
     """A or B: one half of the set, of its classes or of its images; null: not halved."""
     halves: str = one_of("random", ("random", "semantic", "images"))
     """random: of the classes; semantic: of the classes, where the set knows such halves: CIFAR-10's animals (A) and vehicles
-    (B); images: of the images, with the same share of every class; each half has its own splits."""
+    (B); images: of the images, with the same share of every class; a half's splits are its part of the whole set's."""
     halves_seed: int = 0
     """Of halves that are drawn. They are the same whatever the run's seed and `split_seed`."""
     train_size: int | None = bounded(None, "[1, inf)", COUNT)

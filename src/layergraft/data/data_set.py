@@ -113,18 +113,14 @@ def _rows(
 
 
 @lru_cache(maxsize=SPLITS_KEPT)
-def _rows_of_half(
-    hashable: Hashable, val_share: float, test_share: float, split_seed: int, resplit: str | None,
-    half: str, halves_seed: int,
-) -> tuple[np.ndarray, ...]:  # fmt: skip
-    """The rows of one half of the images. Which images it has does not depend on `split_seed`, so that two networks that learn on two
-    halves have none in common, whatever their seeds."""
-    whole, name = _whole(hashable), hashable.spec.name
+def _half(
+    hashable: Hashable, val_share: float, test_share: float, resplit: str | None, half: str, halves_seed: int
+) -> np.ndarray:
+    """The rows of half A or B of the images, whatever the `split_seed`: networks that learn on two halves have no image in common. It
+    is drawn from each split of FIRST_SPLIT, with the same share of every class."""
     first = _rows(hashable, val_share, test_share, FIRST_SPLIT, resplit)
-    own = tuple(half_of_images(rows, whole, name, half, halves_seed) for rows in first)
-    if split_seed == FIRST_SPLIT:
-        return own
-    return split_rows(whole, name, val_share, test_share, split_seed, resplit, np.sort(np.concatenate(own)))
+    whole, name = _whole(hashable), hashable.spec.name
+    return np.concatenate([half_of_images(rows, whole, name, half, halves_seed) for rows in first])
 
 
 @lru_cache(maxsize=8)
@@ -151,9 +147,11 @@ def _loaded(hashable: Hashable, split_seed: int, few_shot_seed: int | None, labe
 def _pool(hashable: Hashable, split_seed: int) -> ImageData:
     """All that there is of the chosen classes in the splits of `split_seed`."""
     spec = hashable.spec
-    kind, shares = spec._kind(), (spec.val_share, spec.test_share, split_seed, spec.resplit)
-    whole, of_images = _whole(kind), spec.half is not None and spec.halves == "images"
-    rows = _rows_of_half(kind, *shares, spec.half, spec.halves_seed) if of_images else _rows(kind, *shares)
+    kind, shares = spec._kind(), (spec.val_share, spec.test_share)
+    whole, rows = _whole(kind), _rows(kind, *shares, split_seed, spec.resplit)
+    if spec.half is not None and spec.halves == "images":
+        kept = _half(kind, *shares, spec.resplit, spec.half, spec.halves_seed)
+        rows = tuple(np.intersect1d(part, kept) for part in rows)
     classes = chosen_classes(whole, spec)
     what = of_pixels(spec.corrupt)
     corrupted_NCHW = _pixels(kind, Hashable(json.dumps(canonical(what)), what))
@@ -199,27 +197,26 @@ def require_sound(whole: FullData, name: str) -> None:
 
 def split_rows(
     whole: FullData, name: str, val_share: float, test_share: float, split_seed: int, resplit: str | None = None,
-    among: np.ndarray | None = None,
 ) -> tuple[np.ndarray, ...]:  # fmt: skip
     """Rows of the training, validation and test split: the set's own where it has them, else drawn by `split_seed`,
     stratified by class (a multi-label set: at random), groups kept together. With `resplit` they are drawn from that one of
-    the set's own splits; with `among`, only those rows are divided.
+    the set's own splits.
 
     Split before classes or halves are chosen: a donor of some classes then never learns on test images of a host of others.
     Raises UserError where a set has some splits of its own and lacks one that cannot be drawn, or that is to be split anew.
     """
-    every = np.arange(len(whole.y_N)) if among is None else among
+    every = np.arange(len(whole.y_N))
     if resplit is not None:
         if whole.part_N is None:
             raise UserError(f"data.resplit is {resplit}, but {name} has no splits of its own to divide anew")
         there = [part for i, part in enumerate(PARTS) if i in whole.part_N]
         if resplit not in there:
             raise unknown(f"split of {name} in data.resplit:", resplit, there)
-        every = every[whole.part_N[every] == PARTS.index(resplit)]
+        every = every[whole.part_N == PARTS.index(resplit)]
     if whole.part_N is None or resplit is not None:
         rest, test = _divided(every, whole, test_share, split_seed, f"{name}: test_share={test_share}")
         return *_divided(rest, whole, val_share, split_seed, f"{name}: val_share={val_share}"), test
-    own = [every[whole.part_N[every] == part] for part in range(3)]
+    own = [every[whole.part_N == part] for part in range(3)]
     found = [part for part, rows in zip(PARTS, own, strict=True) if len(rows)]
     for part in ("train", "test"):
         require(part in found, f"{name} has no {part} split; it has {', '.join(found)}")

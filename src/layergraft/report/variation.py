@@ -69,13 +69,13 @@ def variation(runs: Iterable[tuple[int, Draws]]) -> Variation:
         for what, by in found.items():
             seeds_of[what][by].add(seed)
     varied, fixed = [], []
-    for what, by in seeds_of.items():
-        if len(set().union(*by.values())) < 2:
+    for what, by_draw in seeds_of.items():
+        if len(set().union(*by_draw.values())) < 2:
             continue
-        shared = [drew for drew, seeds in by.items() if len(seeds) > 1]
+        shared = [drew for drew, seeds in by_draw.items() if len(seeds) > 1]
         if not shared:
             varied.append(what)
-        elif len(by) == 1:
+        elif len(by_draw) == 1:
             fixed.append(what if shared == [None] else f"{what} (by seed {shared[0]})")
         else:
             varied.append(f"{what} (in some runs; others share one)")
