@@ -73,10 +73,9 @@ def mix_note(pool: ImageData, few: Split, spec: DataSpec) -> tuple[str, ...]:
     if number_C.max() <= UNBALANCED * number_C.min():
         return ()
     low, high = (
-        f"{100 * number_C[c] / len(pool.train):.1f}% {pool.class_names[c]}"
-        for c in (number_C.argmin(), number_C.argmax())
+        f"{100 * number_C[label] / len(pool.train):.1f}% (class {pool.class_names[label]})"
+        for label in (number_C.argmin(), number_C.argmax())
     )
-    draw = f"the {counted(len(few), 'few-shot image')} of {spec.name} are {100 / pool.num_classes:.1f}% of each class"
-    return (
-        f"{draw}, but its training split is from {low} to {high}; data.few_shot=stratified draws data.train_size images by these shares",
-    )
+    draw = f"the {counted(len(few), 'few-shot image')} of {spec.name} have {100 / pool.num_classes:.1f}% of each class"
+    instead = "data.few_shot=stratified shares out data.train_size so"
+    return (f"{draw}, its training split from {low} to {high}; {instead}",)
