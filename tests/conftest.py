@@ -173,7 +173,8 @@ def asked(tmp_path, monkeypatch, command, no_network):
 
     def run(*overrides, file=None, what="plan"):
         before = there(tmp_path)
-        for cached in (data_set._whole, data_set._rows, data_set._pixels, data_set._loaded, data_set._pool):
+        caches = (data_set._whole, data_set._rows, data_set._half, data_set._pixels, data_set._pool, data_set._loaded)
+        for cached in caches:
             cached.cache_clear()  # a process takes it that its files stay as they are
         code, out, err = command(what, *SMALLEST, *map(str, overrides))
         assert no_network == [] and there(tmp_path) == before and "Traceback" not in out + err

@@ -6,6 +6,7 @@ from PIL import Image
 from tests.data.written import medmnist_arrays, pictures
 
 from layergraft.config.data_schema import CorruptionSpec
+from layergraft.config.registry import validate
 from layergraft.data import Digits, Folder, Npz, Textures, TorchvisionArrays
 from layergraft.data.corruptions import shuffled_blocks
 from layergraft.data.data_set import FullData, chosen_classes, require_sound, split_rows
@@ -127,6 +128,25 @@ def test_noise_has_the_deviation_of_its_severity():
     noisy = corrupted(x, CorruptionSpec(noise=3), "x").astype(float) / 255
     assert noisy.std() == pytest.approx(0.08, rel=0.02)
     assert corrupted(x, CorruptionSpec(), "x") is x
+
+
+def test_chosen_splits_are_corrupted_and_no_others():
+    noisy = CorruptionSpec(noise=3, splits=["test"])
+    clean, shifted, every = (
+        Textures(corrupt=spec, **SMALL).load(0) for spec in (CorruptionSpec(), noisy, CorruptionSpec(noise=3))
+    )
+    for part in ("train", "val"):
+        assert np.array_equal(shifted.splits[part].x_NCHW, clean.splits[part].x_NCHW)
+    assert np.array_equal(shifted.test.x_NCHW, every.test.x_NCHW)
+    assert not np.array_equal(shifted.test.x_NCHW, clean.test.x_NCHW)
+    assert np.array_equal(shifted.original("test").x_NCHW, clean.test.x_NCHW)
+    assert np.array_equal(shifted.with_channels(1).original("test").x_NCHW, clean.with_channels(1).test.x_NCHW)
+    for splits, message in (
+        (["tset"], r"unknown split in data.corrupt.splits: 'tset'; did you mean 'test'\?"),
+        ([], "data.corrupt.splits is empty"),
+    ):
+        with pytest.raises(UserError, match=message):
+            validate(CorruptionSpec(splits=splits), "data.corrupt")
 
 
 def test_blocks_are_shuffled_and_whole():

@@ -173,9 +173,8 @@ def test_the_public_resnets_classifier_goes_by_another_name(tmp_path):
 
 
 BAD = {
-    ("host.pretrain.data=digits",): "host.pretrain.data would train the host on images of data: 100 of its train split, 150 of its val split; to separate them give host.pretrain.data.half=A",
-    ("host.pretrain.data.half=B",): "host.pretrain.data would train the host on images of data: ",
-    ("data.split_seed=1",): "host.pretrain.data would train the host on images of data: ",
+    ("host.pretrain.data=digits",): "host.pretrain.data: the host's training split has 100 of the 100 training images of data, and its validation split has 150 of the 150 validation images of data; to separate them give host.pretrain.data.half=A host.pretrain.data.halves=images; exec.allow_leak=true",
+    ("host.pretrain.data.half=B",): "host.pretrain.data: the host's training split has 100 of the 100 training images of data, and its",
     ("host.weights=host.pt",): "host.weights and host.pretrain.data are both set; give host.pretrain.data=none or host.weights=null",
     ("host.pretrain.data=textures",): "host.pretrain.data=textures has images of 3 channels, data of 1 channel; host.in_channels=3",
     ("host.pretrain.data=textures", "host.in_channels=1", "host.head=keep"): "host.pretrain.data=textures has 8 classes, data has 10; host.head=new",
@@ -209,7 +208,7 @@ def test_a_host_that_another_set_of_the_same_images_has_trained_is_refused(confi
     np.savez(tmp_path / "copy.npz", **arrays)
     with pytest.raises(
         UserError,
-        match="host.pretrain.data would train the host on images of data: .* of its train split, .*; to separate them choose other",
+        match="host.pretrain.data: the host's training split has 100 of the 100 training images .*; to separate them choose other",
     ):
         plan_run(config(*PRETRAINED, "host.pretrain.data=npz", f"host.pretrain.data.path={tmp_path / 'copy.npz'}"))
 

@@ -159,9 +159,12 @@ def test_without_runs_of_no_graft_nothing_is_claimed():
 def test_the_answer_is_the_first_sentence_of_report_and_page(tmp_path):
     runs = runs_of(intact(), grafted("early", (-16, -17, -15)))
     runs.table = runs.table.assign(folder=str(tmp_path), seconds=1.0, error="")
+    runs.warned = {runs.table.key[0]: ["the donor's test images leak"], "filtered out": ["of no run here"]}
     html = page.write_report(runs, tmp_path).read_text()
     markdown = (tmp_path / "report.md").read_text().splitlines()
-    assert markdown[2].startswith(
+    assert markdown[2] == "**Warning**: the donor's test images leak."
+    assert html.index("test images leak") < html.index('<p class="headline">') and "of no run here" not in html
+    assert markdown[4].startswith(
         "Loading a layer trained on its own into a ResNet pretrained on digits_a costs 16.0 points"
     )
     assert html.index('<p class="headline">Loading a layer') < html.index('<p class="lead">') < html.index("<h2>")

@@ -131,6 +131,8 @@ def test_says_what_the_runs_say(sweep):
             assert describe_difference(answer.gains["no graft"]) in told
         for row in found.across.to_dict("records"):
             assert str(row["iqm"]) in told
+        varied = "the split into training, validation and test images; the few-shot images; the donors; the host's initial weights"
+        assert varied in told.replace("&#39;", "'")
     assert (
         "layergraft train -m host.pretrain.data=none data=digits_0_to_4 strategy=freeze,hybrid" in text["md"]
         and "CPU" in text["md"]

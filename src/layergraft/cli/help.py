@@ -39,10 +39,11 @@ Keys within a group, some of them (--cfg job prints all):
   regularizer.
             label_smoothing=0.1  mixup=0.2  ema=0.999  swa=0.75
   exec.     outputs=DIR  threads=4  rerun=true  checkpoint_seconds=600  devices=2  compile=true
-            probe.epochs=[0,5,-1]  probe.thresholds=[80]
+            probe.epochs=[0,5,-1]  probe.thresholds=[80]  allow_leak=true
   data.     train_size=50  train_per_class=10  classes=[0,1]  half=A|B  halves=semantic|images  shift=4  flip=true
             class_weights=balanced  sampler=balanced  normalize=train|[[MEANS],[DEVIATIONS]]  resplit=test
-            corrupt.noise=3 (blur, contrast)  corrupt.labels=0.2  corrupt.blocks=8  dial=0.5 (of textures)
+            split_seed=0  few_shot_seed=0  few_shot=stratified
+            corrupt.noise=3 (blur, contrast)  corrupt.splits=[test]  corrupt.labels=0.2  corrupt.blocks=8  dial=0.5 (of textures)
             path=FILE (of npz) or DIR (of folder, dicom)  set=pathmnist (of medmnist)
 """
 

@@ -66,9 +66,14 @@ def train_one(config: Config) -> float | None:
         console.print(note, markup=False)
     if note := head_note(plan):
         console.print(note, markup=False)
+    for note in plan.notes:
+        console.print(f"warning:     {note}", markup=False)
     if config.exec.rerun:
         discard_made(plan)
     record = execute(plan, [_EpochBar(console)])
+    for note in record.notes:
+        if note not in plan.notes:
+            console.print(f"warning:     {note}", markup=False)
     console.print(f"run:         {plan.folder}", markup=False)
     if record.host:
         console.print(f"host:        {host_line(config.host.name, record.host)}", markup=False)

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from layergraft.config.registry import bounded, canonical, one_of, register
-from layergraft.errors import UserError, require
+from layergraft.errors import UserError, require, unknown
 
+PARTS = ("train", "val", "test")
 SEVERITY = "a severity is 0 (none) to 5"
 COUNT = "it must be 1 or more, or null for all"
 SHARE = "it is a share between 0 and 1"
@@ -19,7 +20,7 @@ SHARE = "it is a share between 0 and 1"
 
 @dataclass
 class CorruptionSpec:
-    """What is done to all images of a set, the same for every seed, and to the labels that are trained on.
+    """What is done to the images of `splits`, the same for every seed, and to the labels that are trained on.
 
     Severities are those of CIFAR-10-C, 1 to 5; 0: none.
     """
@@ -34,6 +35,9 @@ class CorruptionSpec:
     """Each image is cut into blocks of this many pixels a side, which are shuffled; null: it is not."""
     channels: list[int] = field(default_factory=list)
     """The images' channels in another order, such as [2,1,0]; empty: as they are."""
+    splits: list[str] = field(default_factory=lambda: [*PARTS])
+    """The splits whose images are corrupted; [test] shifts the test images alone. `labels` acts on the training split whatever stands
+    here."""
     labels: float = bounded(0.0, "[0, 1]", "it is a share, 0 to 1")
     """Share of the training labels that are replaced by another class, drawn by the run's seed."""
 
@@ -42,6 +46,10 @@ class CorruptionSpec:
             sorted(self.channels) == list(range(len(self.channels))),
             f"{at}.channels is {self.channels}; it names each channel once, such as [2,1,0]",
         )
+        require(len(self.splits) > 0, f"{at}.splits is empty; it names one or more of {', '.join(PARTS)}")
+        for part in self.splits:
+            if part not in PARTS:
+                raise unknown(f"split in {at}.splits:", part, PARTS)
 
 
 @dataclass
@@ -56,20 +64,26 @@ class DataSpec:
     """A or B: one half of the set, of its classes or of its images; null: not halved."""
     halves: str = one_of("random", ("random", "semantic", "images"))
     """random: of the classes; semantic: of the classes, where the set knows such halves: CIFAR-10's animals (A) and vehicles
-    (B); images: of the images, each split's on its own, with the same share of every class."""
+    (B); images: of the images, with the same share of every class; a half's splits are its part of the whole set's."""
     halves_seed: int = 0
-    """Of halves that are drawn, which are then the same whatever the run's seed."""
+    """Of halves that are drawn. They are the same whatever the run's seed and `split_seed`."""
     train_size: int | None = bounded(None, "[1, inf)", COUNT)
-    """Training images in all, the same number of each class (give or take one), drawn by the run's seed; null: all."""
+    """Few-shot: training images in all, drawn as `few_shot` says; null: all."""
     train_per_class: int | None = bounded(None, "[1, inf)", COUNT)
-    """Training images of each class, in place of `train_size`."""
+    """Few-shot: training images of each class, in place of `train_size`."""
+    few_shot: str = one_of("balanced", ("balanced", "stratified"))
+    """How `train_size` is shared out among the classes. balanced: the same number of each class, give or take one; stratified: by the
+    classes' shares of the training split, with largest-remainder rounding. A multi-label set is drawn from at random."""
+    few_shot_seed: int | None = bounded(None, "[0, inf)", "it must be 0 or more, or null")
+    """Of the few-shot images; null: the seed of the network that is trained on them, as with `split_seed`."""
     val_share: float = bounded(0.1, "(0, 1)", SHARE)
     """Of what is not test: the validation split of a set that has none of its own."""
     test_share: float = bounded(0.2, "(0, 1)", SHARE)
     """Of all: the test split of a set that has no splits of its own."""
-    split_seed: int = 0
-    """Of the splits that are drawn: those a set does not have of its own. They are the same whatever the run's seed."""
-    resplit: str | None = one_of(None, ("train", "val", "test"))
+    split_seed: int | None = bounded(None, "[0, inf)", "it must be 0 or more, or null")
+    """Of the splits that are drawn: those a set does not have of its own. null: the seed of the network that is trained on them:
+    `seed`, `donor.seed` or `host.pretrain.seed`. A number gives all seeds the same splits."""
+    resplit: str | None = one_of(None, PARTS)
     """Use only this one of a set's own splits, and draw training, validation and test split from it; null: all of them, as they
     are."""
     normalize: Any = "auto"
@@ -106,6 +120,11 @@ class DataSpec:
         require(
             self.train_size is None or self.train_per_class is None,
             f"{at}.train_size and {at}.train_per_class are both set; one of them must be null",
+        )
+        require(
+            self.few_shot == "balanced" or self.train_per_class is None,
+            f"{at}.few_shot is {self.few_shot}, but {at}.train_per_class takes the same number of each class; "
+            f"{at}.train_size takes their shares",
         )
         require(len(set(self.classes)) == len(self.classes), f"{at}.classes names a class twice: {self.classes}")
         require(

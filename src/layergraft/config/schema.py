@@ -231,6 +231,9 @@ class ExecSpec:
     retries: int = bounded(2, "[0, inf)")
     """Times that a sweep tries a run again after what may pass: a worker that was killed, an error of a disk or of CUDA.
     What has run out of memory is tried with fewer runs beside it, until it is alone."""
+    allow_leak: bool = False
+    """Do runs whose donor or pretrained host has learned from images of the target's own validation or test split. It is an error
+    otherwise; allowed, it is a warning at the start, in the record and at the top of the report."""
     rerun: bool = False
     """Do again what is in the store already, the donors too."""
 

@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 
-from layergraft.config.data_schema import CorruptionSpec
+from layergraft.config.data_schema import PARTS, CorruptionSpec
 from layergraft.config.registry import canonical
 from layergraft.data.image_data import Split
 from layergraft.errors import require
@@ -27,23 +27,27 @@ CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)  # what is left of the distance from the 
 CHUNK = 1024  # images at a time, each chunk with a generator of its own
 
 
-def corrupted(x_NCHW: np.ndarray, spec: CorruptionSpec, name: str) -> np.ndarray:
-    """The images (uint8) as `spec` has them: the same array where it asks for nothing. What is mapped from a file goes
-    to a file beside it, once.
+def of_pixels(spec: CorruptionSpec) -> CorruptionSpec:
+    """What `spec` does to an image of the splits that it acts on, and nothing else."""
+    return replace(spec, labels=0.0, splits=[*PARTS])
+
+
+def corrupted(x_NCHW: np.ndarray, what: CorruptionSpec, name: str) -> np.ndarray:
+    """The images (uint8) as `what`, of `of_pixels`, has them: the same array where it asks for nothing. What is mapped from a file
+    goes to a file beside it, once.
 
     Raises UserError where blocks or channels do not fit the images.
     """
-    what = replace(spec, labels=0.0)
     if what == CorruptionSpec():
         return x_NCHW
     _, channels, height, width = x_NCHW.shape
     misfit = f"which does not divide {name}'s images of {height} x {width} pixels"
     require(
-        not spec.blocks or height % spec.blocks == width % spec.blocks == 0,
-        f"data.corrupt.blocks is {spec.blocks}, {misfit}",
+        not what.blocks or height % what.blocks == width % what.blocks == 0,
+        f"data.corrupt.blocks is {what.blocks}, {misfit}",
     )
     others = f"{name}'s images have {channels} channels"
-    require(len(spec.channels) in (0, channels), f"data.corrupt.channels is {spec.channels}; {others}")
+    require(len(what.channels) in (0, channels), f"data.corrupt.channels is {what.channels}; {others}")
     if not isinstance(x_NCHW, np.memmap):
         return _filled(np.empty_like(x_NCHW), x_NCHW, what)
     folder = Path(cast(str, x_NCHW.filename)).with_name(f"corrupted-{digest(canonical(what))}")

@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from layergraft.config.data_schema import DataSpec
+from layergraft.config.data_schema import PARTS, DataSpec
 from layergraft.config.registry import Hashable, canonical, hashable
-from layergraft.data.corruptions import corrupted, flipped_labels
+from layergraft.data.corruptions import corrupted, flipped_labels, of_pixels
+from layergraft.data.few_shot import few_shot, mix_note
 from layergraft.data.image_data import ImageData, Split
 from layergraft.errors import UserError, require, unknown
 from layergraft.metrics.tasks import Task
 from layergraft.seeds import derive_seed
 from layergraft.store.files import digest
 
-PARTS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
+SPLITS_KEPT = 32  # of each cache: a sweep comes back to the splits of each of its seeds
+FIRST_SPLIT = 0  # the split_seed of the splits that halves of the images are drawn from
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,12 @@ class FullData:
             content.update(b"" if array is None else np.ascontiguousarray(array).data)
         return digest(content.digest())
 
+    def drawn(self, resplit: str | None) -> tuple[str, ...]:
+        """The splits that must be drawn, as the set does not have them, or one of its own is divided anew."""
+        if self.part_N is None or resplit is not None:
+            return PARTS
+        return () if VAL in self.part_N else PARTS[:TEST]
+
 
 class DataSet(DataSpec):
     """What kinds of data sets share: they say how to `read` theirs, and which halves of the classes have a meaning."""
@@ -64,17 +72,30 @@ class DataSet(DataSpec):
         raise NotImplementedError
 
     def load(self, seed: int) -> ImageData:
-        """The three splits; `seed` draws which images are in a few-shot training split and which labels are flipped.
+        """The three splits. `seed`, that of the network which is trained on them, draws those that the set does not have, the images of
+        a few-shot training split, and which labels are flipped; `split_seed` and `few_shot_seed` take its place where they are set.
 
         Raises UserError for what the set does not have.
         """
-        is_drawn = self.train_size is not None or self.train_per_class is not None or self.corrupt.labels > 0
-        return _loaded(hashable(self), seed if is_drawn else 0)
+        is_few = self.train_size is not None or self.train_per_class is not None
+        split_seed = seed if self.split_seed is None else self.split_seed
+        few_seed = seed if self.few_shot_seed is None else self.few_shot_seed
+        is_drawn = len(_whole(self._kind()).drawn(self.resplit)) > 0  # else all seeds have the same splits
+        return _loaded(
+            hashable(self),
+            split_seed if is_drawn else FIRST_SPLIT,
+            few_seed if is_few else None,
+            seed if self.corrupt.labels > 0 else 0,
+        )
 
     def source(self) -> dict[str, Any]:
         """The fields of this kind alone: what decides what is read."""
         shared = {item.name for item in fields(DataSpec)}
         return {name: value for name, value in canonical(self).items() if name == "name" or name not in shared}
+
+    def _kind(self) -> Hashable:
+        """What the caches know the whole set by."""
+        return Hashable(json.dumps(self.source()) + type(self).__name__, self)
 
 
 @lru_cache(maxsize=8)
@@ -84,43 +105,63 @@ def _whole(hashable: Hashable) -> FullData:
     return whole
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=SPLITS_KEPT)
 def _rows(
     hashable: Hashable, val_share: float, test_share: float, split_seed: int, resplit: str | None
 ) -> tuple[np.ndarray, ...]:
     return split_rows(_whole(hashable), hashable.spec.name, val_share, test_share, split_seed, resplit)
 
 
-@lru_cache(maxsize=8)
-def _pixels(hashable: Hashable, corruption: str) -> np.ndarray:
-    return corrupted(_whole(hashable).x_NCHW, hashable.spec.corrupt, hashable.spec.name)
+@lru_cache(maxsize=SPLITS_KEPT)
+def _half(
+    hashable: Hashable, val_share: float, test_share: float, resplit: str | None, half: str, halves_seed: int
+) -> np.ndarray:
+    """The rows of half A or B of the images, whatever the `split_seed`: networks that learn on two halves have no image in common. It
+    is drawn from each split of FIRST_SPLIT, with the same share of every class."""
+    first = _rows(hashable, val_share, test_share, FIRST_SPLIT, resplit)
+    whole, name = _whole(hashable), hashable.spec.name
+    return np.concatenate([half_of_images(rows, whole, name, half, halves_seed) for rows in first])
 
 
 @lru_cache(maxsize=8)
-def _loaded(hashable: Hashable, seed: int) -> ImageData:
-    spec, pool = hashable.spec, _pool(hashable)
+def _pixels(hashable: Hashable, what: Hashable) -> np.ndarray:
+    return corrupted(_whole(hashable).x_NCHW, what.spec, hashable.spec.name)
+
+
+@lru_cache(maxsize=SPLITS_KEPT)
+def _loaded(hashable: Hashable, split_seed: int, few_shot_seed: int | None, label_seed: int) -> ImageData:
+    spec, pool = hashable.spec, _pool(hashable, split_seed)
     if pool.task is Task.multi_label:
         why = f"but images of {spec.name} have several labels each; data.class_weights=balanced weighs them in the loss"
         require(spec.sampler == "uniform", f"data.sampler is {spec.sampler}, {why}")
-    few = few_shot(pool.train, spec, pool.num_classes, seed)
-    train = flipped_labels(few, spec.corrupt.labels, pool.num_classes, seed)
-    return replace(pool, train=train, class_weights=spec.class_weights, sampler=spec.sampler)
+    few, notes = pool.train, pool.notes
+    if few_shot_seed is not None:
+        few = few_shot(pool.train, spec, pool.num_classes, few_shot_seed)
+        notes = mix_note(pool, few, spec)
+    train = flipped_labels(few, spec.corrupt.labels, pool.num_classes, label_seed)
+    seeds = {"split_seed": split_seed if pool.drawn else None, "few_shot_seed": few_shot_seed}
+    return replace(pool, train=train, class_weights=spec.class_weights, sampler=spec.sampler, seeds=seeds, notes=notes)
 
 
-@lru_cache(maxsize=8)
-def _pool(hashable: Hashable) -> ImageData:
-    """All that there is of the chosen classes; nothing of it is drawn by a run's seed."""
+@lru_cache(maxsize=SPLITS_KEPT)
+def _pool(hashable: Hashable, split_seed: int) -> ImageData:
+    """All that there is of the chosen classes in the splits of `split_seed`."""
     spec = hashable.spec
-    kind = Hashable(json.dumps(spec.source()) + type(spec).__name__, spec)
-    whole = _whole(kind)
-    rows = _rows(kind, spec.val_share, spec.test_share, spec.split_seed, spec.resplit)
+    kind, shares = spec._kind(), (spec.val_share, spec.test_share)
+    whole, rows = _whole(kind), _rows(kind, *shares, split_seed, spec.resplit)
     if spec.half is not None and spec.halves == "images":
-        rows = tuple(half_of_images(part, whole, spec) for part in rows)
+        kept = _half(kind, *shares, spec.resplit, spec.half, spec.halves_seed)
+        rows = tuple(np.intersect1d(part, kept) for part in rows)
     classes = chosen_classes(whole, spec)
-    x_NCHW = _pixels(kind, json.dumps(canonical(spec.corrupt)))
+    what = of_pixels(spec.corrupt)
+    corrupted_NCHW = _pixels(kind, Hashable(json.dumps(canonical(what)), what))
+    x_NCHW = [corrupted_NCHW if part in spec.corrupt.splits else whole.x_NCHW for part in PARTS]
     names = tuple(whole.class_names[c] for c in classes)
-    train, val, test = (of_classes(Split(x_NCHW, whole.y_N).take(r), classes) for r in rows)
-    data = ImageData(train, val, test, len(classes), whole.fingerprint, whole.task, names, whole.skipped, whole.x_NCHW)
+    train, val, test = (of_classes(Split(x, whole.y_N).take(r), classes) for x, r in zip(x_NCHW, rows, strict=True))
+    data = ImageData(
+        train, val, test, len(classes), whole.fingerprint, whole.task, names, whole.skipped, whole.x_NCHW,
+        drawn=whole.drawn(spec.resplit),
+    )  # fmt: skip
     require_every_class(data, spec.name)
     return data
 
@@ -155,8 +196,8 @@ def require_sound(whole: FullData, name: str) -> None:
 
 
 def split_rows(
-    whole: FullData, name: str, val_share: float, test_share: float, split_seed: int, resplit: str | None = None
-) -> tuple[np.ndarray, ...]:
+    whole: FullData, name: str, val_share: float, test_share: float, split_seed: int, resplit: str | None = None,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
     """Rows of the training, validation and test split: the set's own where it has them, else drawn by `split_seed`,
     stratified by class (a multi-label set: at random), groups kept together. With `resplit` they are drawn from that one of
     the set's own splits.
@@ -166,10 +207,9 @@ def split_rows(
     """
     every = np.arange(len(whole.y_N))
     if resplit is not None:
-        require(
-            whole.part_N is not None, f"data.resplit is {resplit}, but {name} has no splits of its own to divide anew"
-        )
-        there = [] if whole.part_N is None else [part for i, part in enumerate(PARTS) if i in whole.part_N]
+        if whole.part_N is None:
+            raise UserError(f"data.resplit is {resplit}, but {name} has no splits of its own to divide anew")
+        there = [part for i, part in enumerate(PARTS) if i in whole.part_N]
         if resplit not in there:
             raise unknown(f"split of {name} in data.resplit:", resplit, there)
         every = every[whole.part_N == PARTS.index(resplit)]
@@ -190,24 +230,24 @@ def _divided(rows: np.ndarray, whole: FullData, share: float, seed: int, what: s
     from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
     y_N = whole.y_N[rows] if whole.task is not Task.multi_label else np.zeros(len(rows), np.int64)
+    state = seed % 2**32  # scikit-learn takes no more
     try:
         if whole.group_N is not None:
             number = min(20, len(np.unique(whole.group_N[rows])))  # as many twentieths as make the share
-            folds = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
+            folds = StratifiedGroupKFold(number, shuffle=True, random_state=state)
             parts = [second for _, second in folds.split(rows, y_N, whole.group_N[rows])]
             second = np.sort(np.concatenate(parts[: max(1, min(number - 1, round(share * number)))]))
             return np.delete(rows, second), rows[second]
-        return tuple(train_test_split(rows, test_size=share, stratify=y_N, random_state=seed))
+        return tuple(train_test_split(rows, test_size=share, stratify=y_N, random_state=state))
     except ValueError as error:
         raise UserError(f"{what} cannot be drawn from {len(rows)} images: {str(error).splitlines()[0]}") from error
 
 
-def half_of_images(rows: np.ndarray, whole: FullData, spec: DataSet) -> np.ndarray:
-    """Half A or B of `rows`, in their order; the same whatever the run's seed. Raises UserError where there are too few."""
-    first, second = _divided(
-        rows, whole, 0.5, derive_seed(spec.halves_seed, "halves") % 2**32, f"{spec.name}: halves of its images"
-    )
-    return np.sort(first if spec.half == "A" else second)
+def half_of_images(rows: np.ndarray, whole: FullData, name: str, half: str, halves_seed: int) -> np.ndarray:
+    """Half A or B of `rows`, in order. Raises UserError where there are too few."""
+    seed = derive_seed(halves_seed, "halves") % 2**32
+    first, second = _divided(rows, whole, 0.5, seed, f"{name}: halves of its images")
+    return np.sort(first if half == "A" else second)
 
 
 def chosen_classes(whole: FullData, spec: DataSet) -> list[int]:
@@ -251,35 +291,3 @@ def require_every_class(data: ImageData, name: str) -> None:
         if data.task is not Task.multi_label and part != "val":
             missing = [of for label, of in enumerate(data.class_names) if label not in split.y_N]
             require(not missing, f"{name}: the {part} split has no image of class {', '.join(missing[:5])}")
-
-
-def few_shot(pool: Split, spec: DataSpec, num_classes: int, seed: int) -> Split:
-    """`spec.train_size` images of `pool` in all, the same number of each class give or take one, or
-    `spec.train_per_class` of each, drawn by `seed`. Of a multi-label set: at random.
-
-    Raises UserError where a class has too few.
-    """
-    key = "train_size" if spec.train_size is not None else "train_per_class"
-    given = getattr(spec, key)
-    if given is None:
-        return pool
-    wanted, name = given if key == "train_size" else given * num_classes, spec.name
-    rng = np.random.default_rng(derive_seed(seed, "few-shot"))
-    if pool.y_N.ndim == 2:
-        require(key == "train_size", f"data.train_per_class: {name} has several labels an image; train_size is in all")
-        require(wanted <= len(pool), f"data.train_size is {wanted}; {name} has {len(pool)} training images")
-        return pool.take(np.sort(rng.choice(len(pool), wanted, replace=False)))
-    if wanted < num_classes:
-        raise UserError(
-            f"data.train_size is {wanted}, but {name} has {num_classes} classes here and each needs an image"
-        )
-    chosen = []
-    for label in range(num_classes):
-        members = np.flatnonzero(pool.y_N == label)
-        number = wanted // num_classes + (label < wanted % num_classes)
-        if number > len(members):
-            raise UserError(
-                f"data.{key} is {given}, which takes {number} images of class {label} of {name}; its training split has {len(members)} (of {len(pool)} in all)"
-            )
-        chosen.append(rng.choice(members, number, replace=False))
-    return pool.take(np.sort(np.concatenate(chosen)))

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from layergraft.config.data_schema import PARTS
 from layergraft.config.registry import register
-from layergraft.data.data_set import PARTS, FullData
+from layergraft.data.data_set import FullData
 from layergraft.data.image_decoding import FileSet
 from layergraft.errors import UserError, require, unknown
 

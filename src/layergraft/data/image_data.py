@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -102,6 +102,12 @@ class ImageData:
     """Of the training loss, as `DataSpec` has it."""
     sampler: str = "uniform"
     """Of the training images, as `DataSpec` has it."""
+    drawn: tuple[str, ...] = ()
+    """The splits that were drawn; the others are the set's own."""
+    seeds: dict[str, int | None] = field(default_factory=dict)
+    """`split_seed` and `few_shot_seed` as they were used; None where nothing was drawn."""
+    notes: tuple[str, ...] = ()
+    """What a reader of figures on these images must know: a line each."""
 
     @property
     def channels(self) -> int:
@@ -119,6 +125,11 @@ class ImageData:
     @property
     def splits(self) -> dict[str, Split]:
         return {"train": self.train, "val": self.val, "test": self.test}
+
+    def original(self, part: str) -> Split:
+        """A split's images as they were before any corruption."""
+        split = self.splits[part]
+        return split if self.originals_NCHW is None else replace(split, source_NCHW=self.originals_NCHW)
 
     def with_channels(self, channels: int | None) -> ImageData:
         """The images with that many channels (None: as they are): grey ones repeated, colours averaged to grey.

@@ -12,8 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from layergraft.config.data_schema import PARTS
 from layergraft.config.registry import one_of, register
-from layergraft.data.data_set import PARTS, DataSet, FullData
+from layergraft.data.data_set import DataSet, FullData
 from layergraft.data.npz import require_fits, whole_of
 from layergraft.errors import UserError, unknown
 from layergraft.metrics.tasks import Task

@@ -11,8 +11,9 @@ from typing import ClassVar
 import numpy as np
 from omegaconf import MISSING
 
+from layergraft.config.data_schema import PARTS
 from layergraft.config.registry import one_of, register
-from layergraft.data.data_set import PARTS, DataSet, FullData
+from layergraft.data.data_set import DataSet, FullData
 from layergraft.errors import UserError, require
 from layergraft.metrics.tasks import Task
 from layergraft.store.files import machine_memory, require_regular, unpacked

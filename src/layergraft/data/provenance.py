@@ -45,6 +45,8 @@ def _facts(data: ImageData) -> dict[str, Any]:
         "classes": list(data.class_names),
         "images": {name: len(split) for name, split in data.splits.items()},
         "images of each class": {name: per_class(split.y_N) for name, split in data.splits.items()},
-        "test images in train": near_duplicates(data.train, data.test),
+        "test images in train": near_duplicates(data.original("train"), data.original("test")),
         "skipped": list(data.skipped),
+        "drawn": list(data.drawn),
+        "seeds": data.seeds,
     }

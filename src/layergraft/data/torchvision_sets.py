@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from layergraft.config.data_schema import PARTS
 from layergraft.config.registry import one_of, register
-from layergraft.data.data_set import PARTS, TEST, TRAIN, VAL, DataSet, FullData
+from layergraft.data.data_set import TEST, TRAIN, VAL, DataSet, FullData
 from layergraft.data.image_decoding import FileSet, open_image
 from layergraft.data.npz import channels_first, read_npz
 from layergraft.errors import UserError

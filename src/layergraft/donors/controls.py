@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from layergraft.data.image_data import ImageData
     from layergraft.data.normalization import Normalization
+    from layergraft.data.overlap import Learned
     from layergraft.training.fit import Backend
 
 
@@ -79,6 +80,9 @@ class Controlled(DonorKind):
             name: donor.provenance[name] for name in ("network", "cost") if name in donor.provenance
         }
         return without(donor.layer, self.spec.control, self.seed), {"control_of": donor.key, **shared}
+
+    def learned_from(self, slot: Slot) -> Learned | None:
+        return self.plain.learned_from(slot)
 
     def saw(self, slot: Slot, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
         """What the donor saw whose weights it has lost."""

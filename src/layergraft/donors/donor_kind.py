@@ -9,6 +9,7 @@ from layergraft.config.data_schema import DataSpec
 from layergraft.config.registry import canonical
 from layergraft.config.schema import RESULT_VERSION, DonorSpec
 from layergraft.config.training_schema import OptimSpec, ScheduleSpec
+from layergraft.data.overlap import Learned
 from layergraft.hosts.layer_architectures import Architecture, Slot, to_json
 from layergraft.networks.network_cache import training_images
 from layergraft.store.files import digest, label
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from layergraft.data.normalization import Normalization
     from layergraft.donors.donor_cache import Donor
     from layergraft.training.fit import Backend
+
+
+THE_DONOR = "the donor"
 
 
 class DonorKind(DonorSpec):
@@ -55,8 +59,8 @@ class DonorKind(DonorSpec):
         """The keys that decide its weights there, as plain data: files by their content."""
         fields: dict[str, Any] = canonical(self)
         fields["name"] = type(self).__name__  # what a YAML calls it changes nothing
-        if self.data is not None:
-            fields["data"] = self.data.identity()
+        if self.data is not None and (images := self.images(slot)) is not None:
+            fields["data"] = self.data.identity() | images.seeds
         return fields
 
     def images(self, slot: Slot) -> ImageData | None:
@@ -80,6 +84,13 @@ class DonorKind(DonorSpec):
 
         assert self.data is not None  # who asks has images
         return chosen(self.data.normalize, images.train, None)
+
+    def learned_from(self, slot: Slot) -> Learned | None:
+        """What its weights were learned from; None where that is nothing, or not known, as of a file."""
+        images = self.images(slot)
+        if self.data is None or images is None:
+            return None
+        return Learned(THE_DONOR, "donor.data", self.data, self.seed, images)
 
     def saw(self, slot: Slot, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module] | None:
         """The network that was given `images` when `donor` learned, and what in it was the layer; None where that is not known."""

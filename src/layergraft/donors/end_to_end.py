@@ -18,7 +18,7 @@ from layergraft.config.registry import register
 from layergraft.config.schema import RESULT_VERSION, HostSpec
 from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.donors.controls import Control, LearnedDonor
-from layergraft.donors.donor_kind import DonorKind
+from layergraft.donors.donor_kind import THE_DONOR, DonorKind
 from layergraft.errors import UserError, unknown
 from layergraft.hosts import weights
 from layergraft.hosts.layer_architectures import Architecture, Conv, Slot, Stem, norm_name
@@ -31,9 +31,13 @@ if TYPE_CHECKING:
 
     from layergraft.data.image_data import ImageData
     from layergraft.data.normalization import Normalization
+    from layergraft.data.overlap import Learned
     from layergraft.donors.donor_cache import Donor
     from layergraft.hosts.sites import Site
     from layergraft.training.fit import Backend
+
+
+SELF = "self"  # the name of the donor whose data and host are the run's own: conf/donor/self.yaml
 
 
 @register("donor", "end_to_end")
@@ -85,6 +89,13 @@ class EndToEndDonor(LearnedDonor):
         assert site.norm is not None  # else `architecture` would have refused
         stem.get_submodule("norm").load_state_dict(network.get_submodule(site.norm).state_dict())
         return stem, facts
+
+    def learned_from(self, slot: Slot) -> Learned | None:
+        """`donor=self` takes data and host from the run, so its keys are the run's; what its host has learned from is the run's affair."""
+        if self.is_trained:
+            own = super().learned_from(slot)
+            return replace(own, at="data") if own is not None and self.name == SELF else own
+        return None if self.name == SELF else pretrained_hosts.learned_from(self.host, THE_DONOR, "donor.host.pretrain")
 
     def saw(self, slot: Slot, donor: Donor, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module]:
         network, _ = self._trained(slot, backend, outputs)

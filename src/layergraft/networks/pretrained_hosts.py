@@ -11,7 +11,7 @@ from layergraft.config.data_schema import DataSpec
 from layergraft.config.registry import canonical
 from layergraft.config.schema import RESULT_VERSION, HostSpec, PretrainSpec
 from layergraft.data.image_data import DataFacts, ImageData
-from layergraft.data.overlap import require_disjoint
+from layergraft.data.overlap import THE_HOST, Learned
 from layergraft.errors import counted, require
 from layergraft.hosts import weights
 from layergraft.networks import network_cache
@@ -32,6 +32,13 @@ def images_of(host: HostSpec) -> ImageData:
     how = host.pretrain
     images = network_cache.training_images(AT, data_of(host), how.seed, how.optim, how.schedule)
     return images.with_channels(host.in_channels)
+
+
+def learned_from(host: HostSpec, who: str = THE_HOST, at: str = AT) -> Learned | None:
+    """What the network that is trained for this host learns from; None where none is."""
+    if not host.is_pretrained:
+        return None
+    return Learned(who, f"{at}.data", data_of(host), host.pretrain.seed, images_of(host))
 
 
 def data_of(host: HostSpec) -> DataSpec:
@@ -55,13 +62,14 @@ def identity(host: HostSpec) -> dict[str, Any] | None:
     pretrain, images = host.pretrain, images_of(host)
     own = {name: value for name, value in canonical(host).items() if name not in ("weights", "head", "pretrain")}
     recipe = {name: canonical(getattr(pretrain, name)) for name in ("optim", "schedule", "seed")}
-    content = {"identity": data_of(host).identity(), "content": images.fingerprint, "image": list(images.shape)}
+    known = data_of(host).identity() | images.seeds
+    content = {"identity": known, "content": images.fingerprint, "image": list(images.shape)}
     return {"version": RESULT_VERSION, "host": own, **recipe, "data": content}
 
 
 def require_usable(host: HostSpec, target: ImageData) -> None:
-    """Raise UserError where the network that is trained for this host cannot be one for `target`: images of other channels,
-    another shape of the network, or images of `target` among those that it is trained on."""
+    """Raise UserError where the network that is trained for this host cannot be one for `target`: images of other channels, or
+    another shape of the network."""
     if not host.is_pretrained:
         return
     source, data = images_of(host), data_of(host)
@@ -74,7 +82,6 @@ def require_usable(host: HostSpec, target: ImageData) -> None:
     differ = f"{host.name} is another network for the images of {AT}.data and of data ({sizes} pixels): {', '.join(odd[:3])} differ"
     instead = "host.stem=small or imagenet makes both alike" if "stem" in vars(host) else "choose images of one size"
     require(not odd, f"{differ}; {instead}")
-    require_disjoint(f"{AT}.data", source, target)
     if host.head == "keep":
         fits = source.num_classes == target.num_classes and source.task is target.task
         counts = f"{AT}.data={data.name} has {source.num_classes} classes, data has {target.num_classes}"

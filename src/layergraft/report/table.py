@@ -19,8 +19,9 @@ from layergraft.errors import UserError, require
 from layergraft.report.new_metrics import add_metrics
 from layergraft.report.query import select
 from layergraft.report.tuned_arms import Tuning, read_tuning
+from layergraft.report.variation import Draws, Variation, draws, variation
 from layergraft.store.files import digest, label
-from layergraft.store.records import RECORD, RunRecord, read_record, run_folder
+from layergraft.store.records import RECORD, RunRecord, read_record, run_folder, summarized
 from layergraft.store.sweep_folder import SWEEP, read_sweep
 
 AXES = ["strategy", "site", "host", "donor", "data", "seed"]
@@ -61,6 +62,22 @@ class Runs:
     name: str = ""
     tunings: list[Tuning] = field(default_factory=list)
     """Those of the sweeps whose arms were tuned. The tuned keys are columns of `table`, and not among `swept`."""
+    warned: dict[str, list[str]] = field(default_factory=dict)
+    """Key of a run -> the notes in its record."""
+    draws: dict[str, Draws] = field(default_factory=dict)
+    """Key of a completed run -> what was drawn for it."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the records of these runs say that a reader must know, each kind once."""
+        return summarized(note for key in self.table.key for note in self.warned.get(key, ()))
+
+    @property
+    def variation(self) -> Variation:
+        """What varied from seed to seed of the completed runs."""
+        there = self.completed
+        pairs = zip(there.seed.astype(int), there.key, strict=True)
+        return variation((seed, self.draws[key]) for seed, key in pairs if key in self.draws)
 
     @property
     def completed(self) -> pd.DataFrame:
@@ -125,6 +142,8 @@ def tidy(records: Iterable[tuple[RunRecord, Path]], tuned: Collection[str] = ())
     hardware: Counter[str] = Counter()
     units: dict[str, str] = {}
     leaves: dict[str, list[str]] = {}
+    warned: dict[str, list[str]] = {}
+    drawn: dict[str, Draws] = {}
     for number, (record, folder) in enumerate(records):
         axes = {name: record.axes.get(name, NONE) for name in AXES}
         rows.append({
@@ -139,6 +158,10 @@ def tidy(records: Iterable[tuple[RunRecord, Path]], tuned: Collection[str] = ())
             if first is None or first.axes["site"] == NONE != axes["site"]:
                 plans[strategy] = RunRecord(record.key, record.status, record.axes, plan=record.plan)
         units |= record.units
+        if record.notes:
+            warned[record.key] = record.notes
+        if record.status == "completed":
+            drawn[record.key] = draws(record)
         if record.environment:
             hardware[_environment(record.environment)] += 1
     require(bool(rows), "there is no run to report")
@@ -158,7 +181,7 @@ def tidy(records: Iterable[tuple[RunRecord, Path]], tuned: Collection[str] = ())
         alike = f"{twice.sum()} runs are alike in every axis, seed included, and count as their mean"
         notes.append(f"{alike}, such as {' and '.join(table.key[twice][:2])}")
     told = [f"{count} runs: {text}" for text, count in hardware.most_common()]
-    return Runs(table, list(swept), plans, told, notes=notes, units=units)
+    return Runs(table, list(swept), plans, told, notes=notes, units=units, warned=warned, draws=drawn)
 
 
 def _metrics(record: RunRecord) -> dict[str, Any]:

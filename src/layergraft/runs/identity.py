@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from layergraft.config.registry import canonical
 from layergraft.config.schema import RESULT_VERSION, Config
+from layergraft.data.image_data import ImageData
 from layergraft.store.files import digest, label
 from layergraft.surgery import Operation
 
@@ -24,14 +25,14 @@ def axes(config: Config) -> dict[str, str | int]:
 
 
 def identity_of(
-    config: Config, precision: str, fingerprint: str, host: Mapping[str, Any], donor_keys: Sequence[str]
+    config: Config, precision: str, images: ImageData, host: Mapping[str, Any], donor_keys: Sequence[str]
 ) -> dict[str, Any]:
     """All that decides a run's numbers: its config less `exec`, and the content of its data, weights and donors. `host` is
     what stands in the place of the config's own: `weights` (a digest), `pretrain` (a network's key), `head`."""
     body = canonical(config)
     del body["exec"]
     body["precision"] = precision
-    body["data"] = config.data.identity()
+    body["data"] = config.data.identity() | images.seeds
     body["host"] |= host
     body["donor"] = list(donor_keys)  # a donor's key holds all that it is, its file by content
     body["site"] = config.sites
@@ -40,7 +41,7 @@ def identity_of(
     body["surgery"] = cast(Operation, config.surgery).decides()
     if not config.donor.is_layer:
         body["site"] = body["surgery"] = None  # nothing goes anywhere: the arm is the same for every site
-    return {"version": RESULT_VERSION, "config": body, "data": fingerprint}
+    return {"version": RESULT_VERSION, "config": body, "data": images.fingerprint}
 
 
 def key_by(axes: Mapping[str, str | int], identity: dict[str, Any]) -> str:

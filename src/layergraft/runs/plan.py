@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +19,9 @@ from layergraft.config.training_schema import ScheduleSpec
 from layergraft.data.batches import BatchSpec
 from layergraft.data.image_data import DataFacts, ImageData
 from layergraft.data.normalization import require_channels
+from layergraft.data.overlap import Learned, advice, leak
 from layergraft.donors.donor_kind import DonorKind, key_of
-from layergraft.errors import require
+from layergraft.errors import UserError, require
 from layergraft.hosts import meta_device, sites, weights
 from layergraft.hosts.layer_architectures import Architecture, Slot
 from layergraft.hosts.norms import norm_paths, statistics_paths
@@ -77,6 +78,8 @@ class RunPlan:
     strategy: TrainingPlan
     batches: BatchSpec
     steps_per_epoch: int
+    notes: tuple[str, ...] = ()
+    """What a reader of its figures must know: a line each."""
     overrides: tuple[str, ...] = ()
     """What the run of a sweep was asked for with."""
 
@@ -126,7 +129,7 @@ class RunPlan:
         backend, images = backend_of(self.config), images_of(self.config)
         donors = [key_of(self.donor, graft.slot, backend) for graft in self.grafts]
         host = _host_identity(self.config.host, self.keeps_head, backend)
-        key = key_by(self.axes, identity_of(self.config, backend.precision, images.fingerprint, host, donors))
+        key = key_by(self.axes, identity_of(self.config, backend.precision, images, host, donors))
         why = "its data or files have changed, or precision=auto resolves differently here"
         mend = "set precision=float32 or bf16_mixed"
         require(key == self.key, f"it was planned as {self.key} and is {key} here: {why}; {mend}")
@@ -155,11 +158,27 @@ def plan_run(config: Config, overrides: Sequence[str] = ()) -> RunPlan:
     keys, named = [graft.key for graft in grafts], axes(config)
     keeps_head = pretrained_hosts.keeps_head(config.host, images.facts)
     of_host = _host_identity(config.host, keeps_head, backend)
-    known = identity_of(config, backend.precision, images.fingerprint, of_host, keys)
+    known = identity_of(config, backend.precision, images, of_host, keys)
     return RunPlan(
         config, key_by(named, known), known, named, backend, images.facts, of_host["pretrain"], keeps_head, there, grafts,
-        outline.parameters, strategy, batches, steps, tuple(overrides),
+        outline.parameters, strategy, batches, steps, (*_leaks(config, images, grafts), *images.notes), tuple(overrides),
     )  # fmt: skip
+
+
+def _leaks(config: Config, images: ImageData, grafts: Sequence[PlannedGraft]) -> Iterator[str]:
+    """A line for each network that learns from images which the run is to be judged by. Raises UserError for the first, unless such
+    runs are allowed."""
+    target = Learned("the run", "data", config.data.sized(config.host.input_size()), config.seed, images)
+    sources = [pretrained_hosts.learned_from(config.host)]
+    if grafts:  # all learn from the same images
+        sources.append(cast(DonorKind, config.donor).controlled().learned_from(grafts[0].slot))
+    for source in sources:
+        if source is None or (found := leak(source, target)) is None:
+            continue
+        if not config.exec.allow_leak:
+            instead = "exec.allow_leak=true does the run all the same"
+            raise UserError(f"{source.at}: {found}; {advice(source, target)}; {instead}")
+        yield f"{found} (exec.allow_leak=true)"
 
 
 def _host_identity(host: HostSpec, keeps_head: bool, backend: Backend) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _fixed(source: ImageData, target: ImageData, config: Config) -> dict[str, An
     return {
         "fixed": _measured(features, [part.y_N for part in parts], (source.task, target.task), config, features),
         "images": [len(part) for part in parts],
-        "target test images in source train": near_duplicates(source.train, target.test),
+        "target test images in source train": near_duplicates(source.original("train"), target.original("test")),
     }
 
 

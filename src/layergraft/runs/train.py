@@ -103,7 +103,15 @@ def planned_record(plan: RunPlan, status: str) -> RunRecord:
     """What is known of a run before it is done."""
     config = plan.config
     kinds = {group: name_of(getattr(config, group)) for group in ("host", "donor", "data", "surgery")}
-    return RunRecord(plan.key, status, plan.axes, canonical(config), kinds, steps_per_epoch=plan.steps_per_epoch)
+    return RunRecord(
+        plan.key,
+        status,
+        plan.axes,
+        canonical(config),
+        kinds,
+        notes=list(plan.notes),
+        steps_per_epoch=plan.steps_per_epoch,
+    )
 
 
 def _outcome(plan: RunPlan, record: RunRecord, resume: Path | None, callbacks: Callbacks) -> None:
@@ -148,6 +156,9 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
         for graft in run.grafted.grafts
     ]  # fmt: skip
     record.data = written(config.data, run.images, plan.outputs)
+    if twice := record.data["test images in train"]["exact"]:
+        number = f"{twice} of the {len(run.images.test)} test images of {config.data.name}"
+        record.notes.append(f"{number} are in its training split too, pixel by pixel: the set has them twice")
     record.similarity = similarity(run)
     settings, order = config.exec, derive_seed(config.seed, "data")
     batches = Batches.of(

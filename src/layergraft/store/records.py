@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -58,6 +60,8 @@ class RunRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     """Device, precision, threads, versions."""
     resumed: bool = False
+    notes: list[str] = field(default_factory=list)
+    """What a reader of its figures must know, such as test images that its donor has seen: a line each."""
     error: str = ""
     traceback: str = ""
     transient: str | None = None
@@ -95,6 +99,17 @@ class RunRecord:
     confusion: list[list[int]] | None = None
     """How many test images of each class (rows) are told to be of which class (columns); None of a multi-label set."""
     version: int = RECORD_VERSION
+
+
+def summarized(notes: Iterable[str]) -> list[str]:
+    """The notes of many runs, each kind once: those that differ in numbers alone are one kind, told by the first of them."""
+    kinds: dict[str, list[str]] = {}
+    for note in notes:
+        kinds.setdefault(re.sub(r"\d+(\.\d+)?", "0", note), []).append(note)
+    return [
+        first if not others else f"in {1 + len(others)} runs{'' if {*others} == {first} else ', such as'}: {first}"
+        for first, *others in kinds.values()
+    ]
 
 
 def run_folder(outputs: Path, key: str) -> Path:

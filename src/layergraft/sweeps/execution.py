@@ -21,7 +21,7 @@ from layergraft.runs.failures import MACHINE, MEMORY, DiskFull, disk_full, is_fu
 from layergraft.runs.plan import RunPlan, plan_run, precision_note
 from layergraft.runs.train import planned_record
 from layergraft.store.leases import LeaseHeld, lease
-from layergraft.store.records import is_done, lease_path, write_record
+from layergraft.store.records import is_done, lease_path, summarized, write_record
 from layergraft.sweeps.worker import Attempt, Outcome, attempt, make_donors, make_host
 from layergraft.sweeps.worker_pool import WORKER_DIED, Crew, Failed, Pool, Task
 
@@ -90,6 +90,8 @@ def run(
         return
     for note in {precision_note(plan) for plan in todo} - {None}:
         console.print(note, markup=False, soft_wrap=True)
+    for note in summarized(note for plan in todo for note in plan.notes):
+        console.print(f"warning: {note}", markup=False, soft_wrap=True)
     of_weights = {(plan.config.host.weights, plan.data, plan.keeps_head): plan for plan in todo}
     for note in {head_note(plan) for plan in of_weights.values()} - {None}:
         console.print(note, markup=False, soft_wrap=True)
