@@ -265,7 +265,9 @@ def test_roles_of_an_absent_graft_match_nothing_and_their_phases_stand():
 def test_calibration_is_frozen_where_no_group_names_it_and_a_group_of_its_own_everywhere():
     roles = ROLES | {"calibration": ["layer10"]}
     for patterns in ([".*"], [".*conv.*", "layer1", ".*"]):
-        made = plan({"h": ["head"], "r": patterns}, {"p": phase(freeze=["h"], r=1.0), "q": phase(4, h=1.0, r=1.0)}, roles=roles)
+        made = plan(
+            {"h": ["head"], "r": patterns}, {"p": phase(freeze=["h"], r=1.0), "q": phase(4, h=1.0, r=1.0)}, roles=roles
+        )
         assert made.groups["calibration"] == ["layer10.conv.weight"] and made.phase(9).lr["calibration"] == 0.0
     for named in ("calibration", "layer10"):
         made = plan({"r": [".*", named]}, {"p": phase(r=0.5)}, roles=roles)

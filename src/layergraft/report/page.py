@@ -138,7 +138,9 @@ def _cut(found: Findings) -> dict[str, int]:
 
 def _charts(found: Findings, axes: list[str], table: pd.DataFrame, folder: Path) -> dict[str, Any]:
     """Name -> specification; PNG and SVG are written into `folder`."""
-    over = {NO_GRAFT: "over no graft", RANDOM: "over a random frozen layer"}.get(found.baseline or "", "")
+    over = {NO_GRAFT: "over no graft", RANDOM: "over a random layer under the same strategy"}.get(
+        found.baseline or "", ""
+    )
     units = {metric: f"{unit}, {over}" for metric, unit in IN_WORDS.items()}
     arms = list(found.design.runs.arm.unique())
     drawn: dict[str, Any] = {}
