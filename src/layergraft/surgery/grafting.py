@@ -181,7 +181,8 @@ def slot_of(host: nn.Module, site: Site, operation: Operation, image: tuple[int,
     """What a donor finds at `site` under this surgery."""
     blocks = [block for part in host.modules() if (block := block_of(part)) is not None]
     shortcut = next((block.shortcut for block in blocks if block.shortcut != "identity"), "conv")
-    return Slot(site.path, operation.architecture(site), image, norm_kind(host), shortcut)
+    maps = operation.takes(site)[1:]
+    return Slot(site.path, operation.architecture(site), image, norm_kind(host), shortcut, maps)
 
 
 def graft(
