@@ -20,7 +20,7 @@ from layergraft.store.files import write_json
 from layergraft.store.records import RECORD, run_folder
 from layergraft.store.sweep_folder import SWEEP
 
-CONTRASTS = {"hybrid against full": {"of": ["+strategy=hybrid", "-strategy=full"], "metric": "test/acc"}}
+CONTRASTS = {"hybrid less full": {"of": ["+strategy=hybrid", "-strategy=full"], "metric": "test/acc"}}
 SIZES = (2_500, 5_000, 10_000)
 
 

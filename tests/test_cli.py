@@ -231,7 +231,7 @@ def test_surgery_is_read_before_any_training(command, tmp_path):
         match[1].strip(): int(match[2].replace(",", ""))
         for match in re.finditer(r"^(\S.{11}) *\d+ tensors +([\d,]+)", out, re.MULTILINE)
     }
-    assert parts["adapter"] == 32 * 32 + 1 and parts["head"] == 64 * 5 + 5 and len(parts) == 5
+    assert parts["adapter"] == 32 * 32 + 1 and parts["head"] == 64 * 5 + 5 and len(parts) == 6
     assert "layer2.0.donor differs from the intact host by " in out
     loss = re.search(r"loss +host (\S+), grafted (\S+)", out)
     assert loss[1] == loss[2]  # behind a zero gate nothing has changed yet

@@ -166,7 +166,7 @@ first, last = run.record.probes
 (done,) = run.record.grafts
 print(json.dumps({
     "undone": all(torch.equal(t, undone[n]) for n, t in made.host.state_dict().items()) and len(undone) == len(made.host.state_dict()),
-    "parts": {part: names for part, names in made.parts.items() if part in ("donor", "adapter")},
+    "parts": {part: names for part, names in made.parts.items() if part in ("donor", "adapter", "calibration")},
     "did": done.did, "adapters": done.adapter_paths, "replaced": done.replaced, "kind": run.record.kinds["surgery"],
     "drift": [first["drift"], last["drift"]], "shocked": first["loss"] != first["intact/loss"],
     "seen": "cka/layer2.0.conv1/out" in last, "exported": str(export(Path("of_an_operation"), run.key)),
@@ -182,9 +182,10 @@ def test_an_added_operation_has_what_the_own_ones_have(there, tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     at = "layer2.0.conv1.donor"
     assert found["parts"]["donor"] == [f"{at}.donor.donor.weight"]
-    adapters = [f"{at}.donor.after", f"{at}.donor.affine", f"{at}.norm"]
+    adapters = [f"{at}.donor.after", f"{at}.norm"]
     assert found["adapters"] == adapters
     assert {name.rpartition(".")[0] for name in found["parts"]["adapter"]} == set(adapters)
+    assert found["parts"]["calibration"] == [f"{at}.donor.affine.weight", f"{at}.donor.affine.bias"]
     assert "the donor stands beside layer2.0.conv1, behind a batch norm whose scales start at 0.5" in found["did"]
     assert (found["replaced"], found["kind"]) == (["layer2.0.conv1"], "normed")
     assert found["undone"] and found["shocked"] and found["seen"]

@@ -24,7 +24,7 @@ FEWER = {
     "shock": ["schedule.epochs=1"],
     "location": ["site=conv1,layer4.1.conv1"],
     "similarity": ["exec.similarity.resamples=0", "donor.data.corrupt.blocks=null,4,1"],
-    "strategies": ["strategy=freeze,hybrid,thaw,full,lp_ft", "site=layer2.1.conv1"],
+    "strategies": ["strategy=freeze,hybrid,freeze_thaw,freeze_early,thaw,full,lp_ft", "site=layer2.1.conv1"],
     "yosinski": ["site=[conv1],[conv1,layer1,layer2,layer3]"],
     "surgical": ["strategy.groups.tuned=[stem,stage1],[stage4]"],
     "depth": ["host=resnet20,resnet32,resnet56"],

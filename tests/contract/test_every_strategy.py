@@ -47,7 +47,7 @@ def grafted(images):
     made = graft(
         host,
         [(site, torch.nn.Conv2d(6, 8, 3, padding=1))],
-        Replace(channel_matching="project", adapter_init="random"),
+        Replace(channel_matching="project", adapter_init="random", calibrate="moments"),
         data.shape,
     )
     return data, made
@@ -110,6 +110,15 @@ def test_every_strategy_is_a_run_without_a_graft_the_same_at_every_site(name, co
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_takes_group_norm_and_a_stem(name, config):
     assert plan_run(config(f"strategy={name}", "host=resnet20", "host.norm=group", "donor.kind=stem", "site=conv1")).key
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_calibration_learns_where_a_strategy_promises_that_everything_or_the_rest_does(name, config):
+    plan = plan_run(config(f"strategy={name}", "surgery.calibrate=moments", "site=late")).strategy
+    (group,) = (group for group, names in plan.groups.items() if any(".affine." in n for n in names))
+    text = (conf_dir() / "strategy" / f"{name}.yaml").read_text().splitlines()[0]
+    promised = any(words in text for words in ("everything", "the rest", "each ", "by stage"))
+    assert any(phase.trains(group) for phase in plan.phases) == promised, text
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -106,6 +106,32 @@ def test_key_holds_all_that_decides_the_weights():
     assert key_of(trained(), PLACE, CPU) == key_of(trained(), dataclasses.replace(PLACE, path="layer9"), CPU)
 
 
+def test_a_donor_at_the_sites_resolution_learns_on_pooled_images(tmp_path):
+    """As on images that were pooled beforehand; where the site's maps are no smaller, it is the donor that it is without."""
+    small, large = (dataclasses.replace(PLACE, maps=size) for size in ((4, 4), (16, 16)))
+    asked = trained(resolution="site")
+    assert asked.pooled_to(asked.images(small), small) == (4, 4) and asked.pooled_to(asked.images(large), large) is None
+    assert len({key_of(asked, small, CPU), key_of(asked, large, CPU), key_of(asked, PLACE, CPU)}) == 2
+    assert key_of(asked, large, CPU) == key_of(trained(), small, CPU) == key_of(trained(), PLACE, CPU)
+    donor = get_or_create(asked, small, CPU, tmp_path)
+    assert donor.provenance["spec"]["pooled_to"] == [4, 4] and donor.provenance["metrics"]["test/acc"] > 50
+    assert not torch.equal(donor.layer.weight, get_or_create(trained(), small, CPU, tmp_path).layer.weight)
+    pooling, plain = (trained().network(SITE, 1, 3, pooled)[0] for pooled in ((4, 4), None))
+    x_NCHW = torch.randn(2, 1, 8, 8)
+    means_NCHW = x_NCHW.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
+    torch.testing.assert_close(pooling(x_NCHW), plain(means_NCHW))
+    control = get_or_create(trained(resolution="site", control=Control.permuted), small, CPU, tmp_path)
+    assert control.provenance["control_of"] == donor.key
+
+
+def test_what_a_pooled_image_cannot_train_is_told():
+    tiny = dataclasses.replace(PLACE, layer=Conv(4, 8, 5, 1, 0), maps=(2, 2))
+    with pytest.raises(
+        UserError, match="cannot be trained on images pooled \\(donor.resolution=site\\) to maps of 2 x 2 pixels"
+    ):
+        key_of(trained(resolution="site", padding=0), tiny, CPU)
+
+
 def test_shape_is_the_sites_unless_given():
     assert trained().architecture(PLACE) == SITE and trained().architecture(BLOCK) == BLOCK.layer
     assert trained(kernel_size=7, bias=True).architecture(PLACE) == Conv(

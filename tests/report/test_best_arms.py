@@ -4,6 +4,7 @@ import pytest
 from tests.report.made import design_of, no_graft, rows
 
 from layergraft.report.best_arms import answers
+from layergraft.report.contrasts import paired
 
 
 def arm(strategy, test, val, **axes):
@@ -14,13 +15,14 @@ def arm(strategy, test, val, **axes):
 def test_the_best_arm_is_picked_by_validation_among_donors_that_learned():
     found = design_of(
         no_graft({0: 50, 1: 51, 2: 52}), arm("freeze", {0: 60, 1: 62, 2: 61}, 10), arm("full", {0: 55, 1: 56, 2: 54}, 90),
-        arm("freeze", {0: 40, 1: 41, 2: 45}, 99, donor="random"), arm("full", {0: 40, 1: 41, 2: 45}, 99, donor="self"),
+        arm("full", {0: 40, 1: 41, 2: 45}, 99, donor="random"), arm("full", {0: 40, 1: 41, 2: 45}, 99, donor="self"),
+        arm("freeze", {0: 10, 1: 10, 2: 10}, 99, donor="random"),
     )  # fmt: skip
     (only,) = answers(found)
     assert (only.arm, only.num_arms, only.site) == ("full, trained", 2, "early") and only.agreed
-    assert list(only.gains) == ["no graft", "freeze, random"]
+    assert list(only.gains) == ["no graft", "random layer"]
     assert only.gains["no graft"].mean == pytest.approx((5 + 5 + 2) / 3)
-    assert only.gains["freeze, random"].mean == pytest.approx((15 + 15 + 9) / 3)
+    assert only.gains["random layer"].mean == pytest.approx((15 + 15 + 9) / 3)
     p = [gain.p for gain in only.gains.values()]  # both of one family
     assert [gain.corrected_p for gain in only.gains.values()] == pytest.approx([max(p[0], 2 * p[1]), 2 * p[1]])
 
@@ -34,8 +36,8 @@ def test_controls_are_known_whatever_else_of_theirs_was_swept():
 
     found = design_of(no_graft({0: 50, 1: 50}), *with_surgery("none"), *with_surgery("moments"))
     (answer,) = answers(found)
-    assert answer.num_arms == 2 and list(answer.gains) == ["no graft", "freeze, random"]
-    assert answer.gains["freeze, random"].mean == pytest.approx(4.5)
+    assert answer.num_arms == 2 and list(answer.gains) == ["no graft", "random layer"]
+    assert answer.gains["random layer"].mean == pytest.approx(4.5)
     assert set(answer.axes) == {"site", "host"}  # what the arm has of its own does not hide it
 
 
@@ -45,8 +47,20 @@ def test_a_place_without_one_control_keeps_the_other():
         rows({0: 40, 1: 42}, strategy="freeze", donor="random", site="b"),
     )  # fmt: skip
     first, second = answers(found)
-    assert first.gains["freeze, random"] is None and first.gains["no graft"].mean == 5.5
-    assert second.gains["freeze, random"].mean == pytest.approx(15.5)
+    assert first.gains["random layer"] is None and first.gains["no graft"].mean == 5.5
+    assert second.gains["random layer"].mean == pytest.approx(15.5)
+
+
+def test_a_random_layer_is_a_control_of_its_own_strategy_alone():
+    """`full, trained` less `freeze, random` differs in two things at once."""
+    frozen = arm("freeze", {0: 40, 1: 42}, 1, donor="random")
+    groups = no_graft({0: 50, 1: 51}), arm("freeze", {0: 55, 1: 57}, 10), frozen
+    for other, gain in (([], 15), (arm("full", {0: 60, 1: 62}, 90), None)):
+        (answer,) = answers(design_of(*groups, other))
+        found = answer.gains["random layer"]
+        assert (found and found.mean) == gain and answer.gains["no graft"] is not None
+    by_random = paired(design_of(*groups, arm("full", {0: 60, 1: 62}, 90)), "random layer", "test/acc")
+    assert by_random.groupby("arm").gain.count().to_dict() == {"freeze, trained": 2, "full, trained": 0, "no graft": 0}
 
 
 def test_a_seed_that_an_arm_lacks_is_told_and_one_that_a_control_lacks_changes_no_pick():
@@ -78,4 +92,4 @@ def test_a_control_that_not_every_picked_arm_has_is_none():
     none, moments = with_surgery("none", {0: 9, 1: 1, 2: 5}), with_surgery("moments", {0: 1, 1: 9, 2: 6})
     random = rows({0: 50, 1: 51, 2: 52}, strategy="freeze", donor="random", **{"surgery.calibrate": "none"})
     (answer,) = answers(design_of(no_graft({0: 50, 1: 51, 2: 50}), none, moments, random))
-    assert len(answer.picks) == 2 and answer.gains["freeze, random"] is None and answer.gains["no graft"].n == 3
+    assert len(answer.picks) == 2 and answer.gains["random layer"] is None and answer.gains["no graft"].n == 3

@@ -152,17 +152,31 @@ def test_self_of_a_host_with_weights_changes_nothing(arm):
         assert torch.equal(run.network.eval()(x), run.grafted.host.eval()(x))
 
 
+AFFINE = ["layer1.0.conv1.affine.weight", "layer1.0.conv1.affine.bias"]
+MOMENTS = ["site=layer1.0.conv1", "surgery.calibrate=moments"]
+
+
 def test_adapters_learn_even_where_the_layers_around_them_are_frozen(config, tmp_path):
-    overrides = [
-        "donor=random",
-        "strategy=hybrid",
-        "site=layer1.0.conv1",
-        "surgery.calibrate=moments",
-        f"exec.outputs={tmp_path}",
-    ]
-    plan = plan_run(config(*TINY[:2], *overrides)).strategy
+    project = ["surgery.channel_matching=project", "donor.out_channels=3"]
+    plan = plan_run(config(*TINY, "strategy=hybrid", *MOMENTS, *project)).strategy
     assert plan.groups["graft"] == ["layer1.0.conv1.donor.weight"]
-    assert {"layer1.0.conv1.affine.weight", "layer1.0.conv1.affine.bias"} <= set(plan.groups["rest"])
+    assert "layer1.0.conv1.after.weight" in plan.groups["rest"] and plan.groups["rest.calibration"] == AFFINE
+    assert all(phase.trains("rest.calibration") for phase in plan.phases)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_calibration_learns_only_where_a_strategy_names_it(learned, config, tmp_path):
+    named = ["strategy.groups.new=[head,adapter,calibration]"] if learned else []
+    made = config(*TINY, "strategy=head_only", *MOMENTS, *named, f"exec.outputs={tmp_path}")
+    start = plan_run(made).build()
+    record = execute(start.plan)
+    state, before = load_file(run_folder(tmp_path, record.key) / "model.safetensors"), start.network.state_dict()
+    assert {torch.equal(state[name], before[name]) for name in AFFINE} == {not learned}
+    assert not torch.equal(before[AFFINE[0]], torch.ones_like(before[AFFINE[0]]))  # it was calibrated
+    assert not torch.equal(state["fc.weight"], before["fc.weight"])
+    group = record.plan["groups"]["new.calibration" if learned else "calibration"]
+    assert group["tensors"] == AFFINE and any(map(any, group["lr"])) == learned
+    assert record.grafts[0].calibration_paths == ["layer1.0.conv1.affine"] and not record.grafts[0].adapter_paths
 
 
 def test_donors_of_several_sites_are_shared_with_runs_of_one(config, tmp_path):

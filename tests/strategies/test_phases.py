@@ -262,6 +262,21 @@ def test_roles_of_an_absent_graft_match_nothing_and_their_phases_stand():
     assert [(one.name, one.epoch, one.lr["rest"]) for one in made.phases] == [("p", 0, 1.0), ("q", 4, 1.0)]
 
 
+def test_calibration_is_frozen_where_no_group_names_it_and_a_group_of_its_own_everywhere():
+    roles = ROLES | {"calibration": ["layer10"]}
+    for patterns in ([".*"], [".*conv.*", "layer1", ".*"]):
+        made = plan(
+            {"h": ["head"], "r": patterns}, {"p": phase(freeze=["h"], r=1.0), "q": phase(4, h=1.0, r=1.0)}, roles=roles
+        )
+        assert made.groups["calibration"] == ["layer10.conv.weight"] and made.phase(9).lr["calibration"] == 0.0
+    for named in ("calibration", "layer10"):
+        made = plan({"r": [".*", named]}, {"p": phase(r=0.5)}, roles=roles)
+        assert made.groups["r.calibration"] == ["layer10.conv.weight"] and made.phase(0).lr["r.calibration"] == 0.5
+    assert list(plan({"c": ["calibration"], "r": [".*"]}, {"p": phase(c=1.0, r=1.0)}, roles=roles).groups) == ["c", "r"]
+    with pytest.raises(UserError, match="group 'calibration' does not have the role calibration; add it"):
+        plan({"calibration": [".*"]}, {"p": phase(calibration=1.0)}, roles=roles)
+
+
 SPLIT = {"split": {"all": SplitSpec()}}
 MORE_BAD = {
     "before without a graft": ({"a": ["before", "head"]}, {"p": phase(a=1.0)}, {}, "parameter 'conv1.weight' is in no group; its groups: a; there is no graft (donor=none), so no parameter has the role before; use strategy=full"),

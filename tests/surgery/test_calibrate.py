@@ -112,7 +112,7 @@ def test_moments_of_a_stem_are_matched_after_its_norm():
     spec = Replace(calibrate="moments")
     slot = surgery.slot_of(host, find_sites(host, IMAGE)["conv1"], spec, IMAGE)
     made = operated(host, "conv1", Stem(slot.conv(), "batch").build(), spec)
-    assert made.roles == {"graft": ["conv1", "bn1.norm"], "adapter": ["bn1.affine"]}
+    assert made.roles == {"graft": ["conv1", "bn1.norm"], "adapter": [], "calibration": ["bn1.affine"]}
     ours, wanted = outputs(made.network, "bn1"), outputs(host, "bn1")
     torch.testing.assert_close(ours.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
     assert torch.equal(made.undone()(X), host(X))

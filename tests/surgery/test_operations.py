@@ -228,6 +228,7 @@ def test_every_parameter_is_in_one_part():
     assert made.roles == {
         "graft": ["layer2.1.donor.donor"],
         "adapter": ["layer2.1.donor.before", "layer2.1.donor.after", "layer2.1.gate"],
+        "calibration": [],
     }
     assert made.num_added == 1 + 3 * 8 + 16 * 8 + (3 * 16 * 9 + 16)
     own = [f"layer2.1.{name}" for name, _ in host.layer2[1].named_parameters()]
@@ -312,7 +313,7 @@ def test_what_was_done_is_a_table():
         lines[0] == "site      conv1: conv, 3 x 32 x 32 -> 4 x 32 x 32"
         and "adapters  conv1.before, conv1.after" in lines
     )
-    assert "parameters added: -49" in lines and len([line for line in lines if " tensors " in line]) == 5
+    assert "parameters added: -49" in lines and len([line for line in lines if " tensors " in line]) == 6
 
 
 def test_a_fold_needs_a_batch_norm():

@@ -28,7 +28,7 @@ Keys within a group, some of them (--cfg job prints all):
   host.     width=16  norm=batch|group  skips=false  in_channels=3  stem=imagenet|small (of torchvision's)
             pretrain.data=DATA|none  pretrain.schedule.epochs=50  weights=IMAGENET1K_V1|FILE  head=keep|new
   donor.    kind=conv|stem|block  kernel_size=7  aux_depth=3  data=textures  data.classes=[7,8,9]  control=moments|permuted|covariance
-            path=FILE  layer=PATH (of donor=extracted)
+            resolution=image|site (of trained)  path=FILE  layer=PATH (of donor=extracted)
   surgery.  channel_matching=strict|project|slice|tile|sum|average  adapter_init=least_squares|identity|random (of project)
             bias=keep|drop|fold  calibrate=none|batch_norm|moments|lsuv  images=512
             gate=0 (of insert, parallel)  position=before|after (of insert)

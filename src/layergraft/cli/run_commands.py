@@ -134,6 +134,8 @@ def about(donor: Donor) -> list[str]:
     """What a donor is and where it comes from, in lines."""
     known = donor.provenance
     lines = [describe(donor.architecture)]
+    if pooled := known["spec"].get("pooled_to"):
+        lines.append(f"trained on images pooled to {pooled[0]} x {pooled[1]} pixels (donor.resolution=site)")
     if "metrics" in known:
         lines.append(f"{known['metrics']['test/acc']:.1f}% on its own task")
     if "matched" in known:

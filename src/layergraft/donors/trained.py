@@ -1,6 +1,7 @@
 """The donor proper: one functional layer, trained on a task of its own.
 
-The network that trains it has a single functional layer: (a 3 x 3 convolution that lifts the image to the layer's
+The network that trains it has a single functional layer: (average pooling of the image to the size of the site's maps, where
+`resolution` is site) - (a 3 x 3 convolution that lifts the image to the layer's
 input channels, where it takes more than the image has) - the layer - an auxiliary head. A convolution is followed by
 batch norm and ReLU there; a residual block always stands on a lifting stem, so that stem, block and head are a ResNet
 of one block. The head is the one of greedy layerwise training: k - 1 times [3 x 3 convolution, batch norm, ReLU],
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import MISSING
 
 from layergraft.config.data_schema import DataSpec
-from layergraft.config.registry import bounded, register
+from layergraft.config.registry import bounded, one_of, register
 from layergraft.config.training_schema import OptimSpec, ScheduleSpec
 from layergraft.donors.controls import LearnedDonor
 from layergraft.donors.donor_kind import identity, key_of
@@ -65,6 +66,9 @@ class TrainedDonor(LearnedDonor):
     """null: such that images keep the size that the site gives them."""
     bias: bool = False
     """Of a convolution or a stem's; surgery.bias says what becomes of it."""
+    resolution: str = one_of("image", ("image", "site"))
+    """image: it learns on the images as they are; site: on images average-pooled to the size of the maps that the site takes, where
+    they are larger."""
 
     def architecture(self, slot: Slot) -> Architecture:
         """Raises UserError for a stage, which is not one functional layer."""
@@ -89,10 +93,19 @@ class TrainedDonor(LearnedDonor):
 
     def decides(self, slot: Slot) -> dict[str, Any]:
         images, fields = self.images(slot), super().decides(slot)
-        _require_trained_on(self.architecture(slot), self.aux_depth, images.shape, images.num_classes)
-        for name in ("kind", "in_channels", "out_channels", "kernel_size", "stride", "padding", "bias"):
-            del fields[name]  # resolved in the form
-        return fields
+        pooled = self.pooled_to(images, slot)
+        _require_trained_on(self.architecture(slot), self.aux_depth, images.shape, images.num_classes, pooled)
+        for name in ("kind", "in_channels", "out_channels", "kernel_size", "stride", "padding", "bias", "resolution"):
+            del fields[name]  # resolved in the form and in what images are pooled to
+        return fields if pooled is None else {**fields, "pooled_to": list(pooled)}
+
+    def pooled_to(self, images: ImageData, slot: Slot) -> tuple[int, int] | None:
+        """Height and width of what images are pooled to before they are learned from; None where they are not."""
+        if self.resolution == "image":
+            return None
+        own, (height, width) = images.shape[1:], slot.maps or slot.image[1:]
+        pooled = min(own[0], height), min(own[1], width)
+        return None if pooled == own else pooled
 
     def build(self, slot: Slot, backend: Backend, outputs: Path) -> tuple[nn.Module, dict[str, Any]]:
         return self._trained(slot, backend, outputs)[1:]
@@ -103,15 +116,19 @@ class TrainedDonor(LearnedDonor):
     def _trained(self, slot: Slot, backend: Backend, outputs: Path) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
         """The single-layer network after its training, its layer, and what is known of it."""
         images, key, known = self.images(slot), key_of(self, slot, backend), identity(self, slot, backend)
-        network, layer = self.network(self.architecture(slot), images.channels, images.num_classes)
+        pooled = self.pooled_to(images, slot)
+        network, layer = self.network(self.architecture(slot), images.channels, images.num_classes, pooled)
         return (
             network,
             layer,
             network_cache.trained(network, self, images, network_cache.folder_of(outputs, key), known, backend),
         )
 
-    def network(self, architecture: Architecture, image_channels: int, num_classes: int) -> tuple[nn.Module, nn.Module]:
-        """The single-layer network, and its layer: (N, `image_channels`, H, W) to logits (N, `num_classes`)."""
+    def network(
+        self, architecture: Architecture, image_channels: int, num_classes: int, pooled: tuple[int, int] | None = None
+    ) -> tuple[nn.Module, nn.Module]:
+        """The single-layer network, and its layer: (N, `image_channels`, H, W) to logits (N, `num_classes`). Images are average-pooled
+        to the height and width `pooled` first; None: they are not."""
         import torch
         from torch import nn
 
@@ -122,7 +139,8 @@ class TrainedDonor(LearnedDonor):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(self.seed, "donor", "rest"))
             lifted = architecture.in_channels != image_channels or isinstance(architecture, BlockArchitecture)
-            body = [*(conv_bn_relu(image_channels, architecture.in_channels) if lifted else []), layer]
+            body: list[nn.Module] = [] if pooled is None else [nn.AdaptiveAvgPool2d(pooled)]
+            body += [*(conv_bn_relu(image_channels, architecture.in_channels) if lifted else []), layer]
             if isinstance(architecture, Conv):
                 body += [nn.BatchNorm2d(architecture.out_channels), nn.ReLU()]
             width = architecture.out_channels
@@ -135,17 +153,23 @@ class TrainedDonor(LearnedDonor):
 
 @lru_cache(maxsize=256)
 def _require_trained_on(
-    architecture: Architecture, aux_depth: int, image: tuple[int, int, int], num_classes: int
+    architecture: Architecture,
+    aux_depth: int,
+    image: tuple[int, int, int],
+    num_classes: int,
+    pooled: tuple[int, int] | None,
 ) -> None:
     """Raise UserError where the single-layer network cannot take such images."""
     import torch
 
     from layergraft.hosts.resnet_blocks import on_meta, require_room
 
-    network = on_meta(lambda: TrainedDonor(aux_depth=aux_depth).network(architecture, image[0], num_classes)[0])
+    network = on_meta(lambda: TrainedDonor(aux_depth=aux_depth).network(architecture, image[0], num_classes, pooled)[0])
     require_room("the donor's own network", network)
     try:
         network(torch.empty(2, *image, device="meta"))
     except RuntimeError as error:
-        why = f"images of {image[1]} x {image[2]} pixels: {str(error).splitlines()[0]}"
+        height, width = pooled or image[1:]
+        of = "images" if pooled is None else "images pooled (donor.resolution=site) to maps"
+        why = f"{of} of {height} x {width} pixels: {str(error).splitlines()[0]}"
         raise UserError(f"donor: a {describe(architecture)} cannot be trained on {why}") from None

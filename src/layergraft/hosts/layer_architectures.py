@@ -185,6 +185,8 @@ class Slot:
     """What the host normalises with: batch or group."""
     shortcut: str = "conv"
     """What the host's blocks have where sizes change: conv, pad or none."""
+    maps: tuple[int, int] | None = None
+    """Height and width of the maps that the donor is given; None: those of `image`."""
 
     def read_norm(self, name: str, tensors: Mapping[str, Tensor]) -> str:
         """batch or group. Where a file has no statistics, only a host with group norm tells that none are missing."""

@@ -43,7 +43,8 @@ class Answer:
 
 def answers(design: Design) -> list[Answer]:
     """For each setting and site: the arm that validation picks among those whose donor learned something (all with a donor
-    where there are none such), and its gain in test accuracy over the host without a donor and the frozen random layer."""
+    where there are none such), and its gain in test accuracy over the host without a donor, and over a random layer under the
+    same strategy."""
     grafted = design.runs[design.runs.site != NONE]
     learned = design.learned(grafted)
     candidates = set((learned if len(learned) else grafted[~grafted.key.isin(design.arm(RANDOM).key)]).arm)

@@ -20,7 +20,7 @@ from layergraft.stats import Difference, complete, mean_difference, together_whe
 from layergraft.store.records import RunRecord
 
 NO_GRAFT = "no graft"
-RANDOM = "freeze, random"
+RANDOM = "random layer"
 CONTROLS = ("none", "random", "moment_matched", "permuted", "covariance", "self")
 MAX_ARMS = 8  # of which every pair is compared where there is no run without a graft
 
@@ -56,7 +56,7 @@ class Design:
         if name == NO_GRAFT:
             return runs[runs.donor == "none"]
         if name == RANDOM:
-            return runs[(runs.donor == "random") & (runs.strategy == "freeze")]
+            return runs[runs.donor == "random"]
         return runs[runs.arm == name]
 
     def learned(self, runs: pd.DataFrame) -> pd.DataFrame:
@@ -65,16 +65,18 @@ class Design:
         return found[found["donor.control"].isin((NONE, "none"))] if "donor.control" in self.swept else found
 
     def like(self, control: pd.DataFrame, arm: pd.Series) -> pd.DataFrame:
-        """The runs of `control` with the arm's own strategy, else with `full`, else all; of these, those with the arm's own
-        level of whatever else tells arms apart, where it has that level among others; of surgery it must. A control
-        without such levels is that of every arm."""
+        """The runs of `control` with the arm's own strategy; without a graft, else with `full`, else all. Of these, those with the
+        arm's own level of whatever else tells arms apart, where it has that level among others; of surgery it must, and under
+        a random layer of the strategy too. A control without such levels is that of every arm."""
+        is_random = (control.donor == "random").all()
         for strategy in (arm.strategy, "full"):
-            if (control.strategy == strategy).any():
+            if is_random or (control.strategy == strategy).any():
                 control = control[control.strategy == strategy]
                 break
+        must = ("surgery.", "strategy.") if is_random else ("surgery.",)
         for name in self.of_arm:
             levels, own = set(control[name]) - {NONE}, arm[name]
-            if own in levels and len(levels) > 1 or levels and own != NONE and name.startswith("surgery."):
+            if own in levels and len(levels) > 1 or levels and own != NONE and name.startswith(must):
                 control = control[control[name].isin((own, NONE))]
         return control
 
@@ -122,13 +124,15 @@ def _labels(table: pd.DataFrame, columns: list[str], label: Any) -> pd.Series:
 
 def paired(design: Design, baseline: str, metric: str) -> pd.DataFrame:
     """The runs of all other arms with a column more, `gain`: `metric` less that of `baseline` with the same seed in the
-    same setting, at the same site, with the same surgery; nan without such a partner. What does not apply to the
+    same setting, at the same site, with the same surgery, and of a random layer under the same strategy; nan without such a partner. What does not apply to the
     baseline (the site of no graft, the source of a random donor) is no part of where it is."""
     base = design.arm(baseline)
     others = design.runs[~design.runs.key.isin(base.key)]
     gains = [pd.Series(np.nan, index=others.index)]
     for _, rows in others.groupby("arm", sort=False):
         own = design.like(base, rows.iloc[0])
+        if not len(own):  # no random layer under this strategy
+            continue
         keys = [*(name for name in (*design.of_setting, "site") if not (own[name] == NONE).all()), "seed"]
         kinds = own.groupby([*keys, "arm"], sort=False)[metric].mean().unstack("arm")
         partner = kinds.mean(axis=1, skipna=False).rename("partner").reset_index()

@@ -47,7 +47,7 @@ class Findings:
     """Contrasts that these runs do not have, a line each."""
     answers: list[Answer]
     baseline: str | None
-    """What gains are over: no graft, or else the random frozen layer, or else none."""
+    """What gains are over: no graft, or else a random layer under the same strategy, or else none."""
     gains: dict[str, pd.DataFrame]
     """Metric -> the cells' differences to the baseline (`contrasts.gains`)."""
     across: pd.DataFrame
@@ -116,10 +116,13 @@ def _notes(design: Design, by_run: pd.DataFrame, baseline: str | None, answered:
         if 1 < len(variants) < design.runs.arm.nunique():
             names = listing(f"'{name}'" for name in variants)
             kinds = f"'{control}' comes in {len(variants)} kinds ({names})"
-            own = "its own (that of its strategy, or else of full)" if control == NO_GRAFT else "its own"
-            notes.append(f"{kinds}: an arm is compared with {own}, and where it has none, with their mean")
+            own = "its own (that of its strategy, or else of full), and where it has none, with their mean"
+            notes.append(
+                f"{kinds}: an arm is compared with {own if control == NO_GRAFT else 'that of its own strategy'}"
+            )
         if answered and len(variants) and not any(answer.gains.get(control) for answer in answered):
-            where = f"no cell has a run of '{control}' with the seeds, site and surgery of the arms"
+            shared = "seeds, site and surgery" if control == NO_GRAFT else "strategy, seeds, site and surgery"
+            where = f"no cell has a run of '{control}' with the {shared} of the best arm"
             notes.append(f"{where}, so nothing is compared with it")
     return notes
 

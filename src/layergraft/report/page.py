@@ -144,7 +144,9 @@ def _charts(
     found: Findings, axes: list[str], table: pd.DataFrame, accuracies: Mapping[str, list[float]], folder: Path
 ) -> dict[str, Any]:
     """Name -> specification; PNG and SVG are written into `folder`. `accuracies`: key -> validation accuracy by epoch."""
-    over = {NO_GRAFT: "over no graft", RANDOM: "over a random frozen layer"}.get(found.baseline or "", "")
+    over = {NO_GRAFT: "over no graft", RANDOM: "over a random layer under the same strategy"}.get(
+        found.baseline or "", ""
+    )
     units = {metric: f"{unit}, {over}" for metric, unit in IN_WORDS.items()}
     arms = list(found.design.runs.arm.unique())
     drawn: dict[str, Any] = {}

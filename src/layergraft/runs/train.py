@@ -152,7 +152,8 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
     plan, config, folder = run.plan, run.config, run.plan.folder
     record.donors = [{name: fact for name, fact in donor.provenance.items() if name != "cost"} for donor in run.donors]
     record.grafts = [
-        GraftRecord(graft.site.path, graft.donor, list(graft.did), dict(graft.donor_paths), list(graft.adapter_paths), list(graft.placed.replaced))
+        GraftRecord(graft.site.path, graft.donor, list(graft.did), dict(graft.donor_paths), list(graft.adapter_paths), list(graft.placed.replaced),
+                    list(graft.calibration_paths))
         for graft in run.grafted.grafts
     ]  # fmt: skip
     record.data = written(config.data, run.images, plan.outputs)

@@ -41,6 +41,8 @@ class GraftRecord:
     adapter_paths: list[str]
     replaced: list[str]
     """Module paths of the host where something else stands in the run's network."""
+    calibration_paths: list[str] = field(default_factory=list)
+    """Modules that calibration added."""
 
 
 @dataclass

@@ -6,11 +6,13 @@ function of that epoch and of the curves up to it, never of what else came befor
 as one never stopped.
 
 A pattern is a role, a module path (`layer1` and all under it), or a regular expression that matches a whole parameter
-name (`.*`). The roles: graft, adapter (what surgery added around it), stem, stage1, stage2 and so on, head, norm (every
-norm layer), before and after (the host's parameters that act before the graft, and after it up to the head). Without a
-graft (donor=none) the roles graft, adapter, before and after match nothing. Adapters go by their role, their own path or a
-regular expression: a module path that has them somewhere below does not mean them, for they are new and must learn where
-old layers may be frozen.
+name (`.*`). The roles: graft, adapter (1 x 1 convolutions, gates and whatever else surgery added around it), calibration (the
+scale and shift that surgery.calibrate=moments adds), stem, stage1, stage2 and so on, head, norm (every norm layer), before and
+after (the host's parameters that act before the graft, and after it up to the head). Without a graft (donor=none) the roles
+graft, adapter, calibration, before and after match nothing. Adapters go by their role, their own path or a regular expression: a
+module path that has them somewhere below does not mean them, for they are new and must learn where old layers may be frozen.
+Calibration's parameters go by their role or their own path alone, since to learn them is to do more than to calibrate: where no
+group names them they are a group `calibration` that is frozen throughout; one that names them beside others is shown as two.
 
 A group in `split` is taken apart by depth, from the stem up to the head, into groups GROUP.PART, whose rates decay
 downwards (Howard & Ruder, ULMFiT, 2018: 1/2.6; timm's layer decay: 0.75), or which begin to train from the top down
@@ -32,7 +34,8 @@ from layergraft.config.training_schema import PhaseSpec, PlateauSpec, ScheduleSp
 from layergraft.errors import UserError, listing, require, unknown
 from layergraft.strategies.lr_schedules import num_steps, ramp, share
 
-OF_A_GRAFT = ("graft", "adapter", "before", "after")  # roles that match nothing where there is no graft
+CALIBRATION = "calibration"
+OF_A_GRAFT = ("graft", "adapter", CALIBRATION, "before", "after")  # roles that match nothing where there is no graft
 Curves = Sequence[Mapping[str, float]]
 Names = Mapping[str, Sequence[str]]  # role or group -> module paths or names of parameters
 Value = TypeVar("Value")
@@ -122,11 +125,15 @@ def epochs_to_plateau(spec: PlateauSpec, curves: Curves) -> float:
 
 def matches(pattern: str, name: str, roles: Names) -> bool:
     """Whether `pattern` covers the parameter or module `name`."""
-    adapters = [path for path in roles.get("adapter", []) if _under(name, path)]
+    added = [path for role in ("adapter", CALIBRATION) for path in roles.get(role, []) if _under(name, path)]
     paths = [path for path in roles.get(pattern, [pattern]) if _under(name, path)]
-    if any(all(_under(path, adapter) for adapter in adapters) for path in paths):
+    if any(all(_under(path, new) for new in added) for path in paths):
         return True
-    return pattern not in roles and re.fullmatch(pattern, name) is not None
+    return pattern not in roles and not _calibrates(name, roles) and re.fullmatch(pattern, name) is not None
+
+
+def _calibrates(name: str, roles: Names) -> bool:
+    return any(_under(name, path) for path in roles.get(CALIBRATION, []))
 
 
 def _under(name: str, path: str) -> bool:
@@ -176,8 +183,8 @@ def make_plan(
     }
     for name in parameters:
         left = f"{what}: parameter '{name}' is in no group; its groups: {listing(spec.groups)}{why}"
-        require(bool(matching[name]), left)
-    of_surgery = [path for role in ("graft", "adapter") for path in roles.get(role, [])]
+        require(bool(matching[name]) or _calibrates(name, roles), left)
+    of_surgery = [path for role in ("graft", "adapter", CALIBRATION) for path in roles.get(role, [])]
     groups: dict[str, list[str]] = {}
     own: dict[str, list[str]] = {}  # group of the strategy -> its groups in the plan
     for group in spec.groups:
@@ -187,10 +194,16 @@ def make_plan(
         may_be_empty = all(any(_under(name, path) for path in of_surgery) for name in there)
         taken = f"{what}: group '{group}' is empty: the groups before it take all that it matches"
         require(bool(names) or may_be_empty, taken)
-        is_split = group in spec.split and names
-        parts = _parts(group, spec.split[group], names, roles, blocks, stages, moved) if is_split else {group: names}
+        if group in spec.split and names:
+            parts = _parts(group, spec.split[group], names, roles, blocks, stages, moved)
+        else:
+            parts = _apart(group, names, roles)
         own[group] = list(parts)
         groups |= parts
+    if unnamed := [name for name in parameters if not matching[name]]:
+        clash = f"{what}: group '{CALIBRATION}' does not have the role {CALIBRATION}; add it, or rename the group"
+        require(CALIBRATION not in groups, clash)
+        groups[CALIBRATION], own[CALIBRATION] = unnamed, [CALIBRATION]
     group_of = {name: group for group, names in groups.items() for name in names}
     # A norm without parameters goes where its path would.
     norms_in = {norm: group_of.get(f"{norm}.weight", next(iter(matching[norm]), None)) for norm in norms}
@@ -201,6 +214,13 @@ def make_plan(
 def _spread(values: Mapping[str, Value], own: Names) -> dict[str, Value]:
     """By the groups of the strategy -> by the groups of the plan."""
     return {of: value for group, value in values.items() for of in own[group]}
+
+
+def _apart(group: str, names: Sequence[str], roles: Names) -> dict[str, list[str]]:
+    """GROUP, and GROUP.calibration where it has calibration's parameters beside others."""
+    calibrating = [name for name in names if _calibrates(name, roles)]
+    others = [name for name in names if name not in calibrating]
+    return {group: others, f"{group}.{CALIBRATION}": calibrating} if calibrating and others else {group: list(names)}
 
 
 def _parts(
@@ -256,7 +276,7 @@ def _check_groups(where: str, named: Iterable[str], groups: Iterable[str]) -> No
 
 def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: Names) -> None:
     if pattern in roles:
-        return  # there may be no graft, no adapter, or a donor where the stem was
+        return  # there may be no graft, no adapter, no calibration, or a donor where the stem was
     try:
         found = any(matches(pattern, name, roles) for name in parameters)
     except re.error as error:
@@ -283,7 +303,7 @@ def _phases(spec: StrategySpec, what: str, epochs: int, own: Names, groups: Name
         for epoch in sorted({phase.epoch, *begins.values()}):
             label = name if epoch == phase.epoch else f"{name}+{epoch - phase.epoch}"
             frozen = [of for of, begin in begins.items() if begin > epoch]
-            multiplier = _spread({group: phase.train.get(group, 0.0) for group in spec.groups}, own)
+            multiplier = _spread({group: phase.train.get(group, 0.0) for group in own}, own)
             lr = {of: 0.0 if of in frozen else rate * scale.get(of, 1.0) for of, rate in multiplier.items()}
             moving = [of for of, rate in lr.items() if rate > 0]
             if phase.batch_norm_statistics is not None:

@@ -24,7 +24,7 @@ from layergraft.seeds import derive_seed
 from layergraft.surgery.channel_matching import dropped_bias, match_channels
 from layergraft.surgery.operation import Chain, Operation, Placed
 
-PARTS = ("donor", "adapter", "host before", "host after", "head")
+PARTS = ("donor", "adapter", "calibration", "host before", "host after", "head")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Graft:
     """Module of the donor -> its path in the new network: the whole of it ("") but for a stem's parts, which go apart."""
     adapter_paths: tuple[str, ...]
     """Paths of adapters: modules, and gates, which are parameters."""
+    calibration_paths: tuple[str, ...]
+    """Paths of the modules that calibration added."""
     placed: Placed
 
 
@@ -62,11 +64,12 @@ class Grafted:
         return {
             "graft": [path for graft in self.grafts for path in graft.donor_paths.values()],
             "adapter": [path for graft in self.grafts for path in graft.adapter_paths],
+            "calibration": [path for graft in self.grafts for path in graft.calibration_paths],
         }
 
     @cached_property
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """Part (donor, adapter, host before, host after, head) -> names of its parameters, every one in one part.
+        """Part (donor, adapter, calibration, host before, host after, head) -> names of its parameters, every one in one part.
 
         What acts before the first donor and what after is measured by a dry forward.
         """
@@ -77,11 +80,13 @@ class Grafted:
                 module.register_forward_pre_hook(lambda module, args, path=path: order.append(path))
         with torch.no_grad():
             probe(torch.empty(2, *self.image, device="meta"))
-        donors, adapters = self.roles["graft"], self.roles["adapter"]
+        donors, adapters, calibration = (self.roles[role] for role in ("graft", "adapter", "calibration"))
         before = set(order[: min(order.index(path) for path in order if under(path, donors))])
         parts: dict[str, list[str]] = {part: [] for part in PARTS}
         for name, _ in self.network.named_parameters():
-            if under(name, adapters):
+            if under(name, calibration):
+                part = "calibration"
+            elif under(name, adapters):
                 part = "adapter"
             elif under(name, donors):
                 part = "donor"
@@ -100,6 +105,7 @@ class Grafted:
             lines += [f"site      {site.path}: {site.kind}, {shapes}", f"donor     {graft.donor}"]
             lines += [f"          {step}" for step in graft.did]
             lines += [f"adapters  {', '.join(graft.adapter_paths)}"] if graft.adapter_paths else []
+            lines += [f"calibration adds  {', '.join(graft.calibration_paths)}"] if graft.calibration_paths else []
         lines.append(f"parameters added: {self.num_added:+,}")
         for part, names in self.parts.items():
             number = sum(self.network.get_parameter(name).numel() for name in names)
@@ -175,7 +181,8 @@ def slot_of(host: nn.Module, site: Site, operation: Operation, image: tuple[int,
     """What a donor finds at `site` under this surgery."""
     blocks = [block for part in host.modules() if (block := block_of(part)) is not None]
     shortcut = next((block.shortcut for block in blocks if block.shortcut != "identity"), "conv")
-    return Slot(site.path, operation.architecture(site), image, norm_kind(host), shortcut)
+    maps = operation.takes(site)[1:]
+    return Slot(site.path, operation.architecture(site), image, norm_kind(host), shortcut, maps)
 
 
 def graft(
@@ -250,9 +257,10 @@ def _graft(network: nn.Module, site: Site, donor: nn.Module, slot: Slot, operati
     whole = matched.donor in at  # else the operation has taken a stem apart
     donors = [("", matched.donor)] if whole else matched.donor.named_children()
     donor_paths = {name: at[module] for name, module in donors if module in at}
-    adapters = [at[module] for name, module in row.items() if name not in ("pad", "donor")]
+    adapters = [at[module] for module in (matched.before, matched.after) if module is not None]
     adapters += [*placed.added, *placed.gates]
-    return Graft(site, slot, describe(architecture), tuple(did), donor_paths, tuple(adapters), placed)
+    calibration = () if affine is None else (at[affine],)
+    return Graft(site, slot, describe(architecture), tuple(did), donor_paths, tuple(adapters), calibration, placed)
 
 
 def _bias(

@@ -25,8 +25,11 @@ class Insert(Operation):
     gate: float | None = bounded(None, "(-inf, inf)", "it must be a finite number")
     """Where the gate of the donor's branch starts: x + gate * donor(x). null: no gate, a plain link in the chain."""
 
+    def takes(self, site: Site) -> tuple[int, int, int]:
+        return site.in_shape if self.position == "before" else site.out_shape
+
     def architecture(self, site: Site) -> Architecture:
-        channels = (site.in_shape if self.position == "before" else site.out_shape)[0]
+        channels = self.takes(site)[0]
         return Conv(channels, channels, 3, 1, 1)
 
     def norm_after(self, site: Site) -> str | None:

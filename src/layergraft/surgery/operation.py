@@ -65,6 +65,10 @@ class Operation(SurgerySpec):
         """Return what a donor has to be at `site`: by default, what the host has there."""
         return site.architecture
 
+    def takes(self, site: Site) -> tuple[int, int, int]:
+        """Return the shape (channels, height, width) of what the donor is given at `site`: by default, what the host's layer is."""
+        return site.in_shape
+
     def norm_after(self, site: Site) -> str | None:
         """Return the module path of the host's norm that takes the chain's output directly; None where there is none."""
         return None
