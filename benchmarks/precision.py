@@ -17,7 +17,7 @@ from datetime import date
 import numpy as np
 from scipy import stats
 
-from layergraft.stats import seeds_to_add, widening
+from layergraft.stats import mean_difference, seeds_to_add, widening
 
 STARTS = (3, 5, 8)
 MAX = 50
@@ -168,7 +168,7 @@ def savings(rng: np.random.Generator, samples: int) -> None:
 def as_the_package(x_N: np.ndarray, width: float, start: int) -> int:
     """Where `seeds_to_add` stops."""
     n = start
-    while more := seeds_to_add(x_N[:n], width, MAX):
+    while more := seeds_to_add(mean_difference(x_N[:n]), width, MAX):
         n += more
     return n
 

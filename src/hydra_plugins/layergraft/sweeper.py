@@ -18,6 +18,9 @@ class SweeperConf:
     # What each arm is tuned over by itself before arms are compared: {optim.lr: [1e-3, 3e-3, 1e-2]}; null: nothing.
     tune: dict[str, Any] | None = field(default_factory=dict)
     tuning_seeds: list[int] = field(default_factory=lambda: [1000, 1001, 1002])  # none of the comparison's
+    # Seeds are added until every contrast is within so many points to either side; null: the sweep has the seeds that it has.
+    precision: float | None = None
+    max_seeds: int = 20  # of a contrast
     tuned: str | None = None  # a tuning.json of before, whose arms are not tuned again
 
 

@@ -23,7 +23,7 @@ from layergraft.config.training_schema import OptimSpec, RegularizerSpec, Schedu
 from layergraft.errors import require
 
 CHANNEL_MATCHING = ("strict", "project", "slice", "tile", "sum", "average")
-RESULT_VERSION = 8  # raise it when the code changes so that the same config gives other numbers
+RESULT_VERSION = 9  # raise it when the code changes so that the same config gives other numbers
 
 
 class Precision(Enum):

@@ -16,7 +16,7 @@ import pandas as pd
 from layergraft.errors import UserError, require, unknown
 from layergraft.report.query import columns_of, select
 from layergraft.report.table import AXES, NONE, Runs, tidy
-from layergraft.stats import Difference, complete, mean_difference, together_where_known
+from layergraft.stats import Difference, complete, mean_difference, together_where_known, widened
 from layergraft.store.records import RunRecord
 
 NO_GRAFT = "no graft"
@@ -200,6 +200,11 @@ def contrast(
     return replace(found, difference=found.difference and replace(found.difference, margin=margin))
 
 
+def keys_of(design: Design, of: Iterable[str]) -> list[str]:
+    """The keys of the runs that meet some condition of a contrast."""
+    return list(dict.fromkeys(key for term in of for key in _meeting(design, term[1:]).key))
+
+
 def _meeting(design: Design, condition: str) -> pd.DataFrame:
     runs = design.runs[select(design.runs, condition, design.axes)]
     grafted = runs[runs.donor != "none"]
@@ -312,8 +317,11 @@ def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[
     found, lacking = [], []
     for name, spec in specs.items():
         runs = design.runs[design.runs.key.isin(spec["runs"])] if "runs" in spec else design.runs
+        by_width = "seeds" in spec  # as many as its interval asked for, so that it is wider than it looks
+        runs = runs[runs.seed.isin(spec["seeds"])] if by_width else runs
         try:
-            found.append(contrast(replace(design, runs=runs), name, spec["of"], spec["metric"], spec.get("margin")))
+            one = contrast(replace(design, runs=runs), name, spec["of"], spec["metric"], spec.get("margin"))
+            found.append(replace(one, difference=widened(one.difference)) if by_width and one.difference else one)
         except UserError as error:
             lacking.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if not specs:

@@ -79,9 +79,10 @@ class Findings:
 
 def find(runs: Runs) -> Findings:
     """Contrasts, gains, shares of variance and the rest, of these runs."""
-    design = contrasts.design(runs)
+    whole = contrasts.design(runs)
+    design = replace(whole, runs=whole.runs[~whole.runs.key.isin(runs.added)].reset_index(drop=True))
     baseline = next((name for name in (NO_GRAFT, RANDOM) if 0 < len(design.arm(name)) < len(design.runs)), None)
-    compared, lacking = contrasts.named(design, runs.contrasts)
+    compared, lacking = contrasts.named(whole, runs.contrasts)
     gained = ("test/acc", "val/aulc")
     gains = {metric: contrasts.gains(design, baseline, metric) for metric in gained} if baseline else {}
     by_run = contrasts.paired(design, baseline, "test/acc") if baseline else design.runs.assign(gain=np.nan)
@@ -95,8 +96,30 @@ def find(runs: Runs) -> Findings:
         runs, design, compared, lacking, answered, baseline, gains, across, varied, of, ladder, steps,
         loading.loadings(design), loading.shocks(design), loading.costs(design, across), loading.calibration(design),
         _similar(design, by_run), tuned, by_run,
-        [*tuning_notes(design, runs.tunings, tuned), *runs.notes, *_notes(design, by_run, baseline, answered)],
+        [*tuning_notes(design, runs.tunings, tuned), *_precision(runs, compared), *runs.notes, *_notes(design, by_run, baseline, answered)],
     )  # fmt: skip
+
+
+def _precision(runs: Runs, compared: list[Contrast]) -> list[str]:
+    """How seeds were added to contrasts, and which are not as precise as was asked."""
+    notes = []
+    for asked in runs.precision:
+        width, limit = asked["half_width"], asked["max_seeds"]
+        seeds = f"seeds {asked['seeds'][0]} to {asked['seeds'][-1]}"
+        added = (
+            f"seeds were added to each contrast until its interval was within ± {width:g} points, up to {limit} of them"
+        )
+        notes.append(
+            f"{added}; its interval is widened for that. All else in this report is of {seeds}, which every arm has"
+        )
+        wide = [
+            c.name
+            for c in compared
+            if c.difference is not None and c.difference.n >= limit and c.difference.half_width > width
+        ]
+        if wide:
+            notes.append(f"not within ± {width:g} at {limit} seeds: {listing(wide)}")
+    return notes
 
 
 def _notes(design: Design, by_run: pd.DataFrame, baseline: str | None, answered: list[Answer]) -> list[str]:

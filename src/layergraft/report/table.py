@@ -62,6 +62,10 @@ class Runs:
     name: str = ""
     tunings: list[Tuning] = field(default_factory=list)
     """Those of the sweeps whose arms were tuned. The tuned keys are columns of `table`, and not among `swept`."""
+    precision: list[dict[str, Any]] = field(default_factory=list)
+    """Of the sweeps whose contrasts had seeds added until they were precise: `half_width`, `max_seeds`, and the `seeds` of all arms."""
+    added: set[str] = field(default_factory=set)
+    """Keys of the runs of such added seeds, which some arms have and others not."""
     warned: dict[str, list[str]] = field(default_factory=dict)
     """Key of a run -> the notes in its record."""
     draws: dict[str, Draws] = field(default_factory=dict)
@@ -89,7 +93,7 @@ def read(folders: Iterable[Path], where: str | None = None, metrics: Iterable[st
     record has `status: missing`. `metrics`, and those of the sweeps' contrasts, are computed for runs that were done before
     they were registered. Raises UserError for a folder that is neither, and where no run is left."""
     found: dict[str, Path] = {}
-    commands, contrasts, names, tunings = [], {}, [], []
+    commands, contrasts, names, tunings, precision = [], {}, [], [], {}
     for at, folder in {path.resolve(): path for path in folders}.items():  # each once
         names.append(at.name)
         if not (folder / SWEEP).is_file() and any(folder.glob(f"*/{RECORD}")):
@@ -99,6 +103,8 @@ def read(folders: Iterable[Path], where: str | None = None, metrics: Iterable[st
         tunings += [tuning] if (tuning := read_tuning(folder, sweep)) else []
         found |= {key: run_folder(at.parents[1], key) for key in sweep["runs"]}
         commands.append(sweep["command"])
+        if "precision" in sweep:
+            precision[at.name] = sweep["precision"] | {"runs": sweep["runs"]}
         for name, contrast in sweep.get("contrasts", {}).items():
             others = (f"{name} ({more})" for more in itertools.chain([at.name], itertools.count(2)))
             free = next(other for other in itertools.chain([name], others) if other not in contrasts)
@@ -112,6 +118,10 @@ def read(folders: Iterable[Path], where: str | None = None, metrics: Iterable[st
         runs.table = runs.table[kept].reset_index(drop=True)
     add_metrics(runs, [*metrics, *(contrast["metric"] for contrast in contrasts.values())])
     runs.commands, runs.contrasts, runs.tunings = commands, contrasts, tunings
+    for asked in precision.values():
+        own = runs.table[runs.table.key.isin(asked.pop("runs"))]
+        runs.added |= set(own.key[own.seed.notna() & ~own.seed.isin(asked["seeds"])])
+    runs.precision = list(precision.values())
     runs.name = " + ".join(names) + (f" where {where}" if where else "")
     return runs
 

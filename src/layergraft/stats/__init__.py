@@ -6,9 +6,9 @@ from layergraft.stats.arm_selection import gain_of_picking, pick
 from layergraft.stats.association import Association, association, comparable
 from layergraft.stats.multiple_comparisons import holm, together, together_where_known
 from layergraft.stats.paired_differences import Difference, complete, difference, mean_difference
-from layergraft.stats.sequential_precision import seeds_to_add, widening
+from layergraft.stats.sequential_precision import seeds_to_add, widened, widening
 
 __all__ = [
     "Association", "Difference", "Share", "Shares", "association", "comparable", "complete", "difference", "factorial", "gain_of_picking", "holm",
-    "mean_difference", "pick", "seeds_to_add", "shares", "together", "together_where_known", "widening",
+    "mean_difference", "pick", "seeds_to_add", "shares", "together", "together_where_known", "widened", "widening",
 ]  # fmt: skip

@@ -10,10 +10,10 @@ stages (1945), more seeds to start with, seeds more to confirm). Where differenc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
-from layergraft.stats.paired_differences import Difference, mean_difference
+from layergraft.stats.paired_differences import Difference
 
 
 def widening(n: int) -> float:
@@ -21,19 +21,24 @@ def widening(n: int) -> float:
     return 1 + 2 / n
 
 
-def seeds_to_add(deltas: Sequence[float], half_width: float, num_max: int) -> int:
-    """How many seeds to add before looking again. 0 where the 95% interval of the mean of `deltas`, one a seed, reaches no
-    farther than `half_width` to either side, and where there are `num_max` seeds.
+def seeds_to_add(found: Difference, half_width: float, num_max: int) -> int:
+    """How many seeds to add before looking again. 0 where the interval of `found`, widened, reaches no farther than `half_width` to
+    either side, and where there are `num_max` seeds.
 
     As many as the spread so far asks for, at most as many as there are. One seed, or seeds that agree to the last image, tell
     nothing of the spread: then it is one.
     """
-    n, room = len(deltas), num_max - len(deltas)
-    spread = mean_difference(deltas).error * math.sqrt(n)
+    n, room = found.n, num_max - found.n
+    spread = found.error * math.sqrt(n)
     if room <= 0 or _unit_half_width(n) * spread <= half_width:
         return 0
     most = min(room, n) if math.isfinite(spread) else 1
     return next((more for more in range(1, most) if _unit_half_width(n + more) * spread <= half_width), most)
+
+
+def widened(found: Difference) -> Difference:
+    """`found` with the interval that it has where the rule decided on its n."""
+    return replace(found, error=widening(found.n) * found.error)
 
 
 @lru_cache

@@ -32,6 +32,7 @@ from layergraft.sweeps.manifest import finished, signature, write_plan
 if TYPE_CHECKING:
     from layergraft.config.compose import Composer
     from layergraft.runs.plan import RunPlan
+    from layergraft.sweeps.seed_rounds import SeedRounds
     from layergraft.sweeps.tuning import Arm, Tuning
 
 TENSORBOARD_DRAWS = 40  # runs; of more it selects none by itself
@@ -65,11 +66,14 @@ class GridSweeper(BasicSweeper):
         tune: Any = None,
         tuning_seeds: Sequence[int] = (),
         tuned: str | None = None,
+        precision: float | None = None,
+        max_seeds: int = 20,
     ) -> None:
         super().__init__(max_batch_size=None, params=params)
         self.controls = controls or ()
         self.contrasts = {name: _contrast(name, given) for name, given in (contrasts or {}).items()}
         self.tune, self.tuning_seeds, self.tuned = tune, tuning_seeds, tuned
+        self.precision, self.max_seeds = precision, max_seeds
 
     def asked(self, arguments: list[str]) -> list[Override]:
         """What is swept over and what is fixed. Raises UserError for what is nothing to sweep over."""
@@ -161,31 +165,49 @@ class GridSweeper(BasicSweeper):
             metrics = dict.fromkeys(name for plan in plans for name in plan.metrics)
             require_contrasts((planned_record(plan, "planned") for plan in plans), self.contrasts, metrics)
         tuning, arms = self._tuning(combinations, [plan.config.seed for plan in plans], paths)
+        rounds = self._rounds(plans, tuning.seeds if tuning else ())
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
+        before = set(read_sweep(folder)["runs"]) if (folder / SWEEP).exists() else set()
         command = shlex.join(["layergraft", "train", *map(from_hydra, sys.argv[1:])])
-        planned = partial(
-            write_plan, folder, command=command, signed=signed, rerun=settings.rerun, contrasts=self.contrasts
-        )
+        note = partial(write_plan, folder, command=command, signed=signed, rerun=settings.rerun)
+        tuned = None
         if tuning is not None:
             for rung in tuning.rungs(arms.values()):
-                self._launch(rung, planned(rung, tuned={}))
+                self._launch(rung, note(rung, contrasts=self.contrasts, tuned={}, open_ended=True))
             tuning.conclude(arms)
             tuning.write(folder, command)
             for line in tuning.say():
                 say(line)
-            plans = self.plan(
-                self.composer.without_foreign([tuning.tuned(combination) for combination in combinations])
-            )
-        keys = [plan.key for plan in plans]
-        others = set(read_sweep(folder)["runs"]) - set(keys) if (folder / SWEEP).exists() and tuning is None else ()
-        if others:
+            plans = self.plan(self.composer.without_foreign([tuning.tuned(one) for one in combinations]))
+            tuned = {plan.key: tuning.arm_of(plan) for plan in plans}
+        elif rounds is None and (others := before - {plan.key for plan in plans}):
             was = f"{folder} was a sweep of {counted(len(others), 'other run')}"
             say(f"{was}; they stay in the store, this one's report replaces theirs")
-        since = planned(plans, tuned={plan.key: tuning.arm_of(plan) for plan in plans} if tuning else None)
-        returns = self._launch(plans, since)
-        finish(folder, keys, since)
+        since = note(plans, contrasts=self.contrasts, tuned=tuned, open_ended=rounds is not None)
+        returns = list(self._launch(plans, since))
+        if rounds is not None:
+            while more := rounds.next(plans):
+                for line in more.lines:
+                    say(line)
+                there = {plan.key for plan in plans}
+                new = [plan for plan in self.plan(more.combinations) if plan.key not in there]
+                plans = [*plans, *new]
+                tuned = {plan.key: tuning.arm_of(plan) for plan in plans} if tuning else None
+                returns += self._launch(new, note(plans, contrasts=self.contrasts, tuned=tuned, open_ended=True))
+            since = note(plans, contrasts=rounds.contrasts, tuned=tuned, precision=rounds.as_record())
+        finish(folder, [plan.key for plan in plans], since)
         return returns
+
+    def _rounds(self, plans: Sequence[RunPlan], taken: Sequence[int]) -> SeedRounds | None:
+        """What adds seeds to `plans` until contrasts are precise, but for those `taken`; None where that was not asked for."""
+        if self.precision is None:
+            return None
+        from layergraft.sweeps.seed_rounds import SeedRounds
+
+        rounds = SeedRounds(self.precision, self.max_seeds, self.contrasts, taken)
+        rounds.begin(plans)
+        return rounds
 
     def _tuning(
         self, combinations: Sequence[Sequence[str]], seeds: Sequence[int], config_folders: Sequence[Path]

@@ -33,15 +33,19 @@ def write_plan(
     rerun: bool = False,
     contrasts: Any = None,
     tuned: dict[str, str] | None = None,
+    precision: dict[str, Any] | None = None,
+    open_ended: bool = False,
 ) -> float:
     """Write what the sweep is to `folder`/sweep.json: command, what is to be compared, runs, what they come of. `tuned`: the key of
-    each run -> its arm in tuning.json; empty while arms are being tuned. Return since when, of the disk's clock, a record counts:
+    each run -> its arm in tuning.json; empty while arms are being tuned. `precision`: what seeds were added to contrasts for.
+    `open_ended`: more runs will follow. Return since when, of the disk's clock, a record counts:
     ever, or since this `rerun` (or the same, not concluded) began."""
     files = sorted({path for plan in plans for path in _paths(canonical(plan.config)) if os.path.exists(path)})
     keys = [plan.key for plan in plans]
     made_of = {"signature": signed, "files": files, "stamp": _stamp_of(files)}
     known = {"name": folder.name, "command": command, "contrasts": contrasts or {}, **made_of, "runs": keys}
-    write_json(folder / SWEEP, known if tuned is None else known | {"tuned": tuned})
+    more = {"tuned": tuned, "precision": precision, "open_ended": open_ended or None}
+    write_json(folder / SWEEP, known | {name: value for name, value in more.items() if value is not None})
     marker, content = folder / RERUN, digest([signed, made_of["stamp"]])
     if not rerun:
         marker.unlink(missing_ok=True)
@@ -58,7 +62,7 @@ def finished(folder: Path, outputs: Path, signed: str) -> list[str] | None:
     if not (folder / SWEEP).exists():
         return None
     known = read_sweep(folder)
-    if known.get("signature") != signed or known["stamp"] != _stamp_of(known["files"]):
+    if known.get("open_ended") or known.get("signature") != signed or known["stamp"] != _stamp_of(known["files"]):
         return None
     return known["runs"] if all(is_done(run_folder(outputs, key)) for key in known["runs"]) else None
 
