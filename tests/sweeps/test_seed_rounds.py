@@ -1,0 +1,70 @@
+"""Seeds are added to the contrasts whose intervals are too wide, to their arms alone, and never by what came out."""
+
+import json
+
+import pytest
+
+from layergraft.report.contrasts import contrast, design, named
+from layergraft.report.table import read
+from layergraft.stats import widening
+
+ASKED = [
+    "-m", "data=digits_0_to_4", "host=resnet8", "host.width=2", "schedule.epochs=2", "optim.batch_size=25", "exec.device=cpu",
+    "exec.probe.epochs=[]", "exec.similarity.resamples=0", "donor=random", "strategy=freeze,full", "site=early", "seed=range(3)",
+    'hydra.sweeper.controls=[["donor=none","strategy=full"]]', "exec.sweep=precise",
+    '+hydra.sweeper.contrasts.full={of:["+strategy=full,donor=random","-donor=none"]}',
+    '+hydra.sweeper.contrasts.freeze={of:["+strategy=freeze","-donor=none"]}',
+    "hydra.sweeper.max_seeds=6",
+]  # fmt: skip
+
+
+def _runs(outputs):
+    sweep = json.loads((outputs / "sweeps" / "precise" / "sweep.json").read_text())
+    return sweep, read([outputs / "sweeps" / "precise"])
+
+
+def test_wide_contrasts_have_seeds_added_and_precise_ones_have_not(tmp_path, command):
+    code, _, err = command("train", *ASKED, f"exec.outputs={tmp_path}")
+    assert code == 0, err
+    _, runs = _runs(tmp_path)
+    widths = {c.name: c.difference.half_width * widening(3) for c in named(design(runs), runs.contrasts)[0]}
+    wide, narrow = max(widths, key=widths.get), min(widths, key=widths.get)
+    assert widths[narrow] < widths[wide]
+    asked = (widths[narrow] + widths[wide]) / 2
+    code, _, err = command("train", *ASKED, f"hydra.sweeper.precision={asked}", f"exec.outputs={tmp_path}")
+    assert code == 0, err
+    sweep, runs = _runs(tmp_path)
+    seeds = {name: spec["seeds"] for name, spec in sweep["contrasts"].items()}
+    assert seeds[narrow] == [0, 1, 2] and seeds[wide] == list(range(len(seeds[wide]))) and 3 < len(seeds[wide]) <= 6
+    by_strategy = runs.completed[runs.completed.donor == "random"].groupby("strategy").seed.nunique().to_dict()
+    assert by_strategy == {name: len(seeds[name]) for name in ("full", "freeze")}  # the arms of the wide one alone
+    found = {c.name: c.difference for c in named(design(runs), runs.contrasts)[0]}
+    whole = design(runs)
+    terms = sweep["contrasts"][wide]["of"]
+    plain = contrast(whole, wide, terms).difference
+    assert plain.n == found[wide].n and found[wide].half_width == pytest.approx(plain.half_width * widening(plain.n))
+    assert found[wide].half_width <= asked or found[wide].n == 6
+    assert f"{wide}: ± " in err and f"{narrow}: ± " not in err
+    report = (tmp_path / "sweeps" / "precise" / "report.md").read_text()
+    assert "All else in this report is of seeds 0 to 2" in report
+    code, _, err = command("train", *ASKED, f"hydra.sweeper.precision={asked}", f"exec.outputs={tmp_path}")
+    assert code == 0 and f"{len(sweep['runs'])} of {len(sweep['runs'])} runs in the store already" in err
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["hydra.sweeper.precision=0"], "hydra.sweeper.precision is 0.0; it is a half-width above 0"),
+        (["hydra.sweeper.precision=1", "seed=0,1"], "takes 3 seeds or more to begin with; the sweep has 2"),
+        (["hydra.sweeper.precision=1", "seed=range(9)"], "hydra.sweeper.max_seeds is 6, and the sweep has 9 seeds"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_before_anything_runs(more, message, tmp_path, command):
+    code, _, err = command("train", *ASKED, *more, f"exec.outputs={tmp_path}/o")
+    assert code == 2 and message in err.splitlines()[-1] and not (tmp_path / "o").exists()
+
+
+def test_a_sweep_without_contrasts_has_nothing_to_be_precise(tmp_path, command):
+    none = [argument for argument in ASKED if "contrasts" not in argument]
+    code, _, err = command("train", *none, "hydra.sweeper.precision=1", f"exec.outputs={tmp_path}/o")
+    assert code == 2 and "this sweep names none" in err.splitlines()[-1]
