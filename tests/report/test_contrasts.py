@@ -8,6 +8,7 @@ from layergraft.errors import UserError
 from layergraft.report.contrasts import between, contrast, gains, named, require_contrasts
 from layergraft.stats import difference
 from layergraft.store.records import RunRecord
+from layergraft.sweeps.grid import _contrast
 
 
 def test_arms_are_paired_by_seed_within_each_cell():
@@ -112,6 +113,18 @@ def test_a_margin_is_a_number_above_0(margin):
         UserError, match="c: margin must be a number above 0, in the unit of test/acc, or null; given: "
     ):
         contrast(design_of(no_graft({0: 1}), rows({0: 2})), "c", ["+strategy=full", "-donor=none"], margin=margin)
+
+
+def test_the_margin_of_a_sweep_is_checked_before_any_training():
+    given = _contrast("c", {"of": ["+seed=0", "-seed=1"], "margin": -1})
+    assert _contrast("c", {"of": []}) == {"of": [], "metric": "test/acc", "margin": None}
+    with pytest.raises(UserError, match="unknown key of contrast c: 'margn'; did you mean 'margin'"):
+        _contrast("c", {"of": [], "margn": 1.0})
+    records = [RunRecord("k", "planned", {"donor": "trained", "seed": s}) for s in (0, 1)]
+    with pytest.raises(
+        UserError, match="contrast c: margin must be a number above 0, in the unit of test/acc, or null"
+    ):
+        require_contrasts(records, {"c": given}, ["test/acc"])
 
 
 def test_contrasts_with_a_margin_are_one_family_of_equivalence():
