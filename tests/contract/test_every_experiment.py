@@ -29,6 +29,7 @@ FEWER = {
     "surgical": ["strategy.groups.tuned=[stem,stage1],[stage4]"],
     "depth": ["host=resnet20,resnet32,resnet56"],
 }
+UNTUNED = "hydra.sweeper.tune=null"  # tests/sweeps/test_tuning.py has what tuning does
 # Experiments on files that are not in the project, which `stand_ins` writes: what makes them small.
 SMALL = [
     *(
@@ -68,8 +69,8 @@ def made_small(stand_ins):
 
     def overrides(name, size):
         if name in ON_FILES:
-            return [*ON_FILES[name], f"exec.data={stand_ins}"]
-        return [f"size={size}"]
+            return [*ON_FILES[name], f"exec.data={stand_ins}", UNTUNED]
+        return [f"size={size}", UNTUNED]
 
     return overrides
 
