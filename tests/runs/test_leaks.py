@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from conftest import TINY
+from conftest import SMALLEST, TINY
 from layergraft.report.table import read
 from layergraft.runs.plan import plan_run
 from layergraft.sweeps import execution
@@ -29,6 +30,19 @@ def test_allowed_it_is_told_at_the_start_in_the_record_and_in_the_report(command
     (note,) = json.loads(path.read_text())["notes"]
     assert note.startswith(SAID) and note.endswith("(exec.allow_leak=true)")
     assert read([tmp_path / "runs"]).warnings == [note]
+
+
+def test_images_that_a_set_has_in_two_splits_are_a_warning(command, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {f"{part}_images": rng.integers(0, 256, (40, 8, 8), np.uint8) for part in ("train", "val", "test")}
+    arrays |= {f"{part}_labels": np.arange(40) % 2 for part in ("train", "val", "test")}
+    arrays["test_images"][:3] = arrays["train_images"][7]
+    np.savez(tmp_path / "set.npz", **arrays)
+    npz = ["data=npz", f"data.path={tmp_path / 'set.npz'}", "data.corrupt.noise=3", "data.corrupt.splits=[test]"]
+    code, _, err = command("train", *npz, *SMALLEST, f"exec.outputs={tmp_path / 'outputs'}")
+    said = "3 of the 40 test images of npz are in its training split too, pixel by pixel"
+    assert code == 0 and f"warning:     {said}" in err
+    assert read([tmp_path / "outputs" / "runs"]).warnings == [f"{said}: the set has them twice"]
 
 
 def test_a_sweep_tells_it_once(config, tmp_path, monkeypatch, capsys):

@@ -21,7 +21,7 @@ from layergraft.seeds import derive_seed
 from layergraft.store.files import digest
 
 TRAIN, VAL, TEST = range(3)
-SPLITS_KEPT = 32  # of each cache: a sweep comes back to the splits of each of its seeds
+SPLITS_KEPT = 64  # of each cache: a sweep comes back to the splits of each of its seeds
 FIRST_SPLIT = 0  # the split_seed of the splits that halves of the images are drawn from
 
 
