@@ -34,6 +34,13 @@ def test_a_seed_varies_all_that_no_key_fixes():
     ]  # fmt: skip
 
 
+def test_fixed_initial_weights_and_order_are_told():
+    made = [record(seed) for seed in range(2)]
+    for one in made:
+        one.host, one.config = {"head": "new"}, {"init_seed": 4, "order_seed": 5}
+    assert of(*made).fixed == ["the host's initial weights (by seed 4)", f"{ORDER} (by seed 5)"]
+
+
 def test_what_nobody_draws_and_what_only_some_runs_fix():
     found = of(
         *(record(seed, drawn=("train", "val")) for seed in range(2)), *(record(seed, donor=0) for seed in range(2))

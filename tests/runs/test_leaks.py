@@ -90,3 +90,32 @@ def test_the_key_holds_the_split_that_is_used(config):
     other = plan("data.split_seed=1", "donor.data.split_seed=1")
     assert other.key != same[0].key and other.donor_keys != same[0].donor_keys
     assert plan("exec.allow_leak=true").key == same[0].key
+
+
+def test_initial_weights_and_order_have_keys_of_their_own(config):
+    def key(*overrides):
+        return plan_run(config("host=resnet8", *overrides)).key
+
+    assert key() == key("init_seed=0") == key("order_seed=0")
+    assert len({key(), key("init_seed=1"), key("order_seed=1")}) == 3
+
+
+def test_a_fixed_seed_fixes_initial_weights_and_order(config, tmp_path):
+    from layergraft.runs.train import train
+
+    small = ["host=resnet8", "host.width=2", "donor=none", "strategy=full", "schedule.epochs=1", "exec.probe.epochs=[]",
+             "data.split_seed=0", "exec.threads=1", f"exec.outputs={tmp_path}"]  # fmt: skip
+
+    def weights(*overrides):
+        built = plan_run(config(*small, *overrides)).build()
+        return built.network.state_dict()
+
+    first, other = weights("seed=1", "init_seed=0"), weights("seed=2", "init_seed=0")
+    assert all((first[name] == other[name]).all() for name in first)
+    assert any((weights("seed=1")[name] != first[name]).any() for name in first)
+
+    def loss(*overrides):
+        plan = plan_run(config(*small, "init_seed=0", *overrides))
+        return train(plan.build(), RunRecord(plan.key, "completed")).metrics["val/loss"]
+
+    assert loss("seed=1", "order_seed=0") == loss("seed=2", "order_seed=0") != loss("seed=1")

@@ -258,6 +258,10 @@ class Config:
     regularizer: RegularizerSpec = field(default_factory=RegularizerSpec)
     seed: int = bounded(0, "[0, inf)")
     """Of everything drawn by chance, each from a stream of its own."""
+    init_seed: int | None = bounded(None, "[0, inf)")
+    """Of initial weights: a host's that has no trained ones, a new classifier's, adapters'; null: seed."""
+    order_seed: int | None = bounded(None, "[0, inf)")
+    """Of the order of the training images and their augmentation; null: seed."""
     precision: Precision = Precision.auto
     """float32, bf16_mixed or auto: bf16 on a GPU that has it in hardware (compute capability 8.0 and up), else float32."""
     exec: ExecSpec = field(default_factory=ExecSpec)
@@ -266,6 +270,11 @@ class Config:
     def sites(self) -> list[str | float]:
         """What `site` names, one by one."""
         return self.site if isinstance(self.site, list) else [self.site]
+
+    def seed_of(self, what: str) -> int:
+        """The seed that draws `init` or `order`."""
+        own: int | None = getattr(self, f"{what}_seed")
+        return self.seed if own is None else own
 
     def images(self) -> Any:
         """The run's `ImageData`, with the channels that the host takes."""

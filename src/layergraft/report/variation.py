@@ -27,6 +27,7 @@ class Variation:
 def draws(record: RunRecord) -> Draws:
     """Read what a completed run was made of, and the seeds that drew it, from its record."""
     data, host, seed = record.data, record.host, int(record.axes["seed"])
+    init, order = (seed if (own := record.config.get(f"{what}_seed")) is None else own for what in ("init", "order"))
     seeds, drawn = data.get("seeds", {}), data.get("drawn", [])
     own = [part for part in ("train", "val", "test") if part not in drawn]
     found: Draws = {}
@@ -46,12 +47,12 @@ def draws(record: RunRecord) -> Draws:
     if "network" in host:
         found["the host's pretraining"] = host["seed"]
         if host.get("head") == "new":
-            found["the initial weights of the new classifier"] = seed
+            found["the initial weights of the new classifier"] = init
     elif "weights" in host:
         found["the host's weights, which are from a file"] = None
     else:
-        found["the host's initial weights"] = seed
-    found["the order of the training images"] = seed
+        found["the host's initial weights"] = init
+    found["the order of the training images"] = order
     return found
 
 

@@ -51,12 +51,12 @@ def build(plan: RunPlan) -> BuiltRun:
     """As `RunPlan.build`."""
     config, backend, images = plan.config, plan.backend, images_of(plan.config)
     host, of_host = pretrained_hosts.build(
-        config.host, images.facts, config.seed, plan.keeps_head, backend, plan.outputs
+        config.host, images.facts, config.seed_of("init"), plan.keeps_head, backend, plan.outputs
     )
     normalization = chosen(config.data.normalize, images.train, pretrained_hosts.normalization(config.host))
     donors = _donors(plan)
     layers = [(graft.site, donor.layer) for graft, donor in zip(plan.grafts, donors, strict=True)]
-    grafted = surgery.graft(host, layers, plan.operation, images.shape, config.host.roles["head"], config.seed)
+    grafted = surgery.graft(host, layers, plan.operation, images.shape, config.host.roles["head"], config.seed_of("init"))
     if donors:
         device = torch.device(backend.device)
         grafted.host.to(device)
@@ -113,7 +113,7 @@ def head_note(plan: RunPlan) -> str | None:
     if host.weights is None or not plan.keeps_head or weights.class_names(host) is not None:
         return None
     images, backend = images_of(plan.config), plan.backend
-    network, _ = pretrained_hosts.build(host, images.facts, plan.config.seed, True, backend, plan.outputs)
+    network, _ = pretrained_hosts.build(host, images.facts, plan.config.seed_of("init"), True, backend, plan.outputs)
     by = chosen(plan.config.data.normalize, images.train, None)
     batches = Batches.of(images, plan.batches, 0, backend.device, by)
     with backend.arithmetic():

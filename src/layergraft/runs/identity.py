@@ -31,7 +31,7 @@ def identity_of(
     what stands in the place of the config's own: `weights` (a digest), `pretrain` (a network's key), `head`."""
     body = canonical(config)
     del body["exec"]
-    body["precision"] = precision
+    body |= {"precision": precision, "init_seed": config.seed_of("init"), "order_seed": config.seed_of("order")}
     body["data"] = config.data.identity() | images.seeds
     body["host"] |= host
     body["donor"] = list(donor_keys)  # a donor's key holds all that it is, its file by content

@@ -161,7 +161,7 @@ def train(run: BuiltRun, record: RunRecord, resume: Path | None = None, callback
         number = f"{twice} of the {len(run.images.test)} test images of {config.data.name}"
         record.notes.append(f"{number} are in its training split too, pixel by pixel: the set has them twice")
     record.similarity = similarity(run)
-    settings, order = config.exec, derive_seed(config.seed, "data")
+    settings, order = config.exec, derive_seed(config.seed_of("order"), "data")
     batches = Batches.of(
         run.images,
         plan.batches,
