@@ -189,7 +189,10 @@ def test_own_choices_from_a_folder(command, tmp_path):
         ("layergraft tr", {"train"}),
         ("layergraft ", set(COMMANDS)),
         ("layergraft train strategy=", {f"strategy={path.stem}" for path in (conf_dir() / "strategy").iterdir()}),
-        ("layergraft train host=resnet18 strategy=f", {"strategy=freeze", "strategy=full"}),
+        (
+            "layergraft train host=resnet18 strategy=fr",
+            {"strategy=freeze", "strategy=freeze_early", "strategy=freeze_thaw"},
+        ),
     ],
 )
 def test_completion(line, expected, command, monkeypatch):

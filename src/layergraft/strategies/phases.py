@@ -275,7 +275,7 @@ def _check_groups(where: str, named: Iterable[str], groups: Iterable[str]) -> No
 
 
 def _check_pattern(where: str, pattern: str, parameters: Sequence[str], roles: Names) -> None:
-    if pattern in roles:
+    if pattern in roles or pattern in OF_A_GRAFT:
         return  # there may be no graft, no adapter, no calibration, or a donor where the stem was
     try:
         found = any(matches(pattern, name, roles) for name in parameters)
