@@ -8,6 +8,8 @@ import pytest
 from conftest import SMALLEST, TINY
 from layergraft.report.table import read
 from layergraft.runs.plan import plan_run
+from layergraft.runs.train import train
+from layergraft.store.records import RunRecord
 from layergraft.sweeps import execution
 
 LEAK = ["data=digits_0_to_4", "host=resnet8", "strategy=freeze", "donor.data=digits", "donor.data.split_seed=1", "donor.data.train_size=50",
@@ -101,8 +103,6 @@ def test_initial_weights_and_order_have_keys_of_their_own(config):
 
 
 def test_a_fixed_seed_fixes_initial_weights_and_order(config, tmp_path):
-    from layergraft.runs.train import train
-
     small = ["host=resnet8", "host.width=2", "donor=none", "strategy=full", "schedule.epochs=1", "exec.probe.epochs=[]",
              "data.split_seed=0", "exec.threads=1", f"exec.outputs={tmp_path}"]  # fmt: skip
 

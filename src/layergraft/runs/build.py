@@ -56,7 +56,9 @@ def build(plan: RunPlan) -> BuiltRun:
     normalization = chosen(config.data.normalize, images.train, pretrained_hosts.normalization(config.host))
     donors = _donors(plan)
     layers = [(graft.site, donor.layer) for graft, donor in zip(plan.grafts, donors, strict=True)]
-    grafted = surgery.graft(host, layers, plan.operation, images.shape, config.host.roles["head"], config.seed_of("init"))
+    grafted = surgery.graft(
+        host, layers, plan.operation, images.shape, config.host.roles["head"], config.seed_of("init")
+    )
     if donors:
         device = torch.device(backend.device)
         grafted.host.to(device)
