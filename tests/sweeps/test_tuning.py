@@ -9,6 +9,7 @@ import pytest
 
 from layergraft.cli.commands import main
 from layergraft.store.records import read_record
+from layergraft.sweeps import grid, launchers
 from layergraft.sweeps.tuning import at_edge, grid_of
 
 ASKED = [
@@ -151,3 +152,12 @@ def test_the_edge_is_of_numbers():
     grid = {"optim.lr": [1e-3, 1e-2, 1e-1], "surgery.calibrate": ["none", "moments"]}
     assert at_edge({"optim.lr": 1e-3, "surgery.calibrate": "none"}, grid) == ["optim.lr"]
     assert at_edge({"optim.lr": 1e-2}, grid) == []
+
+
+def test_quickstart_comes_with_the_rates_of_all_its_arms(tmp_path, command, monkeypatch):
+    monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: [])
+    monkeypatch.setattr(grid, "finish", lambda *_: None)
+    code, _, err = command("train", "-m", "+experiment=quickstart", f"exec.outputs={tmp_path}")
+    assert code == 0, err
+    assert "38 of 38 arms take the optim.lr that experiment/quickstart.tuned.json has" in err
+    assert "by val/acc on seeds" not in err  # none is tuned anew
