@@ -69,13 +69,14 @@ def mix_note(pool: ImageData, few: Split, spec: DataSpec) -> tuple[str, ...]:
     """That a balanced draw has other shares of the classes than the set that it is drawn from; none where it has not."""
     if pool.task is Task.multi_label or spec.few_shot == "stratified":
         return ()
-    number_C = np.bincount(pool.train.y_N, minlength=pool.num_classes)
+    # Of all splits: a small training split of a balanced set differs from it by chance.
+    number_C = np.bincount(np.concatenate([split.y_N for split in pool.splits.values()]), minlength=pool.num_classes)
     if number_C.max() <= UNBALANCED * number_C.min():
         return ()
     low, high = (
-        f"{100 * number_C[label] / len(pool.train):.1f}% (class {pool.class_names[label]})"
+        f"{100 * number_C[label] / number_C.sum():.1f}% (class {pool.class_names[label]})"
         for label in (number_C.argmin(), number_C.argmax())
     )
     draw = f"the {counted(len(few), 'few-shot image')} of {spec.name} have {100 / pool.num_classes:.1f}% of each class"
     instead = "data.few_shot=stratified shares out data.train_size so"
-    return (f"{draw}, its training split from {low} to {high}; {instead}",)
+    return (f"{draw}, the set has from {low} to {high}; {instead}",)

@@ -28,13 +28,15 @@ def charged(runs: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
 
 def compute(design: Design, tuned: pd.DataFrame, accuracies: Mapping[str, Sequence[float]]) -> pd.DataFrame:
     """A row an arm: medians over runs of what each of PARTS takes, in `images` and in `seconds`; the mean validation accuracy `after` all
-    epochs, and `at_budget`: at the time that the cheapest arm of the setting takes in all, its donor and all that is charged
-    included, nan where training would not have begun. A schedule that was made for that time may do better."""
+    epochs, and `at_budget`: at the time that the cheapest arm of the setting takes with the same seed, its donor and all that is charged
+    included; nan where in some run training would not have begun. A schedule that was made for that time may do better."""
     runs = charged(design.runs, tuned)
     runs = runs.assign(made=runs[[f"{part}_seconds" for part in PARTS[1:]]].sum(axis=1))
     runs = runs.assign(total=runs.made + runs.run_seconds)
-    totals = runs.groupby(["setting", "arm"], sort=False).total.median()
-    budget = runs.setting.map(totals.groupby("setting").min())
+    per_seed = runs.groupby(
+        ["setting", "seed", "arm"], sort=False
+    ).total.mean()  # over sites; runs of a seed share a host
+    budget = runs.join(per_seed.groupby(["setting", "seed"]).min().rename("budget"), on=["setting", "seed"]).budget
     left = ((budget - runs.made) / runs.run_seconds).clip(upper=1.0)
     known = [accuracies.get(key) or [math.nan] for key in runs.key]
     # Of a curve the epoch that had ended by then; the start is no point of it.
