@@ -182,7 +182,9 @@ def tuning_curves(rows: pd.DataFrame, axes: Sequence[str], arms: Sequence[str]) 
     layered = alt.layer(
         base.mark_line(opacity=0.8), base.mark_point(size=60, filled=True).encode(fillOpacity=taken), data=rows
     )
-    return _panels(layered.properties(width=270, height=200), rows, axes, 3, "cell", header=HEADER)
+    panels: Any = _panels(layered.properties(width=270, height=200), rows, axes, 3, "cell", header=HEADER)
+    whole: alt.TopLevelMixin = panels.resolve_scale(y="independent")
+    return whole
 
 
 def scatter(
