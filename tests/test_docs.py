@@ -100,7 +100,7 @@ def without_training(there, monkeypatch):
     Plugins.instance()  # imports them anew, once
     import layergraft.runs.preload_imports  # noqa: F401
     from layergraft.runs.plan import plan_run
-    from layergraft.sweeps import advise, grid, launchers, search
+    from layergraft.sweeps import advise, grid, launchers, search, tuning
 
     shutil.rmtree(there / "outputs/sweeps")  # where a sweep of the same name was planned and not run
     shutil.copytree(there / "sweeps", there / "outputs/sweeps")
@@ -110,6 +110,7 @@ def without_training(there, monkeypatch):
     monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
     for module in (grid, advise):
         monkeypatch.setattr(module, "finish", lambda *_: None)
+    monkeypatch.setattr(tuning.Tuning, "_judge", lambda *_: None)
     monkeypatch.setattr(optuna_study.Search, "run", lambda self, *_: planned.append(self.distributions))
     monkeypatch.setattr(search.SearchSweeper, "show", lambda *_: None)
 
@@ -166,6 +167,7 @@ def test_every_command_does_what_it_is_shown_for(page, line, there, command, mon
         sized = any(a.startswith("+experiment=") for a in arguments) and "--config-dir" not in arguments
         arguments += ["size=smoke"] if sized else ["schedule.epochs=2", *donor]
         arguments = [a for a in arguments if a not in ("size=cifar10_subset", "size=digits")]
+        arguments += ["hydra.sweeper.max_seeds=3"] if any("sweeper.precision" in a for a in arguments) else []
     arguments = [
         a.replace("strategy=controls", "strategy=freeze").replace("num_trials=50", "num_trials=4") for a in arguments
     ]

@@ -165,7 +165,7 @@ class GridSweeper(BasicSweeper):
             metrics = dict.fromkeys(name for plan in plans for name in plan.metrics)
             require_contrasts((planned_record(plan, "planned") for plan in plans), self.contrasts, metrics)
         tuning, arms = self._tuning(combinations, [plan.config.seed for plan in plans], paths)
-        rounds = self._rounds(plans, tuning.seeds if tuning else ())
+        rounds = self._rounds(plans, tuning)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         before = set(read_sweep(folder)["runs"]) if (folder / SWEEP).exists() else set()
@@ -199,13 +199,14 @@ class GridSweeper(BasicSweeper):
         finish(folder, [plan.key for plan in plans], since)
         return returns
 
-    def _rounds(self, plans: Sequence[RunPlan], taken: Sequence[int]) -> SeedRounds | None:
-        """What adds seeds to `plans` until contrasts are precise, but for those `taken`; None where that was not asked for."""
+    def _rounds(self, plans: Sequence[RunPlan], tuning: Tuning | None) -> SeedRounds | None:
+        """What adds seeds to `plans` until contrasts are precise; None where that was not asked for."""
         if self.precision is None:
             return None
         from layergraft.sweeps.seed_rounds import SeedRounds
 
-        rounds = SeedRounds(self.precision, self.max_seeds, self.contrasts, taken)
+        own = (tuning.seeds, tuning.grid) if tuning else ()
+        rounds = SeedRounds(self.precision, self.max_seeds, self.contrasts, *own)
         rounds.begin(plans)
         return rounds
 

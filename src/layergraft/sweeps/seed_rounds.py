@@ -7,11 +7,12 @@ width asked for, so that what another one needs changes nothing about it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from layergraft.config.overrides import key_of
-from layergraft.errors import counted, require
+from layergraft.errors import UserError, counted, require
 from layergraft.stats import seeds_to_add, widened
 from layergraft.store.records import RunRecord, read_record
 
@@ -34,13 +35,18 @@ class Round:
 
 class SeedRounds:
     """The rounds of a sweep with `contrasts`, which are to be within `half_width` points to either side, at `max_seeds` at most; `taken`
-    are seeds that are used for something else.
+    are seeds that are used for something else; by the keys `tuned` arms are not told apart.
 
     Raises UserError for what cannot be asked.
     """
 
     def __init__(
-        self, half_width: float, max_seeds: int, contrasts: Mapping[str, Mapping[str, Any]], taken: Collection[int]
+        self,
+        half_width: float,
+        max_seeds: int,
+        contrasts: Mapping[str, Mapping[str, Any]],
+        taken: Collection[int] = (),
+        tuned: Collection[str] = (),
     ) -> None:
         asked = "hydra.sweeper.precision"
         require(half_width > 0, f"{asked} is {half_width}; it is a half-width above 0, in points")
@@ -48,7 +54,8 @@ class SeedRounds:
         require(
             bool(contrasts), f"{asked} adds seeds until contrasts are precise, and this sweep names none; {name_some}"
         )
-        self.half_width, self.max_seeds, self.taken = half_width, max_seeds, frozenset(taken)
+        self.half_width, self.max_seeds = half_width, max_seeds
+        self.taken, self.tuned = frozenset(taken), tuple(tuned)
         self.first: list[int] = []
         self.contrasts = {name: dict(spec) for name, spec in contrasts.items()}
 
@@ -70,7 +77,9 @@ class SeedRounds:
 
         of_key = {plan.key: plan for plan in plans}
         records = [read_record(plan.folder) or RunRecord(plan.key, "missing") for plan in plans]
-        known = design(tidy(zip(records, (plan.folder for plan in plans), strict=True)))
+        if not any(record.status == "completed" for record in records):
+            return None
+        known = design(tidy(zip(records, (plan.folder for plan in plans), strict=True), self.tuned))
         combinations: dict[tuple[str, ...], None] = {}
         lines = []
         for name, found in self._found(known):
@@ -105,4 +114,5 @@ class SeedRounds:
             metric = lookup(spec["metric"])
             if metric is not None and metric.unit_of_difference == POINTS:
                 runs = known.runs[known.runs.seed.isin(spec["seeds"])]
-                yield name, contrast(replace(known, runs=runs), name, spec["of"], spec["metric"])
+                with suppress(UserError):  # all runs of one side failed: more of them are no help
+                    yield name, contrast(replace(known, runs=runs), name, spec["of"], spec["metric"])
