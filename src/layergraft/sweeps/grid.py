@@ -143,11 +143,8 @@ class GridSweeper(BasicSweeper):
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
         loader, asked = self.hydra_context.config_loader, self.combinations(arguments)
-        paths = [
-            Path(path[7:])
-            for item in loader.get_search_path().get_path()
-            if (path := item.path or "").startswith("file://")
-        ]
+        searched = (str(item.path).removeprefix("file://") for item in loader.get_search_path().get_path())
+        paths = [Path(path) for path in searched if "://" not in path]  # no folders are Hydra's own and the schema
         signed = signature(asked, self.config, paths)
         keys = None if settings.rerun else finished(folder, Path(settings.outputs), signed)
         if keys is not None:
