@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from layergraft.stats import mean_difference
-from layergraft.stats.successive_halving import Rung, ranked, rungs
+from layergraft.stats.successive_halving import Rung, num_runs, ranked, rungs
 
 NAN = float("nan")
 
@@ -25,6 +25,10 @@ NAN = float("nan")
 )
 def test_half_leave_at_each_rung_and_the_last_knows_every_seed(candidates, seeds, expected):
     assert rungs(candidates, seeds) == [Rung(*pair) for pair in expected]
+
+
+def test_a_seed_that_was_tried_before_is_not_tried_again():
+    assert [num_runs(rungs(number, 3)) for number in (2, 4, 5)] == [2 * 3, 4 + 2 * 2, 5 + 3 + 2]
 
 
 def test_ranked_by_accuracy_then_loss_then_order():

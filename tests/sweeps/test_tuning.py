@@ -115,6 +115,7 @@ def test_a_file_of_before_is_taken_and_only_what_it_lacks_is_tuned(tuned, tmp_pa
         ("hydra.sweeper.tune.seed=[1,2]", "seed is nothing to tune"),
         ("hydra.sweeper.tuning_seeds=[1,9]", "seed 1 is both the comparison's and the tuning's"),
         ("optim.lr=0.1,0.2", "optim.lr is both swept over and tuned"),
+        ("hydra.sweeper.tuned=/dev/null", "file not found"),
         ("hydra.sweeper.tuned=nowhere.json", "hydra.sweeper.tuned: file not found: nowhere.json"),
         ("hydra.sweeper.tune.optim.lr=[1e-3,-1]", "optim.lr is -1"),
     ],

@@ -30,6 +30,12 @@ def rungs(num_candidates: int, num_seeds: int) -> list[Rung]:
     return [Rung(-(-num_candidates // 2**step), num_seeds * (step + 1) // number) for step in range(number)]
 
 
+def num_runs(ladder: list[Rung]) -> int:
+    """How many runs the rungs take, each candidate once a seed."""
+    before = [0, *(rung.num_seeds for rung in ladder)]
+    return sum(rung.num_candidates * (rung.num_seeds - seeds) for rung, seeds in zip(ladder, before, strict=False))
+
+
 def ranked(acc_CS: np.ndarray, loss_CS: np.ndarray) -> list[int]:
     """Candidates, the best first: by mean accuracy over seeds, then by mean loss, then in their order.
 

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from layergraft.config.overrides import from_hydra, key_of
 from layergraft.config.registry import canonical
 from layergraft.errors import RunFailed, counted, listing, require
-from layergraft.stats.successive_halving import ranked, rungs
+from layergraft.stats.successive_halving import num_runs, ranked, rungs
 from layergraft.store.files import digest, write_json
 from layergraft.store.records import RunRecord, read_json, read_record
 from layergraft.store.sweep_folder import TUNED
@@ -109,12 +109,13 @@ class Tuning:
         self.candidates = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
         require(bool(self.seeds), "hydra.sweeper.tuning_seeds is empty; tuning takes one seed or more")
         require(len(set(self.seeds)) == len(self.seeds), f"hydra.sweeper.tuning_seeds has a seed twice: {self.seeds}")
-        before = read_json(known) if known else {}
-        is_same = (before.get("tune"), before.get("seeds")) == (grid, self.seeds)  # another grid is tuned over anew
-        self.known = {arm["config"]: arm for arm in before["arms"]} if is_same else {}
-        self.done: dict[
-            tuple[str, ...], dict[str, Any]
-        ] = {}  # overrides of an arm, less seed and tuned keys -> its record
+        before: dict[str, Any] = read_json(known) if known else {"tune": grid, "seeds": self.seeds, "arms": []}
+        sound = {"tune", "seeds", "arms"} <= before.keys()
+        require(sound, f"hydra.sweeper.tuned: {known} is no {TUNED}, which a tuned sweep writes into its folder")
+        self.is_same = (before["tune"], before["seeds"]) == (grid, self.seeds)
+        self.known = {arm["config"]: arm for arm in before["arms"]} if self.is_same else {}
+        # The overrides of an arm, less seed and tuned keys -> what was found for it.
+        self.done: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def bare(self, combination: Sequence[str]) -> tuple[str, ...]:
         """A combination's overrides less the seed and what is tuned."""
@@ -164,22 +165,20 @@ class Tuning:
         of_config = {arm.config: arm for arm in arms.values() if len(arm.plans) > 1}
         new = [arm for config, arm in of_config.items() if config not in self.known]
         if named is not None:
-            yield f"{len(of_config) - len(new)} of {counted(len(of_config), 'arm')} take the {listing(self.grid)} that {named} has"
+            why = "" if self.is_same else ", which was tuned over other values or on other seeds"
+            number = f"{len(of_config) - len(new)} of {counted(len(of_config), 'arm')}"
+            yield f"{number} take the {listing(self.grid)} that {named} has{why}"
         if new:
-            at_most = sum(
-                sum(
-                    r.num_candidates * (r.num_seeds - before)
-                    for r, before in zip(ladder, (0, *(x.num_seeds for x in ladder)), strict=False)
-                )
-                for ladder in (rungs(len(arm.plans), len(self.seeds)) for arm in new)
-            )
+            number = sum(num_runs(rungs(len(arm.plans), len(self.seeds))) for arm in new)
             seeds = f"seeds {', '.join(map(str, self.seeds))}"
-            yield f"tuning {listing(self.grid)} of {counted(len(new), 'arm')} by {METRICS[0]} on {seeds}: {counted(at_most, 'run')}"
+            what = f"{listing(self.grid)} of {counted(len(new), 'arm')} by {METRICS[0]} on {seeds}"
+            yield f"tuning {what}: {counted(number, 'run')}"
 
     def rungs(self, arms: Iterable[Arm]) -> Iterator[list[RunPlan]]:
         """Yield the runs of each rung, to be done before the next is asked for. Raises RunFailed for an arm of which no candidate
         was completed."""
-        new = [arm for arm in arms if arm.config not in self.known and len(arm.plans) > 1]
+        different = {id(arm): arm for arm in arms}.values()
+        new = [arm for arm in different if arm.config not in self.known and len(arm.plans) > 1]
         ladders = {id(arm): rungs(len(arm.plans), len(self.seeds)) for arm in new}
         for step in range(max((len(ladder) for ladder in ladders.values()), default=0)):
             there = [(arm, ladders[id(arm)][step]) for arm in new if step < len(ladders[id(arm)])]
