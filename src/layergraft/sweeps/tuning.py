@@ -166,8 +166,8 @@ class Tuning:
         new = [arm for config, arm in of_config.items() if config not in self.known]
         if named is not None:
             why = "" if self.is_same else ", which was tuned over other values or on other seeds"
-            number = f"{len(of_config) - len(new)} of {counted(len(of_config), 'arm')}"
-            yield f"{number} take the {listing(self.grid)} that {named} has{why}"
+            have = f"{len(of_config) - len(new)} of {counted(len(of_config), 'arm')}"
+            yield f"{have} take the {listing(self.grid)} that {named} has{why}"
         if new:
             number = sum(num_runs(rungs(len(arm.plans), len(self.seeds))) for arm in new)
             seeds = f"seeds {', '.join(map(str, self.seeds))}"
