@@ -104,7 +104,7 @@ def test_initial_weights_and_order_have_keys_of_their_own(config):
 
 def test_a_fixed_seed_fixes_initial_weights_and_order(config, tmp_path):
     small = ["host=resnet8", "host.width=2", "donor=none", "strategy=full", "schedule.epochs=1", "exec.probe.epochs=[]",
-             "data.split_seed=0", "exec.threads=1", f"exec.outputs={tmp_path}"]  # fmt: skip
+             "data.split_seed=0", "data.few_shot_seed=0", "exec.threads=1", f"exec.outputs={tmp_path}"]  # fmt: skip
 
     def weights(*overrides):
         built = plan_run(config(*small, *overrides)).build()

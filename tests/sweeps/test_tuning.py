@@ -9,7 +9,6 @@ import pytest
 
 from layergraft.cli.commands import main
 from layergraft.store.records import read_record
-from layergraft.sweeps import grid, launchers
 from layergraft.sweeps.tuning import at_edge, grid_of
 
 ASKED = [
@@ -156,6 +155,11 @@ def test_the_edge_is_of_numbers():
 
 
 def test_quickstart_comes_with_the_rates_of_all_its_arms(tmp_path, command, monkeypatch):
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # imports them anew, once
+    from layergraft.sweeps import grid, launchers
+
     monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: [])
     monkeypatch.setattr(grid, "finish", lambda *_: None)
     code, _, err = command("train", "-m", "+experiment=quickstart", f"exec.outputs={tmp_path}")
