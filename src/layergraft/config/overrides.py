@@ -36,3 +36,9 @@ def key_of(override: str) -> str:
 def within(key: str, parent: str) -> bool:
     """Whether `key` is `parent` or a part of it: what was said of a donor is void where a control has another."""
     return key == parent or key.startswith(parent + ".")
+
+
+def void(key: str, pinned: str) -> bool:
+    """Whether what was said of `key` is void where a control has another `pinned`. What was said of a donor is, of another donor; what was
+    said of the host, such as its width or its pretraining, holds for another of its networks."""
+    return key == pinned if pinned == "host" else within(key, pinned)

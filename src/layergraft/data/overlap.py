@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from layergraft.config.data_schema import DataSpec
+from layergraft.data.data_set import DataSet
 from layergraft.data.duplicates import hash_of
 from layergraft.data.image_data import ImageData
 from layergraft.errors import UserError
@@ -19,6 +20,7 @@ SEEN = ("train", "val")  # by which a network is trained and selected
 APART = {"val": ("train",), "test": SEEN}
 OF_A_HOST = {"train": SEEN, "val": SEEN, "test": SEEN}  # of its own pretraining a target shall have no image at all
 THE_HOST = "the host"
+DECODED = ("size", "channels")  # fields of a source that change its pixels, not its files
 IN_WORDS = {"train": "training", "val": "validation", "test": "test"}
 _HASHES: dict[str, np.ndarray] = {}  # fingerprint of a set -> a hash of each image: runs of a sweep ask again and again
 
@@ -67,7 +69,8 @@ def advice(source: Learned, target: Learned) -> str:
         (a | shares, b),
         (a | shares | {"halves_seed": target.data.halves_seed}, b),
     ]
-    for of_source, of_target in ways if source.images.fingerprint == target.images.fingerprint else ():
+    same_set = source.images.fingerprint == target.images.fingerprint or _same_files(source.data, target.data)
+    for of_source, of_target in ways if same_set else ():
         try:
             mended = not _shared(source.changed(of_source), target.changed(of_target))
         except UserError:  # too few images
@@ -81,7 +84,7 @@ def advice(source: Learned, target: Learned) -> str:
 def _shared(source: Learned, target: Learned) -> dict[tuple[str, str], int]:
     """(split of `source`, split of `target`) -> how many images of the latter are in the former and must not be; only where there are
     some."""
-    ids = _ids(source.images, target.images)
+    ids = _ids(source, target)
     if ids is None:
         return {}
     of_source, of_target = ids
@@ -94,12 +97,21 @@ def _shared(source: Learned, target: Learned) -> dict[tuple[str, str], int]:
     return {where: number for where, number in found.items() if number}
 
 
-def _ids(source: ImageData, target: ImageData) -> tuple[np.ndarray, np.ndarray] | None:
+def _same_files(source: DataSpec, target: DataSpec) -> bool:
+    """Whether both are read from the same files, be they decoded to another size or number of channels."""
+    known = [spec.source() if isinstance(spec, DataSet) else None for spec in (source, target)]
+    read = [of and {name: value for name, value in of.items() if name not in DECODED} for of in known]
+    return type(source) is type(target) and read[0] is not None and read[0] == read[1]
+
+
+def _ids(learned: Learned, run: Learned) -> tuple[np.ndarray, np.ndarray] | None:
     """A number for each image of both sets, in their files' order, that images which are the same share; None where none can be."""
+    source, target = learned.images, run.images
     of_source, of_target = source.originals_NCHW, target.originals_NCHW
     if of_source is None or of_target is None:
         return None  # given as arrays, not read by a spec
-    if source.fingerprint == target.fingerprint:
+    same = source.fingerprint == target.fingerprint or _same_files(learned.data, run.data)
+    if same and len(of_source) == len(of_target):
         return np.arange(len(of_source)), np.arange(len(of_target))
     if of_source.shape[1:] != of_target.shape[1:]:
         return None

@@ -106,9 +106,7 @@ def _precision(runs: Runs, compared: list[Contrast]) -> list[str]:
     for asked in runs.precision:
         width, limit = asked["half_width"], asked["max_seeds"]
         seeds = f"seeds {asked['seeds'][0]} to {asked['seeds'][-1]}"
-        added = (
-            f"seeds were added to each contrast until its interval was within ± {width:g} points, up to {limit} of them"
-        )
+        added = f"seeds were added to each contrast in points until its interval was within ± {width:g} points, up to {limit} of them"
         notes.append(
             f"{added}; its interval is widened for that. All else in this report is of {seeds}, which every arm has"
         )

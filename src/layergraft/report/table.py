@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from layergraft.errors import UserError, require
+from layergraft.errors import UserError, listing, require
 from layergraft.report.new_metrics import add_metrics
 from layergraft.report.query import select
 from layergraft.report.tuned_arms import Tuning, read_tuning
@@ -110,6 +110,12 @@ def read(folders: Iterable[Path], where: str | None = None, metrics: Iterable[st
             free = next(other for other in itertools.chain([name], others) if other not in contrasts)
             contrasts[free] = contrast | {"runs": sweep["runs"]}
     tuned = dict.fromkeys(key for tuning in tunings for key in tuning.grid)
+    apart = [key for key in found if not any(key in tuning.arm_of for tuning in tunings)] if tunings else []
+    why = "a report of both would average over good and bad values; report them apart"
+    require(
+        not apart,
+        f"the arms of {' + '.join(names)} are tuned in {listing(tuned)} in some of these and not in others: {why}",
+    )
     runs = tidy(((_record(key, path), path) for key, path in found.items()), tuned)
     if where is not None:
         # A run without a graft, which has no site, is among those of every site; so is a run that is missing.

@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from layergraft.config.overrides import from_hydra, key_of, to_hydra, within
+from layergraft.config.overrides import from_hydra, key_of, to_hydra, void, within
 from layergraft.errors import UserError, counted, require, unknown
 from layergraft.store.files import digest, label, write_atomic
 from layergraft.store.records import DONE, RECORD, read_record, run_folder, status_of
@@ -98,9 +98,7 @@ class GridSweeper(BasicSweeper):
         for control in self.controls:
             pinned = [key_of(override) for override in control]
             for combination in product:
-                kept = [
-                    override for override in combination if not any(within(key_of(override), key) for key in pinned)
-                ]
+                kept = [o for o in combination if not any(void(key_of(o), key) for key in pinned)]
                 combinations.append([*kept, *map(to_hydra, control)])
         return [list(combination) for combination in dict.fromkeys(map(tuple, combinations))]
 

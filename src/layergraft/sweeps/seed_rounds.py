@@ -68,7 +68,7 @@ class SeedRounds:
         require(len(seeds) <= self.max_seeds, many)
         self.first = seeds
         for spec in self.contrasts.values():
-            spec["seeds"] = list(seeds)
+            spec |= {"seeds": list(seeds), "by_width": self._is_in_points(spec)}
 
     def next(self, plans: Sequence[RunPlan]) -> Round | None:
         """What is to be added to `plans`, which are done; None where nothing is."""
@@ -106,13 +106,18 @@ class SeedRounds:
         """What was asked, and with which seeds the sweep began, as plain data."""
         return {"half_width": self.half_width, "max_seeds": self.max_seeds, "seeds": self.first}
 
-    def _found(self, known: Any) -> Iterator[tuple[str, Contrast]]:
+    @staticmethod
+    def _is_in_points(spec: Mapping[str, Any]) -> bool:
         from layergraft.config.metric_registry import lookup
+
+        metric = lookup(spec["metric"])
+        return metric is not None and metric.unit_of_difference == POINTS
+
+    def _found(self, known: Any) -> Iterator[tuple[str, Contrast]]:
         from layergraft.report.contrasts import contrast
 
         for name, spec in self.contrasts.items():
-            metric = lookup(spec["metric"])
-            if metric is not None and metric.unit_of_difference == POINTS:
+            if spec["by_width"]:
                 runs = known.runs[known.runs.seed.isin(spec["seeds"])]
                 with suppress(UserError):  # all runs of one side failed: more of them are no help
                     yield name, contrast(replace(known, runs=runs), name, spec["of"], spec["metric"])

@@ -92,10 +92,22 @@ class Arm:
     """Candidates that are still in, the best first."""
     scores: dict[int, dict[int, list[float | None]]] = field(default_factory=dict)
     """Candidate -> seed -> METRICS; None where the run was not completed."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Key of a tuning run -> what it took."""
-    images: int = 0
-    """Training images that these runs went through, each as often as it did."""
+    cost: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """What was trained for the tuning -> seconds, and training images that it went through, each as often as it did: a tuning run by its
+    key, and for each seed the donors and the host, which its runs share."""
+
+    def charge(self, seed: int, plan: RunPlan, record: RunRecord) -> None:
+        """Note what a tuning run took. One that did not come to its end counts as all of its images."""
+        seen = plan.steps_per_epoch * plan.config.schedule.epochs * plan.batches.batch_size * plan.batches.accumulate
+        took = record.timings.get("fit_seconds", record.timings.get("total_seconds", 0.0))
+        self.cost[plan.key] = took, record.costs.get("images", seen)
+        for of in ("donor", "pretraining"):
+            if f"{of}_images" in record.costs:
+                self.cost[f"{of}, seed {seed}"] = record.timings[f"{of}_seconds"], record.costs[f"{of}_images"]
+
+    @property
+    def num_runs(self) -> int:
+        return len(self.cost.keys() & {plan.key for by_seed in self.plans.values() for plan in by_seed.values()})
 
 
 class Tuning:
@@ -155,7 +167,9 @@ class Tuning:
             if of_runs not in arms:
                 kept = sorted(different.values())
                 config = _portable(plans[0][self.seeds[0]], self.grid)
-                name = told([override for override in overrides if override not in shared])
+                nowhere = () if plans[0][self.seeds[0]].config.donor.is_layer else ("site", "surgery")
+                own_part = [o for o in overrides if o not in shared and key_of(o).split(".")[0] not in nowhere]
+                name = told(own_part)
                 arms[of_runs] = Arm(name, config, {c: plans[c] for c in kept}, kept)
             found[overrides] = arms[of_runs]
         return found
@@ -195,9 +209,7 @@ class Tuning:
                 record = read_record(plan.folder) or RunRecord(plan.key, "missing")
                 known = record.metrics if record.status == "completed" else {}
                 arm.scores.setdefault(candidate, {})[seed] = [known.get(name) for name in METRICS]
-                if plan.key not in arm.seconds:
-                    arm.seconds[plan.key] = record.timings.get("total_seconds", 0.0)
-                    arm.images += record.costs.get("images", 0)
+                arm.charge(seed, plan, record)
                 error = record.error.partition("\n")[0]
         found_CSM = np.array([[arm.scores[c][seed] for seed in seeds] for c in arm.left], float)
         if np.isnan(found_CSM[..., 0]).any(1).all():
@@ -218,7 +230,8 @@ class Tuning:
             ]
             self.done[overrides] = {
                 "arm": arm.name, "config": arm.config, "chosen": chosen, "at_edge": at_edge(chosen, self.grid),
-                "tried": tried, "runs": len(arm.seconds), "seconds": sum(arm.seconds.values()), "images": arm.images,
+                "tried": tried, "runs": arm.num_runs, "seconds": sum(seconds for seconds, _ in arm.cost.values()),
+                "images": sum(images for _, images in arm.cost.values()),
             }  # fmt: skip
 
     def arm_of(self, plan: RunPlan) -> str:
