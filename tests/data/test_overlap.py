@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from layergraft.data import Digits, Npz
+from layergraft.data import Digits, Folder, Npz
 from layergraft.data.overlap import Learned, advice, leak
 
 
@@ -76,3 +77,21 @@ def test_the_same_pixels_in_another_file_count_before_any_corruption(tmp_path):
     blurred.corrupt.blur = 3
     assert "of the 899 test images" in leak(copy, target(blurred))
     assert advice(copy, target(blurred)) == "to separate them choose other images in donor.data or in data"
+
+
+def test_the_same_files_decoded_to_another_size(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(30):
+            pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+
+    def folder(**values):
+        return Folder(path=str(tmp_path / "images"), cache=str(tmp_path / "cache"), **values)
+
+    source, run = donor(folder(size=16, split_seed=1)), target(folder(size=8))
+    shared = len(np.intersect1d(source.images.train.rows, run.images.test.rows))
+    assert shared and f"and {shared} of the {len(run.images.test)} test images" in leak(source, run)
+    assert "data.split_seed=0" in advice(source, run)
+    assert leak(donor(folder(size=16)), target(folder(size=8, channels=1))) is None

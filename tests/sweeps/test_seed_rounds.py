@@ -1,12 +1,15 @@
 """Seeds are added to the contrasts whose intervals are too wide, to their arms alone, and never by what came out."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from layergraft.report.contrasts import contrast, design, named
 from layergraft.report.table import read
 from layergraft.stats import widening
+from layergraft.store.records import RunRecord
+from layergraft.sweeps import seed_rounds
 
 ASKED = [
     "-m", "data=digits_0_to_4", "host=resnet8", "host.width=2", "schedule.epochs=2", "optim.batch_size=25", "exec.device=cpu",
@@ -49,6 +52,34 @@ def test_wide_contrasts_have_seeds_added_and_precise_ones_have_not(tmp_path, com
     assert "All else in this report is of seeds 0 to 2" in report
     code, _, err = command("train", *ASKED, f"hydra.sweeper.precision={asked}", f"exec.outputs={tmp_path}")
     assert code == 0 and f"{len(sweep['runs'])} of {len(sweep['runs'])} runs in the store already" in err
+
+
+def test_arms_at_rates_of_their_own_are_compared(monkeypatch, tmp_path):
+    """A tuned rate is no setting: arms whose rates differ share their cells."""
+    accuracies = {"full": [70.0, 72.0, 76.0], "freeze": [60.0, 61.0, 60.5]}
+    plans, records = [], {}
+    for strategy, lr in (("full", 0.01), ("freeze", 0.001)):
+        for seed, accuracy in enumerate(accuracies[strategy]):
+            key = f"{strategy}{seed}"
+            axes = {"strategy": strategy, "site": "early", "host": "h", "donor": "trained", "data": "d", "seed": seed}
+            config = {"optim": {"lr": lr}, "schedule": {"epochs": 1}, "seed": seed}
+            metrics = {"test/acc": accuracy, "val/acc": accuracy}
+            records[key] = RunRecord(key, "completed", axes, config, metrics=metrics, units=dict.fromkeys(metrics, "%"))
+            run = SimpleNamespace(seed=seed)
+            plans.append(
+                SimpleNamespace(key=key, folder=key, overrides=(f"strategy={strategy}", f"optim.lr={lr}"), config=run)
+            )
+    monkeypatch.setattr(seed_rounds, "read_record", records.get)
+    specs = {"full less freeze": {"of": ["+strategy=full", "-strategy=freeze"], "metric": "test/acc"}}
+    rounds = seed_rounds.SeedRounds(1.0, 5, specs, (3,), ("optim.lr",))
+    rounds.begin(plans)
+    more = rounds.next(plans)
+    assert rounds.contrasts["full less freeze"]["seeds"] == [0, 1, 2, 4, 5]  # 3 is the tuning's
+    rates = {"full": 0.01, "freeze": 0.001}
+    assert sorted(more.combinations) == sorted(
+        [f"strategy={name}", f"optim.lr={lr}", f"seed={seed}"] for name, lr in rates.items() for seed in (4, 5)
+    )
+    assert rounds.contrasts["full less freeze"]["by_width"] is True
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,19 @@ def test_a_report_of_a_sweep_that_is_being_tuned_is_refused(tuned, tmp_path, com
     assert code == 2 and "its arms are still being tuned" in err
 
 
+def test_a_tuned_and_an_untuned_sweep_are_reported_apart(tuned, tmp_path, command):
+    outputs, _ = tuned
+    plan = _read(outputs, "sweep.json")
+    others = sorted(path.name for path in (outputs / "runs").iterdir() if path.name not in plan["runs"])
+    folder = outputs / "sweeps" / "untuned"
+    folder.mkdir()
+    untuned = {name: value for name, value in plan.items() if name != "tuned"} | {"runs": others}
+    (folder / "sweep.json").write_text(json.dumps(untuned))
+    both = [str(outputs / "sweeps" / "tuned"), str(folder)]
+    code, _, err = command("report", *both, "--to", str(tmp_path))
+    assert code == 2 and "are tuned in optim.lr in some of these and not in others" in err
+
+
 def test_nested_and_dotted_keys_are_the_same():
     assert grid_of({"optim": {"lr": [1, 2]}}) == grid_of({"optim.lr": [1, 2]}) == {"optim.lr": [1, 2]}
     assert grid_of({"optim.lr": [1, 2], "optim": {"lr": [3, 4]}}) == {"optim.lr": [3, 4]}  # given later
@@ -166,3 +179,19 @@ def test_quickstart_comes_with_the_rates_of_all_its_arms(tmp_path, command, monk
     assert code == 0, err
     assert "38 of 38 arms take the optim.lr that experiment/quickstart.tuned.json has" in err
     assert "by val/acc on seeds" not in err  # none is tuned anew
+
+
+def test_a_key_of_the_host_holds_for_a_control_with_another_host(tmp_path, command, monkeypatch):
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # imports them anew, once
+    from layergraft.sweeps import grid, launchers
+
+    planned = []
+    monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(self.planned) or [])
+    monkeypatch.setattr(grid, "finish", lambda *_: None)
+    asked = ["host.width=4", "hydra.sweeper.tune=null", "seed=0"]
+    code, _, err = command("train", "-m", "+experiment=quickstart", *asked, f"exec.outputs={tmp_path}")
+    assert code == 0, err
+    assert {plan.config.strategy.name for plan in planned} > {"freeze_thaw", "freeze_early"}
+    assert {plan.config.host.width for plan in planned} == {4}
