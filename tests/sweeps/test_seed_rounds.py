@@ -17,6 +17,7 @@ ASKED = [
     'hydra.sweeper.controls=[["donor=none","strategy=full"]]', "exec.sweep=precise",
     '+hydra.sweeper.contrasts.full={of:["+strategy=full,donor=random","-donor=none"]}',
     '+hydra.sweeper.contrasts.freeze={of:["+strategy=freeze","-donor=none"]}',
+    '+hydra.sweeper.contrasts.loss={metric:test/loss,of:["+strategy=full,donor=random","-donor=none"]}',
     "hydra.sweeper.max_seeds=6",
 ]  # fmt: skip
 
@@ -30,7 +31,8 @@ def test_wide_contrasts_have_seeds_added_and_precise_ones_have_not(tmp_path, com
     code, _, err = command("train", *ASKED, f"exec.outputs={tmp_path}")
     assert code == 0, err
     _, runs = _runs(tmp_path)
-    widths = {c.name: c.difference.half_width * widening(3) for c in named(design(runs), runs.contrasts)[0]}
+    before = {c.name: c.difference.half_width for c in named(design(runs), runs.contrasts)[0]}
+    widths = {name: before[name] * widening(3) for name in ("full", "freeze")}
     wide, narrow = max(widths, key=widths.get), min(widths, key=widths.get)
     assert widths[narrow] < widths[wide]
     asked = (widths[narrow] + widths[wide]) / 2
@@ -47,6 +49,9 @@ def test_wide_contrasts_have_seeds_added_and_precise_ones_have_not(tmp_path, com
     plain = contrast(whole, wide, terms).difference
     assert plain.n == found[wide].n and found[wide].half_width == pytest.approx(plain.half_width * widening(plain.n))
     assert found[wide].half_width <= asked or found[wide].n == 6
+    assert (
+        seeds["loss"] == [0, 1, 2] and found["loss"].half_width == before["loss"]
+    )  # in nats: neither added to nor widened
     assert f"{wide}: ± " in err and f"{narrow}: ± " not in err
     report = (tmp_path / "sweeps" / "precise" / "report.md").read_text()
     assert "All else in this report is of seeds 0 to 2" in report

@@ -189,7 +189,8 @@ class GridSweeper(BasicSweeper):
                 new = [plan for plan in self.plan(more.combinations) if plan.key not in there]
                 plans = [*plans, *new]
                 tuned = {plan.key: tuning.arm_of(plan) for plan in plans} if tuning else None
-                returns += self._launch(new, note(plans, contrasts=self.contrasts, tuned=tuned, open_ended=True))
+                if new:  # another contrast may have asked for the same runs before
+                    returns += self._launch(new, note(plans, contrasts=self.contrasts, tuned=tuned, open_ended=True))
             since = note(plans, contrasts=rounds.contrasts, tuned=tuned, precision=rounds.as_record())
         finish(folder, [plan.key for plan in plans], since)
         return returns

@@ -6,6 +6,7 @@ width asked for, so that what another one needs changes nothing about it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ class SeedRounds:
         self.contrasts = {name: dict(spec) for name, spec in contrasts.items()}
 
     def begin(self, plans: Sequence[RunPlan]) -> None:
-        """Give every contrast the seeds of the sweep. Raises UserError where these are more than `max_seeds`, or one alone."""
+        """Give every contrast the seeds of the sweep. Raises UserError where these are more than `max_seeds`, or fewer than 3."""
         seeds = sorted({plan.config.seed for plan in plans})
         few = f"hydra.sweeper.precision takes 3 seeds or more to begin with; the sweep has {len(seeds)}"
         require(len(seeds) > 2, f"{few}: 'seed=range(3)'")
@@ -90,11 +91,8 @@ class SeedRounds:
             more = seeds_to_add(found.difference, self.half_width, self.max_seeds - lost)
             if more == 0:
                 continue
-            new = [
-                seed
-                for seed in range(max(seeds) + 1, max(seeds) + 1 + more + len(self.taken))
-                if seed not in self.taken
-            ][:more]
+            free = (seed for seed in itertools.count(max(seeds) + 1) if seed not in self.taken)
+            new = list(itertools.islice(free, more))
             spec["seeds"] = [*seeds, *new]
             lines.append(f"{name}: ± {widened(found.difference).half_width:.2g} at {len(seeds)} seeds, {more} more")
             for key in keys_of(known, spec["of"]):
