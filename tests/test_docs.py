@@ -107,7 +107,7 @@ def without_training(there, monkeypatch):
     planned = []
     for name in ("train_one", "pretrain_one", "donate_one"):
         monkeypatch.setattr(run_commands, name, lambda config: planned.append(plan_run(config)))
-    monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs))
+    monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs) or [])
     for module in (grid, advise):
         monkeypatch.setattr(module, "finish", lambda *_: None)
     monkeypatch.setattr(tuning.Tuning, "_judge", lambda *_: None)

@@ -121,7 +121,7 @@ def test_every_experiment_can_be_planned_small_and_its_runs_have_what_it_asks(
     from layergraft.sweeps import grid, launchers
 
     planned = []
-    monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(self.planned))
+    monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(self.planned) or [])
     monkeypatch.setattr(grid, "finish", lambda *_: None)
     of_size = made_small(name, "digits")
     code, _, err = command("train", "-m", f"+experiment={name}", *of_size, f"exec.outputs={tmp_path}", "seed=0,1")
