@@ -8,7 +8,6 @@ from layergraft.errors import UserError
 from layergraft.report.contrasts import between, contrast, gains, named, require_contrasts
 from layergraft.stats import difference
 from layergraft.store.records import RunRecord
-from layergraft.sweeps.grid import _contrast
 
 
 def test_arms_are_paired_by_seed_within_each_cell():
@@ -116,6 +115,11 @@ def test_a_margin_is_a_number_above_0(margin):
 
 
 def test_the_margin_of_a_sweep_is_checked_before_any_training():
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # imports them anew, once
+    from layergraft.sweeps.grid import _contrast
+
     given = _contrast("c", {"of": ["+seed=0", "-seed=1"], "margin": -1})
     assert _contrast("c", {"of": []}) == {"of": [], "metric": "test/acc", "margin": None}
     with pytest.raises(UserError, match="unknown key of contrast c: 'margn'; did you mean 'margin'"):
