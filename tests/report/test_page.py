@@ -322,7 +322,7 @@ def test_markdown_stands_what_a_name_may_have(tmp_path):
     lines = (tmp_path / "report.md").read_text().splitlines()
     assert "- failed: `k` a \\| b c &lt;b>" in lines
     columns = {line.count("|") - line.count("\\|") for line in lines if line.startswith("|") and "tuned" in line}
-    assert columns == {7, 6}  # of the contrasts, of the answers
+    assert columns == {12, 7, 6}  # of what an arm costs in all, of the contrasts, of the answers
 
 
 def test_the_table_of_contrasts_has_p_of_equivalence_where_one_has_a_margin(tmp_path):

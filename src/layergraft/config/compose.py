@@ -43,12 +43,21 @@ def normalize_overrides(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra spells them. A donor's file without a choice of donor means the one that is cut from a file. The host
     of the default run is pretrained on images like the default target's: where other data are chosen, or the host has
     weights already, it is not, unless that is asked for."""
+    _require_no_idle_pretraining(arguments)
     arguments = _without_default_pretraining(arguments)
     named = any(re.match(r"[+~]*donor=", argument) for argument in arguments)
     files = [number for number, argument in enumerate(arguments) if re.match(r"\+*donor\.path=", argument)]
     if files and not named:  # beside it: what stands at the end may be an option of Hydra's
         arguments = [*arguments[: files[0]], "donor=extracted", *arguments[files[0] :]]
     return [_of_its_choice(to_hydra(argument), arguments) for argument in arguments]
+
+
+def _require_no_idle_pretraining(arguments: Sequence[str]) -> None:
+    """Raise UserError for a key of the data that the host is not pretrained on; what an experiment or a size says of them is idle."""
+    given = [argument.lstrip("+").partition("=") for argument in arguments]
+    is_none = ("host.pretrain.data", "=", "none") in given or ("host.pretrain.data", "=", "null") in given
+    idle = [key for key, _, _ in given if key.startswith("host.pretrain.data.")] if is_none else []
+    require(not idle, f"host.pretrain.data is none, so {''.join(idle[:1])} says nothing; choose a data set")
 
 
 def _without_default_pretraining(arguments: Sequence[str]) -> list[str]:
