@@ -53,7 +53,8 @@ def test_it_holds_all_of_conf_and_src_and_nothing_else(wheel):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("LICENSE")]
     source = {str(p.relative_to(ROOT / "src")) for p in (ROOT / "src").rglob("*") if p.suffix in (".py", ".j2")}
-    choices = {f"layergraft/conf/{p.relative_to(ROOT / 'conf')}" for p in (ROOT / "conf").rglob("*.yaml")}
+    files = (p for p in (ROOT / "conf").rglob("*") if p.suffix in (".yaml", ".json"))
+    choices = {f"layergraft/conf/{p.relative_to(ROOT / 'conf')}" for p in files}
     assert names == source | choices
     assert len(licences) == 1
 
