@@ -81,8 +81,9 @@ def outputs(tmp_path_factory):
     return tmp_path_factory.mktemp("experiments")
 
 
-# The rest by `make test-slow`: every one of them is planned below.
-@pytest.mark.parametrize("name", [n if n == "quickstart" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+# By `make test-slow`: one is planned at once below, and the pages' commands run a sweep.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_runs_small_and_has_what_it_asks(name, outputs, command, made_small, monkeypatch):
     text = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
     assert len(line_of(conf_dir() / "experiment" / f"{name}.yaml")) > 20

@@ -37,6 +37,7 @@ def test_a_search_goes_on_and_its_runs_are_in_the_store(tmp_path, command):
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())  # none was run again
 
 
+@pytest.mark.slow
 def test_a_bad_trial_is_pruned_and_a_sweep_finishes_its_run(tmp_path, command):
     # After 5 trials the median prunes what is worse: rates at which nothing is learnt.
     search = [*BASE[:2], "optim.lr=tag(log,interval(1e-7,1e-2))", "strategy=full", *BASE[4:], "schedule.epochs=8"]

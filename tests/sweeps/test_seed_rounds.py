@@ -27,6 +27,7 @@ def _runs(outputs):
     return sweep, read([outputs / "sweeps" / "precise"])
 
 
+@pytest.mark.slow
 def test_wide_contrasts_have_seeds_added_and_precise_ones_have_not(tmp_path, command):
     code, _, err = command("train", *ASKED, f"exec.outputs={tmp_path}")
     assert code == 0, err

@@ -181,6 +181,7 @@ def test_quickstart_comes_with_the_rates_of_all_its_arms(tmp_path, command, monk
     assert "by val/acc on seeds" not in err  # none is tuned anew
 
 
+@pytest.mark.slow
 def test_a_key_of_the_host_holds_for_a_control_with_another_host(tmp_path, command, monkeypatch):
     from hydra.core.plugins import Plugins
 

@@ -149,6 +149,7 @@ def test_batch_norm_over_cpu_processes_is_refused_before_any_training(config):
         plan_run(config("exec.devices=3", "exec.device=cpu", "optim.batch_size=50"))
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_ranks_at_once(tmp_path):
     """The parent alone is interrupted, by its pid: none of the ranks may train on, nor write, after it has ended."""
     program = [LAYERGRAFT, "train", "data=digits_0_to_4", "site=early", "strategy=hybrid", "host=resnet8", "host.width=4", "donor=random", "exec=cpu",

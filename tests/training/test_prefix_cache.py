@@ -134,7 +134,9 @@ def test_every_strategy_comes_out_the_same(config, strategy, tmp_path):
         assert getattr(plain, part) == getattr(kept, part)
     weights = [(tmp_path / name / "runs" / plain.key / "model.safetensors").read_bytes() for name in ("plain", "kept")]
     assert weights[0] == weights[1]
-    assert bool(kept.frozen_prefixes) == (strategy in {"head_only", "hybrid", "surgical", "bn_only", "lp_ft"})
+    assert bool(kept.frozen_prefixes) == (
+        strategy in {"head_only", "hybrid", "freeze_early", "surgical", "bn_only", "lp_ft"}
+    )
 
 
 def test_a_run_that_is_cut_off_in_a_phase_goes_on(images, tmp_path, monkeypatch):
