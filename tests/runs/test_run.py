@@ -1,8 +1,9 @@
 """One run: its key, its record, its place in the store."""
 
 import json
+import signal
 import subprocess
-import time
+import sys
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import LAYERGRAFT, PLAIN, TINY
+from conftest import PLAIN, TINY
 from layergraft.cli import run_commands
 from layergraft.errors import RunFailed, UserError
 from layergraft.runs import train as runs
@@ -153,23 +154,34 @@ def test_nothing_is_written_for_bad_input(tiny, tmp_path):
 LONG = ["donor=random", "strategy=hybrid", "schedule=cosine", "schedule.epochs=8", "exec.checkpoint_seconds=0"]
 
 
-def killed(overrides, outputs, epochs):
-    """Start a run in a process of its own and kill it, without warning, after some epochs."""
-    program = [LAYERGRAFT, "train", *PLAIN, *overrides, f"exec.outputs={outputs}"]
-    process = subprocess.Popen(program, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        for path in outputs.glob("runs/*/last.ckpt"):
-            if torch.load(path, weights_only=True, mmap=True)["epoch"] >= epochs:
-                process.kill()
-                process.wait()
-                return path
-        time.sleep(0.01)
-    raise AssertionError("it ended before it could be killed")
+KILLED = """
+import os, signal, sys
+from layergraft.cli import main
+from layergraft.training.checkpoints import Checkpoints
+
+save = Checkpoints._save
+
+def save_and_die(self, trainer, module):
+    save(self, trainer, module)
+    if trainer.current_epoch == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Checkpoints._save = save_and_die
+sys.exit(main())
+"""
+
+
+def killed(overrides, outputs):
+    """The checkpoint that a run leaves whose process is killed, without warning, after a step of epoch 3."""
+    process = subprocess.run([sys.executable, "-c", KILLED, "train", *PLAIN, *overrides, f"exec.outputs={outputs}"])
+    assert process.returncode == -signal.SIGKILL
+    (checkpoint,) = outputs.glob("runs/*/last.ckpt")
+    return checkpoint
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(config, tmp_path):
     overrides = [*TINY[:1], *TINY[3:], *LONG, "exec.threads=1", "exec.probe.epochs=[0,2,-1]"]
-    checkpoint = killed(overrides, tmp_path / "killed", epochs=3)
+    checkpoint = killed(overrides, tmp_path / "killed")
     assert not (checkpoint.parent / "record.json").exists()
     whole = execute(plan_run(config(*overrides, f"exec.outputs={tmp_path / 'whole'}")))
     resumed = execute(plan_run(config(*overrides, f"exec.outputs={tmp_path / 'killed'}")))

@@ -353,7 +353,7 @@ def test_no_step_waits_for_the_device(images, monkeypatch, tmp_path):
                     torch.Tensor, name, lambda *a, plain=plain, count=count, **k: (count.append(1), plain(*a, **k))[1]
                 )
             (tmp_path / str(size)).mkdir()
-            fit(network, plan, batches, recipe, CPU, saving=CheckpointSettings(tmp_path / str(size), None, {}))
+            fit(network, plan, batches, recipe, CPU, saving=CheckpointSettings(tmp_path / str(size), 3600.0, {}))
         counts.append(len(count))
     assert counts[0] == counts[1] > 0
 
