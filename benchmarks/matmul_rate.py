@@ -25,7 +25,8 @@ from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.strategies.phases import make_plan
-from layergraft.training.fit import Recipe, fit
+from layergraft.training.fit import fit
+from layergraft.training.recipe import Recipe
 
 GOAL = 30.0  # percent
 

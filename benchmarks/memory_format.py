@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from layergraft.config.schema import HostSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
-from layergraft.training.fit import Backend
+from layergraft.training.backend import Backend
 
 DEVICE, PRECISION = ("cuda", "bf16_mixed") if CUDA else ("cpu", "float32")
 CASES: list[tuple[HostSpec, int, int]] = [

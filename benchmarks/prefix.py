@@ -17,7 +17,8 @@ from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.strategies.phases import make_plan
-from layergraft.training.fit import Recipe, fit
+from layergraft.training.fit import fit
+from layergraft.training.recipe import Recipe
 
 EPOCHS, IMAGES, BATCH = 20, 1280, 128
 STEM = ["conv1", "bn1"]

@@ -25,7 +25,9 @@ from layergraft.hosts.sites import find_sites, resolve
 from layergraft.networks.network_cache import ALL_TRAINS
 from layergraft.strategies.phases import make_plan
 from layergraft.surgery import Replace
-from layergraft.training.fit import Backend, Recipe, fit
+from layergraft.training.backend import Backend
+from layergraft.training.fit import fit
+from layergraft.training.recipe import Recipe
 
 RUNGS = {
     "stale": Replace(),

@@ -38,8 +38,10 @@ from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import STAGE, find_sites
 from layergraft.strategies.phases import make_plan
-from layergraft.training.fit import Backend, CheckpointSettings, Recipe, fit
+from layergraft.training.backend import Backend
+from layergraft.training.fit import CheckpointSettings, fit
 from layergraft.training.probes import Probes, ProbeTargets
+from layergraft.training.recipe import Recipe
 
 # What makes the host wait for a GPU; on a CPU, where nothing waits, a number that is read, which would.
 WAITS = re.compile("cuda(Device|Stream|Event)Synchronize" if CUDA else "aten::_local_scalar_dense")

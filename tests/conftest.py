@@ -24,7 +24,7 @@ from layergraft.data.image_data import ImageData, Split
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.sites import find_sites
 from layergraft.surgery import Replace, slot_of
-from layergraft.training.fit import Backend
+from layergraft.training.backend import Backend
 
 torch.set_num_threads(1)
 # Each Trainer looks through the metadata of all that is installed; one look is enough.

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from layergraft.cli import run_commands
+from layergraft.cli import inspection_commands, training_commands
 from layergraft.cli.commands import COMMANDS
 from layergraft.cli.help import groups, keys
 from layergraft.config.compose import conf_dir
@@ -106,7 +106,7 @@ def without_training(there, monkeypatch):
     shutil.copytree(there / "sweeps", there / "outputs/sweeps")
     planned = []
     for name in ("train_one", "pretrain_one", "donate_one"):
-        monkeypatch.setattr(run_commands, name, lambda config: planned.append(plan_run(config)))
+        monkeypatch.setattr(training_commands, name, lambda config: planned.append(plan_run(config)))
     monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: planned.extend(jobs) or [])
     for module in (grid, advise):
         monkeypatch.setattr(module, "finish", lambda *_: None)
@@ -122,7 +122,7 @@ def without_training(there, monkeypatch):
         return [figures] * len(metrics)
 
     monkeypatch.setattr(advise.AdviseSweeper, "_measured", measured)
-    monkeypatch.setattr(run_commands, "print_similarity", lambda config: planned.append(plan_run(config)))
+    monkeypatch.setattr(inspection_commands, "print_similarity", lambda config: planned.append(plan_run(config)))
     return planned
 
 

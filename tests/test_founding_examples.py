@@ -23,7 +23,9 @@ from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import find_sites
 from layergraft.strategies.phases import make_plan, stage_roles
 from layergraft.surgery import Replace, graft
-from layergraft.training.fit import Backend, Recipe, fit
+from layergraft.training.backend import Backend
+from layergraft.training.fit import fit
+from layergraft.training.recipe import Recipe
 
 EPOCHS, WIDTH, UNFREEZE = 4, 8, 2
 HOST = TorchvisionResNet("resnet18", width=WIDTH, stem="imagenet")

@@ -14,7 +14,8 @@ from layergraft.hosts.sites import find_sites, resolve
 from layergraft.runs.plan import plan_run
 from layergraft.strategies.phases import make_plan, stage_roles
 from layergraft.surgery import Replace, graft
-from layergraft.training.fit import Recipe, fit
+from layergraft.training.fit import fit
+from layergraft.training.recipe import Recipe
 
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
 EPOCHS = 4

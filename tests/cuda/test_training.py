@@ -21,8 +21,10 @@ from layergraft.runs.similarity import similarity
 from layergraft.runs.train import execute, probes_of
 from layergraft.strategies.phases import make_plan
 from layergraft.surgery import Replace, calibrated, graft
-from layergraft.training.fit import Backend, Recipe, fit
+from layergraft.training.backend import Backend
+from layergraft.training.fit import fit
 from layergraft.training.probes import Probes, ProbeTargets
+from layergraft.training.recipe import Recipe
 from training.test_prefix_cache import KEPT, STEM, both_ways, frozen
 from training.test_resume import ADAMW, COSINE, SGD, Experiment, require_exact_from_every_checkpoint
 

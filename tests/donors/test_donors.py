@@ -18,7 +18,7 @@ from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
 from layergraft.hosts.layer_architectures import Conv, Slot, Stem, architecture_of
 from layergraft.hosts.resnets import Block
-from layergraft.training.fit import Backend
+from layergraft.training.backend import Backend
 
 SITE = Conv(4, 8, 3, 2, 1)
 PLACE = Slot("layer2.0.conv1", SITE, GREY)

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import PLAIN, TINY
-from layergraft.cli import run_commands
+from layergraft.cli import training_commands
 from layergraft.errors import RunFailed, UserError
 from layergraft.runs import train as runs
 from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.store.records import RunRecord, read_record
-from layergraft.training.fit import Backend
+from layergraft.training.backend import Backend
 from layergraft.training.lightning_module import Diverged
 
 CPU = Backend("cpu", "float32")
@@ -226,8 +226,8 @@ def test_a_gpu_without_bf16_is_trained_on_in_float32_which_is_said(config, monke
     backend = plan_run(run).backend
     assert (backend.device, backend.precision) == ("cuda", "float32" if asked == "auto" else asked)
 
-    monkeypatch.setattr(run_commands, "execute", lambda *_: RunRecord("a", "failed", error="not here"))
+    monkeypatch.setattr(training_commands, "execute", lambda *_: RunRecord("a", "failed", error="not here"))
     with pytest.raises(RunFailed):
-        run_commands.train_one(run)
+        training_commands.train_one(run)
     line = "precision:   float32, since Tesla T4 has no bf16 in hardware"
     assert (line in capsys.readouterr().err) == said

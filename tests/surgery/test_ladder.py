@@ -17,7 +17,8 @@ from layergraft.hosts.sites import find_sites
 from layergraft.networks.network_cache import ALL_TRAINS
 from layergraft.strategies.phases import make_plan
 from layergraft.surgery import Replace
-from layergraft.training.fit import Recipe, fit
+from layergraft.training.fit import fit
+from layergraft.training.recipe import Recipe
 
 DATA = Digits(classes=list(range(10))).load(0)
 HOST = CifarResNet("resnet8", width=8)

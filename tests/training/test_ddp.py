@@ -22,10 +22,12 @@ from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.strategies.phases import make_plan, stage_roles
 from layergraft.training import ddp
+from layergraft.training.backend import Backend
 from layergraft.training.checkpoints import CHECKPOINT
-from layergraft.training.fit import Backend, CheckpointSettings, Recipe, fit
+from layergraft.training.fit import CheckpointSettings, fit
 from layergraft.training.lightning_module import Diverged
 from layergraft.training.probes import Probes, ProbeTargets
+from layergraft.training.recipe import Recipe
 
 HOST = CifarResNet("resnet8", width=4, norm="group")
 ONE, TWO = Backend("cpu", "float32"), Backend("cpu", "float32", devices=2)

@@ -33,8 +33,8 @@ from layergraft.strategies.phases import make_plan, stage_roles
 from layergraft.surgery import Parallel, Replace, calibrated, graft
 from layergraft.surgery.calibrate import reconstruction_error
 from layergraft.training import gradients
+from layergraft.training.backend import Backend
 from layergraft.training.evaluation import evaluating, measuring, record_activations
-from layergraft.training.fit import Backend
 from layergraft.training.lightning_module import PlannedModule
 from layergraft.training.optimizers import CLASSES
 from layergraft.training.prefix_cache import FrozenPrefix

@@ -14,7 +14,8 @@ from layergraft.hosts import CifarResNet
 from layergraft.hosts.norms import norm_paths, statistics_paths
 from layergraft.strategies.phases import make_plan
 from layergraft.training import gradients
-from layergraft.training.fit import Recipe, fit
+from layergraft.training.fit import fit
+from layergraft.training.recipe import Recipe
 
 HOST = CifarResNet("resnet8", width=4, norm="group")
 ROLES = HOST.roles | {"graft": ["layer2.0.conv1"], "adapter": []}

@@ -15,8 +15,10 @@ from layergraft.errors import UserError
 from layergraft.hosts import TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.strategies.phases import make_plan
-from layergraft.training.fit import Backend, Recipe, fit
+from layergraft.training.backend import Backend
+from layergraft.training.fit import fit
 from layergraft.training.lightning_module import Diverged, PlannedModule
+from layergraft.training.recipe import Recipe
 
 HOST = TorchvisionResNet("resnet18", width=4, stem="small")
 CPU = Backend("cpu", "float32")

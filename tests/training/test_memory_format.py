@@ -14,8 +14,10 @@ from layergraft.data.batches import Batches, BatchSpec
 from layergraft.hosts import CifarResNet, TorchvisionResNet
 from layergraft.hosts.norms import statistics_paths
 from layergraft.strategies.phases import make_plan
+from layergraft.training.backend import Backend
 from layergraft.training.checkpoints import Checkpoints
-from layergraft.training.fit import Backend, CheckpointSettings, Recipe, fit
+from layergraft.training.fit import CheckpointSettings, fit
+from layergraft.training.recipe import Recipe
 
 PLAIN, LAST, AUTO = (Backend("cpu", "float32", channels_last=way) for way in (False, True, None))
 

@@ -18,9 +18,11 @@ from layergraft.hosts.norms import statistics_paths
 from layergraft.hosts.sites import find_sites
 from layergraft.strategies.phases import make_plan
 from layergraft.surgery import Insert, Parallel, Replace, graft, slot_of
-from layergraft.training.fit import Backend, CheckpointSettings, Recipe, _keeps_features, fit
+from layergraft.training.backend import Backend
+from layergraft.training.fit import CheckpointSettings, _keeps_features, fit
 from layergraft.training.lightning_module import Diverged
 from layergraft.training.prefix_cache import chain, prefix_of, without
+from layergraft.training.recipe import Recipe
 
 KEPT = Backend("cpu", "float32", features_gib=None)
 STEM = ["conv1", "bn1"]

@@ -20,8 +20,9 @@ from layergraft.runs.train import execute
 from layergraft.strategies.phases import make_plan
 from layergraft.surgery import Replace, graft
 from layergraft.training.evaluation import Statistics, evaluating, record_activations
-from layergraft.training.fit import Recipe, fit
+from layergraft.training.fit import fit
 from layergraft.training.probes import Probes, ProbeTargets, drawn
+from layergraft.training.recipe import Recipe
 
 HOST = CifarResNet("resnet8", width=4)
 SITE = "layer2.0.conv1"

@@ -27,9 +27,11 @@ from layergraft.runs.plan import plan_run
 from layergraft.runs.train import execute
 from layergraft.strategies.phases import make_plan
 from layergraft.training import optimizers
+from layergraft.training.backend import Backend
 from layergraft.training.checkpoints import CHECKPOINT, facts_of
-from layergraft.training.fit import Backend, CheckpointSettings, Recipe, fit
+from layergraft.training.fit import CheckpointSettings, fit
 from layergraft.training.lightning_module import Diverged
+from layergraft.training.recipe import Recipe
 
 GROUP = CifarResNet("resnet8", width=4, norm="group")
 BATCH = CifarResNet("resnet8", width=4)

@@ -25,7 +25,8 @@ from layergraft.hosts.sites import find_sites
 from layergraft.strategies.phases import make_plan, stage_roles
 from layergraft.surgery import Replace, graft
 from layergraft.training.checkpoints import Checkpoints, facts_of
-from layergraft.training.fit import CheckpointSettings, Recipe, fit
+from layergraft.training.fit import CheckpointSettings, fit
+from layergraft.training.recipe import Recipe
 
 EPOCHS, STEPS = 4, 2
 HOST = CifarResNet("resnet8", width=4)

@@ -1,12 +1,15 @@
-"""The commands: their arguments and help. What they do is in `run_commands`, `sweeps`, `runs` and `report`."""
+"""The commands: their arguments and help. What they do is in `inspection_commands`, `training_commands`, `sweeps`, `runs` and `report`."""
 
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import layergraft
@@ -90,16 +93,14 @@ def _of_an_interrupt(error: BaseException | None) -> bool:
 
 
 def _on_one_run(command: str) -> Callable[[list[str]], None]:
-    """A command that takes the keys of a run and hands its config to a function of `run_commands`."""
+    """A command that takes the keys of a run and hands its config to the function that `SINGLE` names."""
 
     def show_one(composed: DictConfig) -> Any:
-        from layergraft.cli import run_commands
         from layergraft.config.compose import to_config
 
-        config = to_config(composed)
-        import layergraft.runs.preload_imports  # noqa: F401
-
-        return getattr(run_commands, SINGLE[command][0])(config)
+        config = to_config(composed)  # a mistake in a key is told before anything large is imported
+        module, _, function = SINGLE[command][0].partition(".")
+        return getattr(_imported(f"layergraft.cli.{module}"), function)(config)
 
     def run(arguments: list[str]) -> None:
         one = f"{command} takes one run and no -m; `layergraft train -m` sweeps over many"
@@ -107,6 +108,17 @@ def _on_one_run(command: str) -> Callable[[list[str]], None]:
         _hydra(arguments, show_one)
 
     return run
+
+
+def _imported(name: str) -> ModuleType:
+    """The module, imported without the garbage collector's looks, for the reason that `runs.preload_imports` gives."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -220,16 +232,16 @@ go in as (N, C, H, W) float32, normalised as the run's record says.""",
 )  # fmt: skip
 
 
-# Commands on one run's config -> the function of `run_commands`, and what it does.
+# Commands on one run's config -> the function, and what it does. Those of `inspection_commands` do without Lightning.
 SINGLE = {
-    "train": ("train_one", "does the run"),
-    "plan": ("print_plan", "prints every group with its tensors, when it is frozen, its learning rate by epoch"),
-    "pretrain": ("pretrain_one", "pretrains the host alone, or finds it, and prints its key and its accuracy"),
-    "donate": ("donate_one", "trains or cuts the donors alone, or finds them, and prints their keys"),
-    "surgery": ("print_surgery", "prints what the surgery does, step-0 activations and loss; trains no host"),
-    "similarity": ("print_similarity", "prints how alike source and target are, on fixed features and at the site"),
-    "sites": ("print_sites", "prints every site of the host; only host and data matter"),
-}
+    "train": ("training_commands.train_one", "does the run"),
+    "plan": ("inspection_commands.print_plan", "prints every group with its tensors, when it is frozen, its learning rate by epoch"),
+    "pretrain": ("training_commands.pretrain_one", "pretrains the host alone, or finds it, and prints its key and its accuracy"),
+    "donate": ("training_commands.donate_one", "trains or cuts the donors alone, or finds them, and prints their keys"),
+    "surgery": ("inspection_commands.print_surgery", "prints what the surgery does, step-0 activations and loss; trains no host"),
+    "similarity": ("inspection_commands.print_similarity", "prints how alike source and target are, on fixed features and at the site"),
+    "sites": ("inspection_commands.print_sites", "prints every site of the host; only host and data matter"),
+}  # fmt: skip
 FOLDERS = {"status": status, "report": report, "compare": compare, "export": export}  # take no keys of a run
 COMMANDS = {command: _on_one_run(command) for command in SINGLE} | {"advise": advise} | FOLDERS
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from layergraft.data.image_data import ImageData, Split
     from layergraft.data.normalization import Normalization
     from layergraft.donors.donor_cache import Donor
-    from layergraft.training.fit import Backend
+    from layergraft.training.backend import Backend
 
 NUM_PATCHES = 50_000
 EPSILON = 5e-4  # added to the patches' variances before whitening (Jordan 2024, 94% on CIFAR-10 in 3.29 s, section 3.2)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from layergraft.data.image_data import ImageData
     from layergraft.data.normalization import Normalization
     from layergraft.data.overlap import Learned
-    from layergraft.training.fit import Backend
+    from layergraft.training.backend import Backend
 
 
 class Control(Enum):

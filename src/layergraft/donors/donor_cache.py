@@ -15,7 +15,7 @@ from layergraft.store.files import create_once, discard, write_json
 if TYPE_CHECKING:
     from torch import nn
 
-    from layergraft.training.fit import Backend
+    from layergraft.training.backend import Backend
 
 WEIGHTS, PROVENANCE = "donor.safetensors", "donor.json"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from layergraft.data.image_data import ImageData
     from layergraft.data.normalization import Normalization
     from layergraft.donors.donor_cache import Donor
-    from layergraft.training.fit import Backend
+    from layergraft.training.backend import Backend
 
 
 THE_DONOR = "the donor"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from layergraft.data.overlap import Learned
     from layergraft.donors.donor_cache import Donor
     from layergraft.hosts.sites import Site
-    from layergraft.training.fit import Backend
+    from layergraft.training.backend import Backend
 
 
 SELF = "self"  # the name of the donor whose data and host are the run's own: conf/donor/self.yaml

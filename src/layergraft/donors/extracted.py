@@ -19,7 +19,7 @@ from layergraft.hosts.layer_architectures import Architecture, Conv, Slot, Stage
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from layergraft.training.fit import Backend
+    from layergraft.training.backend import Backend
 
 
 @register("donor", "extracted")

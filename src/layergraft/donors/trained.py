@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from layergraft.data.image_data import ImageData
     from layergraft.donors.donor_cache import Donor
-    from layergraft.training.fit import Backend
+    from layergraft.training.backend import Backend
 
 HEAD_WIDTH = 32  # channels of the auxiliary head's convolutions
 

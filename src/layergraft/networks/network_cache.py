@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from layergraft.data.image_data import ImageData
     from layergraft.data.normalization import Normalization
-    from layergraft.training.fit import Backend, Fitted
+    from layergraft.training.backend import Backend
+    from layergraft.training.fit import Fitted
 
 WEIGHTS, FACTS = "network.safetensors", "network.json"
 ALL_TRAINS = StrategySpec("all", groups={"all": [".*"]}, phases={"start": PhaseSpec(0, {"all": 1.0})})
@@ -122,8 +123,9 @@ def _fit(
     from layergraft.data.normalization import chosen
     from layergraft.hosts.norms import statistics_paths
     from layergraft.strategies.phases import make_plan
-    from layergraft.training.fit import Recipe, fit
+    from layergraft.training.fit import fit
     from layergraft.training.lightning_module import Diverged
+    from layergraft.training.recipe import Recipe
 
     assert how.data is not None  # it is what `images` are of
     names = [name for name, _ in network.named_parameters()]

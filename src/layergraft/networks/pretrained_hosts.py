@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from layergraft.data.normalization import Normalization
-    from layergraft.training.fit import Backend
+    from layergraft.training.backend import Backend
 
 AT = "host.pretrain"
 

@@ -34,7 +34,8 @@ from layergraft.store.records import run_folder
 from layergraft.strategies.phases import Curves, TrainingPlan, make_plan, stage_roles
 from layergraft.strategies.timeline import timeline
 from layergraft.surgery import Operation
-from layergraft.training.fit import Backend, Recipe, check, lacks_bf16
+from layergraft.training.backend import Backend, lacks_bf16
+from layergraft.training.recipe import Recipe, check
 
 if TYPE_CHECKING:
     from layergraft.runs.build import BuiltRun

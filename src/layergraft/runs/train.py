@@ -43,10 +43,12 @@ from layergraft.store.leases import LeaseHeld, lease
 from layergraft.store.predictions import write_predictions
 from layergraft.store.records import RECORD, GraftRecord, RunRecord, is_done, lease_path, read_record, write_record
 from layergraft.training import ddp
+from layergraft.training.backend import Backend
 from layergraft.training.checkpoints import CHECKPOINT, facts_of
-from layergraft.training.fit import Backend, CheckpointSettings, Fitted, Recipe, fit
+from layergraft.training.fit import CheckpointSettings, Fitted, fit
 from layergraft.training.lightning_module import Diverged
 from layergraft.training.probes import Probes, ProbeTargets
+from layergraft.training.recipe import Recipe
 
 Callbacks = Sequence[pl.Callback]
 

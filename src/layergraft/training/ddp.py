@@ -22,13 +22,15 @@ from torch.multiprocessing.spawn import start_processes
 
 from layergraft.strategies.phases import TrainingPlan
 from layergraft.training import fit as single
+from layergraft.training.backend import Backend
 from layergraft.training.lightning_module import Diverged
+from layergraft.training.recipe import Recipe
 
 RESULT = "rank0.pt"
 
 
 def fit(
-    network: nn.Module, plan: TrainingPlan, batches: Any, recipe: single.Recipe, backend: single.Backend, **options: Any
+    network: nn.Module, plan: TrainingPlan, batches: Any, recipe: Recipe, backend: Backend, **options: Any
 ) -> single.Fitted:
     """`training.fit.fit` by `backend.devices` processes; `network`, and `probe.points`, come back from the first.
     `options` are those of `fit`, and a `seed` for torch.

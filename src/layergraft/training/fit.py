@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,19 +18,15 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
-from layergraft.config.schema import Device, Precision
-from layergraft.config.training_schema import OptimSpec, RegularizerSpec, ScheduleSpec
-from layergraft.errors import require
 from layergraft.strategies.phases import TrainingPlan
+from layergraft.training.backend import Backend
 from layergraft.training.checkpoints import CHECKPOINT, Checkpoints
 from layergraft.training.lightning_module import Diverged, PlannedModule
-from layergraft.training.optimizers import make
 from layergraft.training.prefix_cache import FrozenPrefix, Kept
+from layergraft.training.recipe import Recipe
 from layergraft.training.unfreeze import UnfreezeByPhase
 from layergraft.training.weight_averaging import Averages
 
-WIDEST = 512  # channels of a convolution; on a CPU, of it and wider ones, channels-first is faster
-NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 LIGHTNING = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")  # its loggers
 NEEDLESS_WARNINGS = (
     "GPU available but not used",  # exec=cpu asks for that
@@ -60,77 +55,6 @@ class Batches(Protocol):
 
     @property
     def test(self) -> Any: ...
-
-
-def lacks_bf16() -> bool:
-    """Whether this GPU has no bf16 in hardware (compute capability below 8.0: a T4, a V100), where torch emulates it slowly."""
-    return torch.cuda.get_device_capability() < (8, 0)
-
-
-@dataclass(frozen=True)
-class Backend:
-    """Where and in what arithmetic to train, after `auto` has been resolved: cpu or cuda, float32 or bf16_mixed."""
-
-    device: str
-    precision: str
-    devices: int = 1  # processes that share each batch
-    compile: bool = False
-    channels_last: bool | None = False
-    """Whether a pixel's channels lie side by side in memory; None: where that was measured to be faster."""
-    features_gib: float | None = 0.0
-    """What may be kept of what a frozen prefix gives; None: a tenth of what is free on the device."""
-    beside: int = 1  # runs that share the device, or the machine's memory
-
-    @classmethod
-    def resolve(cls, device: Device, precision: Precision) -> Backend:
-        """Raises UserError where CUDA is asked for and there is none."""
-        there = torch.cuda.is_available()
-        name = ("cuda" if there else "cpu") if device is Device.auto else device.name
-        none = "exec asks for CUDA, but torch sees no CUDA device here; exec=auto or exec=cpu does without"
-        require(there or name == "cpu", none)
-        if precision is Precision.auto:
-            in_hardware = name == "cuda" and not lacks_bf16()
-            precision = Precision.bf16_mixed if in_hardware else Precision.float32
-        return cls(name, precision.name)
-
-    @contextmanager
-    def arithmetic(self) -> Iterator[None]:
-        """Within, float32 on CUDA is float32: cuDNN's default would make convolutions 10-bit (TF32).
-
-        And torch asks the CUDA runtime whether there is a GPU, not NVML, as Lightning sets on import: every step of an
-        optimizer asks, and NVML is a library that is opened each time where there is none (0.05 to 0.3 ms).
-        """
-        before, nvml = torch.backends.cudnn.allow_tf32, os.environ.pop(NVML_CHECK, None)
-        torch.backends.cudnn.allow_tf32 = before and self.precision != "float32"
-        try:
-            yield
-        finally:
-            torch.backends.cudnn.allow_tf32 = before
-            if nvml is not None:
-                os.environ[NVML_CHECK] = nvml
-
-    def lay_out(self, network: nn.Module) -> None:
-        """Put the weights of `network` in the order in memory that it is to train in; `nn.Module.to` undoes it.
-
-        By benchmarks/memory_format.py: bf16 on a GPU wants its channels last; so do all hosts on a CPU but the widest, of whose
-        large kernels oneDNN makes another order each time.
-        """
-        last = self.channels_last
-        if last is None and self.device == "cuda":
-            last = self.precision != "float32"
-        elif last is None:
-            large = (m for m in network.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1)
-            last = all(min(conv.in_channels, conv.out_channels) < WIDEST for conv in large)
-        network.to(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train, less the plan."""
-
-    optim: OptimSpec
-    schedule: ScheduleSpec
-    regularizer: RegularizerSpec = field(default_factory=RegularizerSpec)
 
 
 @dataclass(frozen=True)
@@ -229,23 +153,6 @@ class _Look(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PlannedModule) -> None:
         self.probe.look(pl_module, trainer.current_epoch + 1)
-
-
-def check(network: nn.Module, plan: TrainingPlan, recipe: Recipe, backend: Backend) -> None:
-    """Raise UserError for an optimizer that cannot be, or a network that the devices cannot share.
-
-    `network` may lie on the meta device.
-    """
-    make(network, plan, recipe.optim)
-    size, devices = recipe.optim.batch_size, backend.devices
-    require(size % devices == 0, f"optim.batch_size is {size}; exec.devices={devices} cannot share it evenly")
-    if backend.device == "cuda":
-        there = torch.cuda.device_count()
-        require(devices <= there, f"exec.devices is {devices}, but torch sees {there} CUDA devices here")
-    elif devices > 1:
-        moving = any(phase.batch_norm_statistics & set(plan.norms.values()) for phase in plan.phases)
-        needs = f"exec.devices={devices} on a CPU: batch norm over several processes needs CUDA"
-        require(not moving, f"{needs}; host.norm=group does without")
 
 
 def _keeps_features(backend: Backend, recipe: Recipe) -> bool:

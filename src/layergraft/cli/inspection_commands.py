@@ -1,31 +1,26 @@
-"""One run, donor, surgery or host from the command line, with what a person sees of it."""
+"""What a person sees of a run, its donors, its surgery and its host before anything is trained. Without Lightning."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import pytorch_lightning as pl
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from layergraft.config.schema import Config
 from layergraft.donors.donor_cache import Donor
-from layergraft.errors import RunFailed, UserError, require
+from layergraft.errors import UserError, require
 from layergraft.hosts import sites, weights
 from layergraft.hosts.layer_architectures import describe
 from layergraft.hosts.meta_device import meta_host, sites_of
-from layergraft.runs.build import calibration_images, discard_made, get_donors, get_host, head_note
-from layergraft.runs.plan import plan_run, precision_note
+from layergraft.runs.build import calibration_images
+from layergraft.runs.plan import plan_run
 from layergraft.runs.similarity import similarity
-from layergraft.runs.train import execute
-from layergraft.store.records import RECORD
 from layergraft.strategies.timeline import covered, stretches
 from layergraft.surgery.calibrate import reconstruction_error
 from layergraft.training.evaluation import record_activations
-from layergraft.training.lightning_module import PlannedModule
 
 MEANINGS = {
     "frechet": ("Frechet distance", "low"),
@@ -35,69 +30,6 @@ MEANINGS = {
 }
 TEXT_COLUMNS = ("measure", "more alike", "path", "kind", "in", "out", "norm after it", "output of", "group", "tensors",
                 "epochs", "phase")  # fmt: skip
-
-
-class _EpochBar(pl.Callback):
-    """A bar over the epochs with the last validation accuracy; nothing where the output is no terminal."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("epoch"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.description}"),
-                   TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.task = self.progress.add_task("", total=trainer.max_epochs)
-        self.progress.start()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        accuracy = cast(PlannedModule, pl_module).curves[-1]["val/acc"]  # the module that is trained
-        done = trainer.current_epoch + 1
-        self.progress.update(self.task, completed=done, description=f"validation {accuracy:.1f}%")
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.progress.stop()
-
-
-def train_one(config: Config) -> float | None:
-    """Do the run, say what came of it, return the validation accuracy in percent, or None. Raises RunFailed."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    plan = plan_run(config)
-    if note := precision_note(plan):
-        console.print(note, markup=False)
-    if note := head_note(plan):
-        console.print(note, markup=False)
-    for note in plan.notes:
-        console.print(f"warning:     {note}", markup=False)
-    if config.exec.rerun:
-        discard_made(plan)
-    record = execute(plan, [_EpochBar(console)])
-    for note in record.notes:
-        if note not in plan.notes:
-            console.print(f"warning:     {note}", markup=False)
-    console.print(f"run:         {plan.folder}", markup=False)
-    if record.host:
-        console.print(f"host:        {host_line(config.host.name, record.host)}", markup=False)
-    if record.status != "completed":
-        raise RunFailed(f"the run {record.status}: {record.error} (see {plan.folder / RECORD})")
-    metrics = record.metrics
-    console.print(f"accuracy:    test {metrics['test/acc']:.1f}%, validation {metrics['val/acc']:.1f}%")
-    console.print(f"TensorBoard: tensorboard --logdir {plan.folder.parent}", markup=False)
-    return metrics["val/acc"]
-
-
-def pretrain_one(config: Config) -> None:
-    """Pretrain the host of this run, or find it; print its key, and how good it is."""
-    chosen = "host.pretrain.data is none, so there is nothing to train; host.pretrain.data=DATA chooses a data set"
-    require(config.host.weights is None, "host.weights gives the host its weights; leave it out to pretrain the host")
-    require(config.host.is_pretrained, chosen)
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    plan = plan_run(config)
-    if config.exec.rerun:
-        discard_made(plan)
-    facts = get_host(plan)
-    print(facts["network"])
-    console.print(pretrained_line(config.host.name, facts), markup=False)
-    console.print(f"in {plan.outputs / 'networks' / facts['network']}", markup=False)
 
 
 def pretrained_line(name: str, facts: Mapping[str, Any]) -> str:
@@ -113,21 +45,6 @@ def host_line(name: str, facts: Mapping[str, Any]) -> str:
     if "weights" in facts:
         return f"{name} with the weights {facts['weights']}; classifier {facts['head']}"
     return f"{name} with initial weights (host.pretrain.data=none)"
-
-
-def donate_one(config: Config) -> None:
-    """Make the donors of this run, or find them; print their keys, and what is known of them."""
-    if not config.donor.is_layer:
-        raise UserError("donor=none is no donor, so there is nothing to store; `layergraft train --help` lists donors")
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    plan = plan_run(config)
-    if config.exec.rerun:
-        discard_made(plan)
-    for donor in get_donors(plan):
-        print(donor.key)
-        for line in about(donor):
-            console.print(line, markup=False)
-        console.print(f"in {plan.outputs / 'donors' / donor.key}", markup=False)
 
 
 def about(donor: Donor) -> list[str]:
