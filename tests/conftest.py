@@ -1,7 +1,9 @@
 """What the tests share: composing configs, small data, and one small sweep that several tests look at."""
 
+import fcntl
 import functools
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -139,10 +141,21 @@ SWEEP = ["-m", "data=digits_0_to_4", "strategy=freeze,hybrid", "site=early,late"
 
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory):
-    """The outputs folder of a sweep of 2 strategies x 2 sites x 2 seeds with both controls: 14 different runs."""
-    outputs = tmp_path_factory.mktemp("sweep") / "outputs"
-    main(["train", *SWEEP, f"exec.outputs={outputs}"])
-    return outputs
+    """The outputs folder of a sweep of 2 strategies x 2 sites x 2 seeds with both controls: 14 different runs.
+
+    Of the processes that share the tests (pytest-xdist) the first makes it; each has a copy of its own.
+    """
+    own = tmp_path_factory.mktemp("sweep") / "outputs"
+    base = tmp_path_factory.getbasetemp()
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sweep_of_all"
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            main(["train", *SWEEP, f"exec.outputs={own}"])
+            shutil.copytree(own, made)
+            return own
+    shutil.copytree(made, own)
+    return own
 
 
 # The smallest run there is, which looks at nothing: the hostile files' tests make hundreds.

@@ -140,9 +140,10 @@ def planned(line):
 
 
 def at_once(shown):
-    """Of README and the page on one's own; the rest is run, slowly, below."""
-    slow = () if shown.values[0].stem in ("README", "own") else (pytest.mark.slow,)
-    return pytest.param(*shown.values, id=shown.id, marks=slow)
+    """Of README and the page on one's own, less the experiments; the rest is run, slowly, below."""
+    page, line = shown.values
+    quick = page.stem in ("README", "own") and "+experiment=" not in line
+    return pytest.param(page, line, id=shown.id, marks=() if quick else (pytest.mark.slow,))
 
 
 @pytest.mark.parametrize("page, line", {planned(p.values[1]): at_once(p) for p in reversed(OURS)}.values())  # each once

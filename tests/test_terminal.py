@@ -45,7 +45,7 @@ def in_a_terminal(arguments, cwd, **environment):
     return seen
 
 
-@pytest.mark.parametrize("no_color", [None, "1"])
+@pytest.mark.parametrize("no_color", [None, pytest.param("1", marks=pytest.mark.slow)])
 def test_a_terminal_has_a_bar_and_colours_unless_asked_not_to(no_color, tmp_path):
     seen = in_a_terminal(TRAIN, tmp_path, **({"NO_COLOR": no_color} if no_color else {}))
     assert "━".encode() in seen and b"2/2" in seen

@@ -86,7 +86,9 @@ def test_what_is_frozen_is_byte_identical_and_the_rest_moves(name, optim, grafte
             assert statistics <= moved if group in phase.batch_norm_statistics else not statistics & moved
 
 
-@pytest.mark.parametrize("host", ["resnet18", "resnet20", "resnet50"])
+@pytest.mark.parametrize(
+    "host", ["resnet20", *(pytest.param(h, marks=pytest.mark.slow) for h in ("resnet18", "resnet50"))]
+)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_is_a_run_at_every_depth_and_site(name, host, config):
     keys = set()

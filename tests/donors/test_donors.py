@@ -177,6 +177,7 @@ def _ask(outputs, weights):
     weights.put(get_or_create(trained(seed=5), PLACE, CPU, outputs).layer.weight.tolist())
 
 
+@pytest.mark.slow
 def test_processes_that_ask_at_once_train_it_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     weights = context.Queue()

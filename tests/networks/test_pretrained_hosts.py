@@ -46,6 +46,7 @@ def networks(outputs):
     return sorted(folder.name for folder in (outputs / "networks").glob("host.*"))
 
 
+@pytest.mark.slow
 def test_the_same_key_has_the_same_bits_whichever_process_trains_it(config, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     plan = plan_run(config(*PRETRAINED, f"exec.outputs={here}"))
@@ -324,6 +325,7 @@ def test_what_an_arm_costs_is_in_its_record(run):
     assert head.costs["trained_parameters"] == tensors["fc.weight"].numel() + tensors["fc.bias"].numel()
 
 
+@pytest.mark.slow
 def test_a_files_classifier_is_kept_with_a_word_on_how_good_it_is(command, tmp_path):
     """Its classes are not known: ten of them may be the digits."""
     state = CifarResNet("resnet8", width=4).build((1, 8, 8), 10, seed=3).state_dict()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from layergraft.report.recommendation import Round, advise, best, cost, in_lines, rounds
+from layergraft.report.recommendation import Round, advise, cost, in_lines, rounds
 
 
 def test_rounds_halve_the_length_back_and_cut_by_three():
@@ -29,11 +29,6 @@ def test_no_round_shares_the_finalists_seeds_and_arms_only_leave(arms, finalists
 def test_cost_counts_the_host_without_a_donor():
     planned = [Round(2, (5,), 6), Round(4, (0, 1), 3)]
     assert cost(planned, epochs=4) == (2 * 6 + 4 * 2 * 3 + 4 * 2) / 4
-
-
-def test_an_arm_with_a_failed_run_comes_last():
-    val = np.array([[50.0, 60.0], [99.0, np.nan], [70.0, 40.0], [80.0, 10.0]])
-    assert best(val, 4) == [0, 2, 3, 1]
 
 
 VAL = np.array([[80.0, 82.0, 81.0, 80.0], [60.0, 62.0, 61.0, 60.0]])

@@ -37,6 +37,10 @@ def test_ranked_by_accuracy_then_loss_then_order():
     assert ranked(acc, loss) == [1, 3, 2, 0, 4]
 
 
+def test_one_with_a_failed_run_comes_last_by_accuracy_alone_too():
+    assert ranked(np.array([[50.0, 60.0], [99.0, np.nan], [70.0, 40.0], [80.0, 10.0]])) == [0, 2, 3, 1]
+
+
 def test_ranked_keeps_the_order_of_equals():
     assert ranked(np.full((3, 2), 50.0), np.ones((3, 2))) == [0, 1, 2]
 

@@ -109,6 +109,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_disk_that_fills_up_ends_in_one_line_and_goes_on_when_there_is_room(small_disk, tmp_path, command):
     outputs = small_disk("3m")
     (outputs / "ballast").write_bytes(bytes(2_800_000))

@@ -296,6 +296,7 @@ def test_a_finished_sweep_is_not_planned_again_until_something_changes(brief, tm
     assert code == 0 and err.startswith("checking ") and "was a sweep of" in err
 
 
+@pytest.mark.slow
 def test_rerun_does_all_of_it_again_the_donors_too_and_once(brief, tmp_path, command):
     outputs = tmp_path / "outputs"
     shutil.copytree(brief, outputs)
@@ -310,6 +311,7 @@ def test_rerun_does_all_of_it_again_the_donors_too_and_once(brief, tmp_path, com
     assert not (outputs / "sweeps" / "brief" / "rerun").exists()  # it is concluded
 
 
+@pytest.mark.slow
 def test_a_rerun_that_was_interrupted_goes_on(brief, tmp_path, command, monkeypatch):
     outputs = tmp_path / "outputs"
     folder, again = outputs / "sweeps" / "brief", ["train", *BRIEF, f"exec.outputs={outputs}", "exec.rerun=true"]

@@ -175,7 +175,7 @@ def test_quickstart_comes_with_the_rates_of_all_its_arms(tmp_path, command, monk
 
     monkeypatch.setattr(launchers.LocalLauncher, "launch", lambda self, jobs, **_: [])
     monkeypatch.setattr(grid, "finish", lambda *_: None)
-    code, _, err = command("train", "-m", "+experiment=quickstart", f"exec.outputs={tmp_path}")
+    code, _, err = command("train", "-m", "+experiment=quickstart", "seed=0", f"exec.outputs={tmp_path}")
     assert code == 0, err
     assert "38 of 38 arms take the optim.lr that experiment/quickstart.tuned.json has" in err
     assert "by val/acc on seeds" not in err  # none is tuned anew

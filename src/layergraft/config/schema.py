@@ -59,9 +59,8 @@ class PretrainSpec:
     the same host."""
 
     def __post_init__(self) -> None:
-        if isinstance(
-            self.data, NoData
-        ):  # whatever keys of it a size or an experiment had set: a control may take it away
+        # `none` leaves nothing of the keys that a size or an experiment had set: a control may take the data away.
+        if isinstance(self.data, NoData):
             self.data = None
 
 

@@ -48,12 +48,6 @@ def cost(planned: Sequence[Round], epochs: int) -> float:
     return (sum(r.epochs * len(r.seeds) * r.num_arms for r in planned) + last.epochs * len(last.seeds)) / epochs
 
 
-def best(val_AS: np.ndarray, number: int) -> list[int]:
-    """The `number` arms with the highest mean over seeds, the best first; nan (a run that failed) is last."""
-    means_A = np.where(np.isnan(val_AS).any(1), -np.inf, val_AS.mean(1))
-    return [int(arm) for arm in np.argsort(-means_A, kind="stable")[:number]]
-
-
 @dataclass(frozen=True)
 class Advice:
     """What the last round shows, in points of test accuracy."""

@@ -36,12 +36,13 @@ def num_runs(ladder: list[Rung]) -> int:
     return sum(rung.num_candidates * (rung.num_seeds - seeds) for rung, seeds in zip(ladder, before, strict=False))
 
 
-def ranked(acc_CS: np.ndarray, loss_CS: np.ndarray) -> list[int]:
+def ranked(acc_CS: np.ndarray, loss_CS: np.ndarray | None = None) -> list[int]:
     """Candidates, the best first: by mean accuracy over seeds, then by mean loss, then in their order.
 
     A candidate with a nan (a run that diverged or failed) is last.
     """
     lost_C = np.isnan(acc_CS).any(1)
     acc_C = np.where(lost_C, -np.inf, acc_CS.mean(1).round(9))
-    loss_C = np.where(lost_C | np.isnan(loss_CS).any(1), np.inf, loss_CS.mean(1))
+    loss_C = np.zeros(len(acc_C)) if loss_CS is None else np.where(np.isnan(loss_CS).any(1), np.inf, loss_CS.mean(1))
+    loss_C[lost_C] = np.inf
     return [int(candidate) for candidate in np.lexsort((np.arange(len(acc_C)), loss_C, -acc_C))]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from layergraft.config.overrides import from_hydra, key_of, to_hydra, within
 from layergraft.errors import RunFailed, UserError, counted, require
+from layergraft.stats.successive_halving import ranked
 from layergraft.store.files import digest, write_json
 from layergraft.store.records import read_record
 from layergraft.sweeps import worker_pool
@@ -72,7 +73,7 @@ class AdviseSweeper(GridSweeper):
 
         for at, after in pairwise(planned):
             val_AS, _ = self._measured(list(arms), list(arms.values()), at)
-            names = [list(arms)[arm] for arm in recommendation.best(val_AS, after.num_arms)]
+            names = [list(arms)[arm] for arm in ranked(val_AS)[: after.num_arms]]
             arms = {name: arms[name] for name in names}
             say(f"after {counted(at.epochs, 'epoch')} there are left: {'; '.join(arms)}")
 
@@ -92,8 +93,6 @@ class AdviseSweeper(GridSweeper):
         What is lost there is the same for every strategy, so one run for each place tells it; a place is a site with a surgery.
         In a host with initial weights, or with a new classifier, it tells nothing, and all arms go on.
         """
-        from layergraft.report import recommendation
-
         at = replace(at, seeds=at.seeds[:1])
         first = {name: self._plans([combination], at)[0] for name, combination in arms.items()}
         place_of = {
@@ -104,7 +103,7 @@ class AdviseSweeper(GridSweeper):
         if len(places) < 2 or not told:
             return arms
         (loss_AS,) = self._measured(list(places.values()), [arms[name] for name in places.values()], at, ["step0/loss"])
-        order = recommendation.best(-loss_AS, -(-len(places) // 2))
+        order = ranked(-loss_AS)[: -(-len(places) // 2)]
         kept = {list(places)[number] for number in order}
         left = {name: combination for name, combination in arms.items() if place_of[name] in kept}
         out = [name for place, name in places.items() if place not in kept]
