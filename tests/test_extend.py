@@ -43,7 +43,7 @@ def there(tmp_path_factory):
 
 
 def command(line):
-    is_short = line == "layergraft sites host=regnet" or " train donor=cosines" in line
+    is_short = line == "layergraft sites host=regnet"
     return pytest.param(line, marks=[] if is_short else [pytest.mark.slow])
 
 

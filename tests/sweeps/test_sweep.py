@@ -187,6 +187,7 @@ def test_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, command):
     assert code == 0 and f"{done} of 7 runs in the store already" in err and "7 of 7 runs completed" in err
 
 
+@pytest.mark.slow
 def test_a_key_of_some_donors_is_about_those(tmp_path, command):
     torch.save(nn.Conv2d(4, 4, 3, padding=1, bias=False).state_dict(), tmp_path / "my.pt")
     arguments = ["-m", "donor=trained,random,extracted", f"donor.path={tmp_path}/my.pt", "site=layer1.0.conv1", "donor.schedule.epochs=1", "donor.optim.lr=0.01", "strategy=freeze", "host=resnet8", "host.width=4",
@@ -213,6 +214,7 @@ def test_devices_are_not_shared_in_a_sweep(tmp_path, command):
     assert code == 2 and "exec.devices is of a single run; a sweep does a run on each device" in err
 
 
+@pytest.mark.slow
 def test_sources_are_swept_and_a_donor_without_one_runs_once(command, tmp_path):
     code, _, err = command("train", "-m", "donor=trained,random", "donor.data=digits_5_to_9,textures", "donor.data.train_size=40",
                            "strategy=freeze", "host=resnet8", *TINY, f"exec.outputs={tmp_path}", "exec.sweep=sources")  # fmt: skip
