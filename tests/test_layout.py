@@ -109,6 +109,11 @@ def test_these_start_without_torch(module):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_what_only_looks_at_a_run_starts_without_lightning():
+    code = "import layergraft.cli.inspection_commands, sys; sys.exit('pytorch_lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_no_file_past_400_lines():
     assert [str(path) for path in FILES if len(path.read_text().splitlines()) > 400] == []
 
