@@ -158,6 +158,23 @@ def sweep(tmp_path_factory):
     return own
 
 
+def write_public_files(folder, width, **cifar10):
+    """Write what the experiments look for in `exec.data` and no test can download: the names and shapes are right, the images are
+    noise, as many of CIFAR-10 as `cifar10` says, the weights initial."""
+    rng = np.random.default_rng(0)
+
+    def images(name, shape, classes, **sizes):
+        arrays = {f"{part}_images": rng.integers(0, 256, (size, *shape), np.uint8) for part, size in sizes.items()}
+        labels = {f"{part}_labels": (np.arange(size) % classes)[:, None] for part, size in sizes.items()}
+        np.savez(folder / f"{name}.npz", **arrays, **labels)
+
+    images("cifar10", (32, 32, 3), 10, **cifar10)
+    images("pneumoniamnist", (28, 28), 2, train=120, val=40, test=40)
+    for name in ("resnet20", "resnet32", "resnet56"):
+        network = CifarResNet(name=name, width=width).build((3, 32, 32), 10, seed=0)
+        torch.save({"state_dict": network.state_dict()}, folder / f"{name}.th")
+
+
 # The smallest run there is, which looks at nothing: the hostile files' tests make hundreds.
 SMALLEST = ["host=resnet8", "host.width=2", "schedule.epochs=2", "optim.batch_size=10", "exec.device=cpu", "exec.threads=1",
         "exec.similarity.resamples=0", "exec.probe.epochs=[]", "donor=none", "strategy=full"]  # fmt: skip

@@ -14,6 +14,7 @@ import torch
 import torchvision
 from PIL import Image
 
+from conftest import write_public_files
 from layergraft.cli import inspection_commands, training_commands
 from layergraft.cli.commands import COMMANDS
 from layergraft.cli.help import groups, keys
@@ -76,6 +77,9 @@ def store(tmp_path_factory):
         re.M | re.S,
     )
     (folder / "mine/experiment/early_or_late.yaml").write_text(experiment)
+    (folder / "data").mkdir()
+    write_public_files(folder / "data", width=16, train=20000, test=2000)
+    (folder / "resnet20-12fca82f.th").symlink_to("data/resnet20.th")
     shutil.copytree(folder / "outputs/sweeps", folder / "sweeps")
     shutil.copytree(folder / "outputs", folder / "first/outputs")
     return folder
@@ -164,7 +168,8 @@ def test_every_command_does_what_it_is_shown_for(page, line, there, command, mon
     """For real, in the order of the pages; shorter where it trains."""
     arguments = arguments_of(line)
     if arguments[0] in TRAINS and not {"--help", "--cfg"} & set(arguments) and "strategy=hybird" not in line:
-        donor = [] if any(a.startswith("donor.path") for a in arguments) else ["donor.schedule.epochs=1"]
+        untrained = any(a.startswith("donor.path") or a == "donor=none" for a in arguments)
+        donor = [] if untrained else ["donor.schedule.epochs=1"]
         sized = any(a.startswith("+experiment=") for a in arguments) and "--config-dir" not in arguments
         arguments += ["size=smoke"] if sized else ["schedule.epochs=2", *donor]
         arguments = [a for a in arguments if a not in ("size=cifar10_subset", "size=digits")]
@@ -172,7 +177,9 @@ def test_every_command_does_what_it_is_shown_for(page, line, there, command, mon
     arguments = [
         a.replace("strategy=controls", "strategy=freeze").replace("num_trials=50", "num_trials=4") for a in arguments
     ]
-    if "-m" in arguments:  # its workers' server may have been started before TORCH_HOME was set
+    if (
+        "-m" in arguments or arguments[0] == "advise"
+    ):  # its workers' server may have been started before TORCH_HOME was set
         (weights,) = (there / "hub/checkpoints").iterdir()
         arguments = [a.replace("host.weights=IMAGENET1K_V2", f"host.weights={weights}") for a in arguments]
     if arguments[0] == "export":

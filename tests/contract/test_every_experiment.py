@@ -5,13 +5,12 @@ import re
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
+from conftest import write_public_files
 from layergraft.cli.help import groups, line_of
 from layergraft.config.compose import conf_dir, to_config
-from layergraft.hosts.resnets import CifarResNet
 from layergraft.report.contrasts import design, named
 from layergraft.report.findings import find
 from layergraft.report.table import read, tidy
@@ -48,18 +47,8 @@ NAMES = list(groups([conf_dir()])["experiment"])
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory):
     """A folder with what `depth` and `medical` look for in exec.data: small files of the right names and shapes."""
-    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
-
-    def images(name, shape, classes, **sizes):
-        arrays = {f"{part}_images": rng.integers(0, 256, (size, *shape), np.uint8) for part, size in sizes.items()}
-        labels = {f"{part}_labels": (np.arange(size) % classes)[:, None] for part, size in sizes.items()}
-        np.savez(folder / f"{name}.npz", **arrays, **labels)
-
-    images("cifar10", (32, 32, 3), 10, train=200, val=50, test=300)
-    images("pneumoniamnist", (28, 28), 2, train=120, val=40, test=40)
-    for name in ("resnet20", "resnet32", "resnet56"):
-        network = CifarResNet(name=name, width=4).build((3, 32, 32), 10, seed=0)
-        torch.save({"state_dict": network.state_dict()}, folder / f"{name}.th")
+    folder = tmp_path_factory.mktemp("files")
+    write_public_files(folder, width=4, train=200, val=50, test=300)
     return folder
 
 
