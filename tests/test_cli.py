@@ -26,6 +26,8 @@ BAD = {
     "donor.out_channels=32": "the donor does not fit conv1: it takes 1 channels and gives 32, where 1 and 64 are needed. The donor is a conv, 1 -> 32",
     "donor.kind=stme": "unknown donor.kind 'stme'; did you mean 'stem'?",
     "donor=extracted": "donor.path is not set",
+    "+optim=[[adam]]": "a group takes the name of a choice, such as optim=adam, and no number, list or dictionary",
+    "optim=3": "a group takes the name of a choice, such as optim=adam, and no number, list or dictionary",
     "surgery=replac": "unknown surgery 'replac'; did you mean 'replace'?",
     "surgery.channel_matching=strct": "unknown surgery.channel_matching 'strct'; did you mean 'strict'?",
     "surgery.gate=0": "surgery.gate is a key of surgery=insert and surgery=parallel, not of the surgery chosen",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from layergraft.config.renamed import renamed
 from layergraft.errors import DISK_FULL, RunFailed, UserError, unknown
 
 MAX_LINE = 4000
+DEFAULTS_LISTS = ("hydra/_internal/defaults_list.py", "hydra/core/default_element.py")
 # What Hydra says of a config that it cannot compose -> what to say instead.
 COMPOSITION = {
     "override 'data@donor.data'": "donor.data: this donor learns from no data of its own; donor=trained and others do",
@@ -34,6 +36,13 @@ def explain(error: BaseException) -> str | None:
     """The line to print for `error`; None where it is not the user's doing and the traceback is due."""
     said = _said(error)
     return None if said is None else one_line(said)
+
+
+def _of_a_defaults_list(error: BaseException) -> bool:
+    """Whether Hydra stumbled over what was given for a group: it checks for little of what is no name."""
+    frames = traceback.extract_tb(error.__traceback__)
+    is_its_own = bool(frames) and frames[-1].filename.endswith(DEFAULTS_LISTS)
+    return is_its_own and (isinstance(error, (TypeError, AssertionError)) or str(error).startswith("Config group"))
 
 
 def one_line(text: str) -> str:
@@ -71,7 +80,7 @@ def _said(error: BaseException) -> str | None:
         return _omegaconf(error)
     if isinstance(error, HydraException):
         return _first_line(error)
-    if isinstance(error, ValueError) and str(error).startswith("Config group override"):  # Hydra's, without the key
+    if _of_a_defaults_list(error):  # Hydra's, without the key
         return "a group takes the name of a choice, such as optim=adam, and no number, list or dictionary"
     key = getattr(error, "full_key", None)
     if isinstance(key, str):  # OmegaConf has told its key to an error of other code
