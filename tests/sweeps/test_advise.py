@@ -51,6 +51,14 @@ def test_the_rounds_are_those_that_were_announced(first, advised):
     assert record["metrics"]["val/acc"] == long["arms"][0]["val/acc"][1]
 
 
+def test_where_no_finalist_came_to_its_end_the_reason_is_told(command, tmp_path):
+    asked = ["site=early", "strategy=freeze", "--seeds=1", "--finalists=1", *SMALL, "optim.lr=1e30"]
+    code, _, err = command("advise", *asked, f"exec.outputs={tmp_path}")
+    assert code == 1 and re.search(
+        r"^error: no finalist was completed: the (training|test) loss is .* has the runs", err, re.M
+    )
+
+
 def test_no_round_is_shorter_than_an_arm_takes(command, tmp_path, monkeypatch):
     told = "2 arms: 2 x 1 seed of 2 epochs, 1 x 2 seeds of 2 epochs"  # hybrid thaws halfway
     asked = ["site=early,late", "strategy=hybrid", "--seeds=2", "--finalists=1", *SMALL]  # 2 epochs

@@ -11,7 +11,7 @@ import pytest
 
 RUNS = 500
 MIB = 2**20
-SWEEP = ["-m", "donor=random", "strategy=freeze", "host=resnet8", "host.width=4", "schedule.epochs=1", "optim.batch_size=25",
+SWEEP = ["-m", "host.pretrain.data=none", "donor=random", "strategy=freeze", "host=resnet8", "host.width=4", "schedule.epochs=1", "optim.batch_size=25",
          "data.train_size=50", "exec=cpu", "exec.sweep=soak", f"seed=range({RUNS})"]  # fmt: skip
 
 
@@ -71,7 +71,9 @@ def test_a_long_sweep_neither_grows_nor_leaves_anything(tmp_path):
     for name, (early, late) in grown.items():
         print(f"memory of {name}: {early / MIB:.0f} -> {late / MIB:.0f} MiB")
     print(f"open files: {files}")
-    assert [name for name, (early, late) in grown.items() if late > early + 16 * MIB] == []
+    # Of all together more: pages that a worker shares with the server it was forked from become its own when they are written to.
+    allowed = {name: 32 * MIB if name == "all" else 16 * MIB for name in grown}
+    assert [name for name, (early, late) in grown.items() if late > early + allowed[name]] == []
     assert [process for process, (early, late) in files.items() if late > early + 2] == []
     for _ in range(100):  # the server of the workers ends when it sees that nobody is left
         left = [process for process in seen if Path(f"/proc/{process}").exists()]

@@ -15,7 +15,7 @@ from layergraft.config.overrides import from_hydra, key_of, to_hydra, within
 from layergraft.errors import RunFailed, UserError, counted, require
 from layergraft.stats.successive_halving import ranked
 from layergraft.store.files import digest, write_json
-from layergraft.store.records import read_record
+from layergraft.store.records import read_record, run_folder
 from layergraft.sweeps import worker_pool
 from layergraft.sweeps.grid import GridSweeper, finish, say
 from layergraft.sweeps.launchers import LocalLauncher
@@ -227,7 +227,10 @@ class AdviseSweeper(GridSweeper):
         from layergraft.report import recommendation
 
         if np.isnan(val_AS[:-1]).any(1).all():
-            raise RunFailed(f"no finalist was completed; {self.sweep_folder} has the runs")
+            keys = [key for row in self.told[-1]["arms"] for key in row["runs"]]
+            records = (read_record(run_folder(self.sweep_folder.parents[1], key)) for key in keys)
+            why = next((f": {record.error.partition(chr(10))[0]}" for record in records if record and record.error), "")
+            raise RunFailed(f"no finalist was completed{why} ({self.sweep_folder} has the runs)")
         found = recommendation.advise(val_AS[:-1], test_AS[:-1], test_AS[-1])
         combination = list(arms.values())[found.arm]
         chosen = [o for o in combination if o not in self.own]
