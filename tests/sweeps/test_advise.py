@@ -52,7 +52,7 @@ def test_the_rounds_are_those_that_were_announced(first, advised):
 
 
 def test_where_no_finalist_came_to_its_end_the_reason_is_told(command, tmp_path):
-    asked = ["site=early", "strategy=freeze", "--seeds=1", "--finalists=1", *SMALL, "optim.lr=1e30"]
+    asked = ["site=early", "strategy=freeze", "--seeds=2", "--finalists=1", *SMALL, "optim.lr=1e30"]
     code, _, err = command("advise", *asked, f"exec.outputs={tmp_path}")
     assert code == 1 and re.search(
         r"^error: no finalist was completed: the (training|test) loss is .* has the runs", err, re.M
