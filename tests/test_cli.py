@@ -27,6 +27,7 @@ BAD = {
     "donor.kind=stme": "unknown donor.kind 'stme'; did you mean 'stem'?",
     "donor=extracted": "donor.path is not set",
     "+optim=[[adam]]": "a group takes the name of a choice, such as optim=adam, and no number, list or dictionary",
+    "hydra.verbose={}": "hydra.verbose takes true, false, the name of a logger or a list of names",
     "optim=3": "a group takes the name of a choice, such as optim=adam, and no number, list or dictionary",
     "surgery=replac": "unknown surgery 'replac'; did you mean 'replace'?",
     "surgery.channel_matching=strct": "unknown surgery.channel_matching 'strct'; did you mean 'strict'?",

@@ -38,11 +38,10 @@ def explain(error: BaseException) -> str | None:
     return None if said is None else one_line(said)
 
 
-def _of_a_defaults_list(error: BaseException) -> bool:
-    """Whether Hydra stumbled over what was given for a group: it checks for little of what is no name."""
+def _raised_at(error: BaseException) -> tuple[str, str]:
+    """The file and the function that raised it; empty where that is not known."""
     frames = traceback.extract_tb(error.__traceback__)
-    is_its_own = bool(frames) and frames[-1].filename.endswith(DEFAULTS_LISTS)
-    return is_its_own and (isinstance(error, (TypeError, AssertionError)) or str(error).startswith("Config group"))
+    return (frames[-1].filename, frames[-1].name) if frames else ("", "")
 
 
 def one_line(text: str) -> str:
@@ -80,7 +79,11 @@ def _said(error: BaseException) -> str | None:
         return _omegaconf(error)
     if isinstance(error, HydraException):
         return _first_line(error)
-    if _of_a_defaults_list(error):  # Hydra's, without the key
+    at, function = _raised_at(error)
+    if isinstance(error, AssertionError) and function == "configure_log" and at.endswith("hydra/core/utils.py"):
+        return "hydra.verbose takes true, false, the name of a logger or a list of names"
+    of_a_group = isinstance(error, (TypeError, AssertionError)) or str(error).startswith("Config group override")
+    if of_a_group and at.endswith(DEFAULTS_LISTS):  # Hydra's, without the key; of what is no name it checks for little
         return "a group takes the name of a choice, such as optim=adam, and no number, list or dictionary"
     key = getattr(error, "full_key", None)
     if isinstance(key, str):  # OmegaConf has told its key to an error of other code
