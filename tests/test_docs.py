@@ -177,9 +177,8 @@ def test_every_command_does_what_it_is_shown_for(page, line, there, command, mon
     arguments = [
         a.replace("strategy=controls", "strategy=freeze").replace("num_trials=50", "num_trials=4") for a in arguments
     ]
-    if (
-        "-m" in arguments or arguments[0] == "advise"
-    ):  # its workers' server may have been started before TORCH_HOME was set
+    # The workers' server may have been started before TORCH_HOME was set.
+    if "-m" in arguments or arguments[0] == "advise":
         (weights,) = (there / "hub/checkpoints").iterdir()
         arguments = [a.replace("host.weights=IMAGENET1K_V2", f"host.weights={weights}") for a in arguments]
     if arguments[0] == "export":

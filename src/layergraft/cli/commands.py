@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import gc
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import layergraft
 from layergraft.errors import RunFailed, UserError, require, unknown
+from layergraft.runs.quick_imports import imported
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -100,7 +98,7 @@ def _on_one_run(command: str) -> Callable[[list[str]], None]:
 
         config = to_config(composed)  # a mistake in a key is told before anything large is imported
         module, _, function = SINGLE[command][0].partition(".")
-        return getattr(_imported(f"layergraft.cli.{module}"), function)(config)
+        return getattr(imported(f"layergraft.cli.{module}"), function)(config)
 
     def run(arguments: list[str]) -> None:
         one = f"{command} takes one run and no -m; `layergraft train -m` sweeps over many"
@@ -108,17 +106,6 @@ def _on_one_run(command: str) -> Callable[[list[str]], None]:
         _hydra(arguments, show_one)
 
     return run
-
-
-def _imported(name: str) -> ModuleType:
-    """The module, imported without the garbage collector's looks, for the reason that `runs.preload_imports` gives."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        return importlib.import_module(name)
-    finally:
-        if collects:
-            gc.enable()
 
 
 class _Parser(argparse.ArgumentParser):

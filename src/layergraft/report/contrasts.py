@@ -318,9 +318,8 @@ def named(design: Design, specs: Mapping[str, Mapping[str, Any]]) -> tuple[list[
     for name, spec in specs.items():
         runs = design.runs[design.runs.key.isin(spec["runs"])] if "runs" in spec else design.runs
         runs = runs[runs.seed.isin(spec["seeds"])] if "seeds" in spec else runs
-        by_width = spec.get(
-            "by_width", False
-        )  # as many seeds as its interval asked for, so that it is wider than it looks
+        # As many seeds as its interval asked for, so that it is wider than it looks.
+        by_width = spec.get("by_width", False)
         try:
             one = contrast(replace(design, runs=runs), name, spec["of"], spec["metric"], spec.get("margin"))
             found.append(replace(one, difference=widened(one.difference)) if by_width and one.difference else one)

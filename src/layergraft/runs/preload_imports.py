@@ -1,16 +1,6 @@
-"""All that any run takes, imported: torch, Lightning and what they bring along, without the garbage collector's looks.
+"""All that any run takes, imported: torch, Lightning and what they bring along. For processes that are told what to import by name."""
 
-Of the million objects that these imports make hardly one is garbage, and each of its looks goes through all of them: a
-sixth of the time.
-"""
+from layergraft.runs.quick_imports import imported
 
-import gc
-
-_collects = gc.isenabled()
-gc.disable()
-try:
-    import layergraft.hosts.resnet_modules  # noqa: F401
-    import layergraft.runs.train  # noqa: F401
-finally:
-    if _collects:
-        gc.enable()
+imported("layergraft.hosts.resnet_modules")
+imported("layergraft.runs.train")
